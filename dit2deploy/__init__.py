@@ -1,0 +1,1 @@
+"""dit2deploy: from a quantized Diffusion Transformer to a small, fast, verified engine."""

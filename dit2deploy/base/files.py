@@ -1,0 +1,214 @@
+"""Files that are whole or absent: atomic writes, hashes, JSON, safetensors one tensor at a time."""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit2deploy.base.errors import Misuse
+
+# safetensors writes these names; bfloat16 has no numpy dtype of its own and is read as its float32 value.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != "BF16"}
+_LARGEST_HEADER = 100 * 1024 * 1024
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Misuse(
+            f"{path}: cannot be written: {_reason(error)}.", "Free some space or choose another place."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that replaces `path` when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise Misuse(
+            f"{path}: cannot be written: {_reason(error)}.", "Free some space or choose another place."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+
+
+def read_json(path: Path, *, cure: str = "") -> Any:
+    """The parsed file; Misuse where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise Misuse(f"{path}: no such file.", cure) from None
+    except OSError as error:
+        raise Misuse(f"{path}: cannot be read: {_reason(error)}.", cure) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Misuse(f"{path}: is not JSON: {error}.", cure) from None
+
+
+def sha256_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of_folder(path: Path, *, skip: tuple[str, ...] = ()) -> str:
+    """Hash over names and contents of all files below `path`; names that start with a dot and `skip` are left out."""
+    parts = {
+        str(file.relative_to(path)): sha256_of_file(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not file.name.startswith(".") and file.name not in skip
+    }
+    return sha256_of_json(parts)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`; Misuse where `name` leads out of the folder (artefacts are not trusted)."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise Misuse(f"{folder}: the file name {name!r} leads out of the folder.", "Do not use this artefact.")
+    return path
+
+
+class TensorFile:
+    """A safetensors file whose tensors are read one at a time; a tensor's mapping goes when the tensor goes.
+
+    Raises Misuse for a file that is missing, truncated or malformed.
+    """
+
+    def __init__(self, path: Path, *, cure: str = "Fetch or make the file again.") -> None:
+        self.path = path
+        self._cure = cure
+        try:
+            size = path.stat().st_size
+            with open(path, "rb") as file:
+                prefix = file.read(8)
+                length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+                if not 0 < length <= min(size - 8, _LARGEST_HEADER):
+                    raise Misuse(f"{path}: is truncated or no safetensors file ({size} bytes).", cure)
+                header = json.loads(file.read(length))
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self._entries = {name: self._entry(name, value, size - 8 - length) for name, value in header.items()}
+        except FileNotFoundError:
+            raise Misuse(f"{path}: no such file.", cure) from None
+        except OSError as error:
+            raise Misuse(f"{path}: cannot be read: {_reason(error)}.", cure) from None
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            raise Misuse(f"{path}: its safetensors header is broken ({error}).", cure) from None
+        self._start = 8 + length
+
+    def _entry(self, name: str, value: dict, size: int) -> tuple[str, tuple[int, ...], int]:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        if dtype not in _DTYPES:
+            raise Misuse(f"{self.path}: tensor {name!r} has the unknown dtype {dtype!r}.", self._cure)
+        expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize
+        if any(dim < 0 for dim in shape) or end - begin != expected or not 0 <= begin <= end <= size:
+            raise Misuse(f"{self.path}: tensor {name!r} is truncated or its header lies.", self._cure)
+        return dtype, shape, begin
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name][1]
+
+    def dtype(self, name: str) -> str:
+        """safetensors' name of the dtype, e.g. "F16"."""
+        return self._entries[name][0]
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of the tensor; bfloat16 comes back as float32."""
+        if name not in self._entries:
+            raise Misuse(f"{self.path}: there is no tensor {name!r}.", self._cure)
+        dtype, shape, begin = self._entries[name]
+        values = np.fromfile(
+            self.path,
+            dtype=_DTYPES[dtype],
+            count=int(np.prod(shape, dtype=np.int64)),
+            offset=self._start + begin,
+        ).reshape(shape)
+        if dtype == "BF16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file in the order given, one tensor in memory at a time beside those passed in."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, value in tensors.items():
+        header[name] = {
+            "dtype": _NAMES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [offset, offset + value.nbytes],
+        }
+        offset += value.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for value in tensors.values():
+            file.write(np.ascontiguousarray(value).data.cast("B") if value.size else b"")

@@ -1,0 +1,30 @@
+"""The ops of domain `dit2deploy`: THE list. Importing this package registers them with torch and onnx."""
+
+from dit2deploy.ops.hadamard_quantize import HADAMARD, HADAMARD_QUANTIZE, PER_TOKEN_QUANTIZE_LINEAR
+from dit2deploy.ops.op import DOMAIN, OPSET, VERSION, Op, register
+from dit2deploy.ops.quant_gemm import DEQUANTIZE_LINEARS, GEMMS, LOW_RANK_GEMMS
+
+OPS: tuple[Op, ...] = (
+    HADAMARD_QUANTIZE,
+    *GEMMS.values(),
+    *LOW_RANK_GEMMS.values(),
+    HADAMARD,
+    PER_TOKEN_QUANTIZE_LINEAR,
+    *DEQUANTIZE_LINEARS.values(),
+)
+for _op in OPS:
+    register(_op)
+
+__all__ = [
+    "DEQUANTIZE_LINEARS",
+    "DOMAIN",
+    "GEMMS",
+    "HADAMARD",
+    "HADAMARD_QUANTIZE",
+    "LOW_RANK_GEMMS",
+    "OPS",
+    "OPSET",
+    "PER_TOKEN_QUANTIZE_LINEAR",
+    "VERSION",
+    "Op",
+]

@@ -1,0 +1,165 @@
+"""TernaryGemm, Int3Gemm, Int4Gemm, Int8Gemm, each plain and with a low-rank branch: one definition over FORMATS."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from dit2deploy.formats import FORMATS, Format, pack
+from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.unpack import dequantize_text, unpack
+
+
+def integer_product(q: torch.Tensor, weight: torch.Tensor, largest: int) -> torch.Tensor:
+    """sum_k q[.., k] * weight[n, k], exact: in float32 while all partial sums stay below 2**24, else in float64."""
+    dtype = torch.float32 if q.shape[-1] * largest < 2**24 else torch.float64
+    return q.to(dtype) @ weight.to(dtype).T
+
+
+def quant_gemm(
+    q: torch.Tensor,
+    s: torch.Tensor,
+    w: torch.Tensor,
+    ws: torch.Tensor,
+    bias: torch.Tensor,
+    *low_rank: torch.Tensor,
+    fmt: Format,
+    bits: int,
+    layout: int,
+) -> torch.Tensor:
+    """y[m, n] = s[m] * sum_g ws[n, g] * (sum over k of group g of q[m, k] w[n, k]) + bias[n] (+ sum_r t[m, r] up[n, r]).
+
+    q int8 [.., K] with |q| <= 2**(bits - 1) - 1; s float32 [.., 1]; w int32 words of `fmt` [N, words(K)] (layout 0, the
+    interchange layout, is the only one that PyTorch reads); ws float32 [N, G], G divides K; bias float32 [N]; with a
+    low-rank branch (SVDQuant; RobuQ) t float32 [.., r] and up float32 [N, r]. Returns float32 [.., N].
+    The inner sum is an exact integer. Raises ValueError for another layout.
+    """
+    if layout != 0:
+        raise ValueError(f"layout {layout} belongs to a target's kernels; PyTorch reads layout 0")
+    k, groups = q.shape[-1], ws.shape[1]
+    weight = unpack(w, fmt, k)
+    largest = (2 ** (bits - 1) - 1) * max(fmt.offset, fmt.levels - 1 - fmt.offset)
+    if groups == 1:
+        y = integer_product(q, weight, largest).float() * ws[:, 0]
+    else:
+        size = k // groups
+        y = sum(
+            integer_product(q[..., g * size : (g + 1) * size], weight[:, g * size : (g + 1) * size], largest).float()
+            * ws[:, g]
+            for g in range(groups)
+        )
+    y = y * s + bias
+    if low_rank:
+        t, up = low_rank
+        y = y + t @ up.T
+    return y
+
+
+_GEMM = """
+  y_k = Shape <start = -1> (q)
+%s
+  q_float = Cast <to = 1> (q)
+  weight_t = Transpose <perm = [1, 0]> (weight)
+  product = MatMul (q_float, weight_t)
+  y_scaled = Mul (product, s)
+"""
+
+
+def gemm_cases(fmt: Format, low_rank: bool) -> list[Case]:
+    """Odd shapes, K and N with tails, every activation width, groups, one token, none, extremes of codes and scales."""
+    out = []
+
+    def add(name: str, lead: tuple[int, ...], n: int, k: int, *, bits: int = 4, groups: int = 1, fill: str = "random"):
+        rng = np.random.default_rng(len(out))
+        largest = 2 ** (bits - 1) - 1
+        q = rng.integers(-largest, largest, (*lead, k), endpoint=True)
+        codes = rng.integers(-fmt.offset, fmt.levels - 1 - fmt.offset, (n, k), endpoint=True)
+        s = rng.uniform(0.01, 0.1, (*lead, 1))
+        if fill == "largest":
+            q[:], codes[:] = largest, -fmt.offset
+        elif fill == "zero":
+            q[:] = 0
+        elif fill == "nan":
+            s[0] = np.nan
+            q[0] = 0
+        inputs = {
+            "q": q.astype(np.int8),
+            "s": s.astype(np.float32),
+            "w": pack(codes, fmt),
+            "ws": rng.uniform(0.01, 0.1, (n, groups)).astype(np.float32),
+            "bias": rng.standard_normal(n).astype(np.float32),
+        }
+        if low_rank:
+            rank = 1 + 5 * (len(out) % 4)
+            inputs["t"] = rng.standard_normal((*lead, rank)).astype(np.float32)
+            inputs["up"] = rng.standard_normal((n, rank)).astype(np.float32)
+        out.append(Case(name, inputs, {"bits": bits}))
+
+    for bits in range(2, 9):
+        add(f"bits{bits}", (2, 9), 48, 192, bits=bits)
+    add("one-token", (1,), 33, 64)
+    add("no-token", (0, 4), 32, 64)
+    add("tails", (7,), 37, 77, bits=8)
+    add("tiny", (3,), 1, 5)
+    add("groups", (2, 5), 40, 256, groups=4, bits=8)
+    add("odd-groups", (5,), 17, 90, groups=3)
+    add("largest", (3,), 20, 4608, bits=8, fill="largest")
+    add("zero", (3,), 20, 64, fill="zero")
+    add("nan-row", (3,), 20, 64, fill="nan")
+    add("dit-fc1", (65,), 768, 192)
+    add("dit-fc2", (65,), 192, 768, bits=8)
+    add("dit-xl", (6,), 130, 1152, bits=6)
+    return out
+
+
+def define(fmt: Format, *, low_rank: bool) -> Op:
+    body = _GEMM % dequantize_text(fmt, "y_k")
+    if low_rank:
+        body += "  up_t = Transpose <perm = [1, 0]> (up)\n  branch = MatMul (t, up_t)\n"
+        body += "  y_plain = Add (y_scaled, bias)\n  y = Add (y_plain, branch)"
+    else:
+        body += "  y = Add (y_scaled, bias)"
+    ports = (Port("q", "i8"), Port("s", "f32"), Port("w", "i32"), Port("ws", "f32"), Port("bias", "f32"))
+    return Op(
+        f"{fmt.title}Gemm{'LowRank' if low_rank else ''}",
+        inputs=ports + ((Port("t", "f32"), Port("up", "f32")) if low_rank else ()),
+        outputs=(Port("y", "f32"),),
+        attributes={"bits": 8, "layout": 0},
+        shapes=(OutputRule(0, last_input=3, last_dim=0),),
+        reference=partial(quant_gemm, fmt=fmt),
+        body=body,
+        cases=partial(gemm_cases, fmt, low_rank),
+    )
+
+
+def dequantize_linear(w: torch.Tensor, ws: torch.Tensor, *, k: int, fmt: Format) -> torch.Tensor:
+    """The float weight [N, k] of int32 words [N, words(k)] and scales [N, G]: the weight half of the `qdq` form."""
+    return (unpack(w, fmt, k).reshape(*ws.shape, -1) * ws.unsqueeze(-1)).reshape(-1, k)
+
+
+def _dequantize_cases(fmt: Format) -> list[Case]:
+    return [
+        Case(case.name, {"w": case.inputs["w"], "ws": case.inputs["ws"]}, {"k": case.inputs["q"].shape[-1]})
+        for case in gemm_cases(fmt, False)
+        if not case.name.startswith("bits")
+    ]
+
+
+def define_dequantize(fmt: Format) -> Op:
+    return Op(
+        f"{fmt.title}DequantizeLinear",
+        inputs=(Port("w", "i32"), Port("ws", "f32")),
+        outputs=(Port("weight", "f32"),),
+        attributes={"k": 1},
+        shapes=(OutputRule(0, last_dim="attribute k"),),
+        reference=partial(dequantize_linear, fmt=fmt),
+        body="  k_scalar = Constant <value_int: int = @k> ()\n  k_axis = Constant <value_ints = [0]> ()\n"
+        "  k_1d = Unsqueeze (k_scalar, k_axis)" + dequantize_text(fmt, "k_1d"),
+        cases=partial(_dequantize_cases, fmt),
+        native=False,
+    )
+
+
+GEMMS = {fmt.name: define(fmt, low_rank=False) for fmt in FORMATS}
+LOW_RANK_GEMMS = {fmt.name: define(fmt, low_rank=True) for fmt in FORMATS}
+DEQUANTIZE_LINEARS = {fmt.name: define_dequantize(fmt) for fmt in FORMATS}

@@ -1,0 +1,19 @@
+// Which instruction sets this machine runs, and which one the kernels use.
+#pragma once
+
+#include <string>
+
+namespace d2d {
+
+// Ordered: a machine that runs one runs those before it (of its architecture).
+enum class Isa { portable = 0, avx2 = 1, avx512_vnni = 2, neon = 3 };
+
+const char* isa_name(Isa);
+// Throws std::invalid_argument, naming the known ones, for an unknown name.
+Isa isa_from_name(const std::string&);
+bool isa_runs_here(Isa);
+// The best one of this machine, or the one that the environment variable DIT2DEPLOY_CPU names
+// (throws std::invalid_argument where that does not run here).
+Isa isa_in_use();
+
+}  // namespace d2d

@@ -1,0 +1,139 @@
+// What an op is: ports, attributes, shape rule and kernels, as one value that every adapter reads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu_features.h"
+
+namespace d2d {
+
+// The numbers of ONNX's TensorProto.DataType.
+enum class DType : int32_t { f32 = 1, i8 = 3, i32 = 6 };
+
+constexpr int kMaxRank = 8;
+
+struct Shape {
+    int rank = 0;
+    int64_t dims[kMaxRank] = {};
+
+    int64_t last() const { return rank ? dims[rank - 1] : 1; }
+    // Product of all dimensions but the last: the number of tokens M.
+    int64_t rows() const {
+        int64_t rows = 1;
+        for (int i = 0; i + 1 < rank; ++i) rows *= dims[i];
+        return rows;
+    }
+    int64_t count() const { return rank ? rows() * last() : 1; }
+};
+
+// A dense row-major view; owns nothing.
+struct Tensor {
+    DType dtype;
+    Shape shape;
+    void* data;
+
+    template <class T>
+    T* as() const {
+        return static_cast<T*>(data);
+    }
+};
+
+// `when` names an integer attribute that must be non-zero for the port to exist (nullptr: always there).
+// Ports that exist are dense: TensorRT refuses absent inputs, old ONNX Runtimes crash on them.
+struct Port {
+    const char* name;
+    DType dtype;
+    const char* when;
+};
+
+struct Attribute {
+    enum class Type { integer, text };
+    const char* name;
+    Type type;
+    int64_t integer_default;
+    const char* text_default;
+};
+
+// Shape of an output: the dims of input `like`, its last dim replaced by dim `last_dim` of input `last_input`,
+// or, where last_input < 0, by the constant `last_dim`; last_dim kKeepLast leaves it as it is.
+struct OutputRule {
+    int like;
+    int last_input;
+    int64_t last_dim;
+};
+constexpr int64_t kKeepLast = -1;
+
+// Attribute values of one node, after defaults.
+struct Attributes {
+    std::map<std::string, int64_t> integers;
+    std::map<std::string, std::string> texts;
+
+    int64_t integer(const char* name) const { return integers.at(name); }
+    const std::string& text(const char* name) const { return texts.at(name); }
+};
+
+// Hands out `tasks` indices to the runtime's own threads; returns when all are done.
+struct Parallel {
+    void (*for_each)(void* pool, size_t tasks, void (*task)(void* user, size_t index), void* user);
+    void* pool;
+
+    template <class F>
+    void run(size_t tasks, const F& body) const {
+        for_each(
+            pool, tasks, [](void* user, size_t index) { (*static_cast<const F*>(user))(index); },
+            const_cast<void*>(static_cast<const void*>(&body)));
+    }
+};
+
+// One node on the CPU. Const after creation: a session may be run by several threads at once.
+class CpuKernel {
+  public:
+    virtual ~CpuKernel() = default;
+    virtual void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const = 0;
+};
+
+// One CUDA kernel launch, described by numbers so that the driver API and the host emulator can both do it.
+struct CudaLaunch {
+    const char* function;         // name in the embedded module
+    unsigned grid[3];
+    unsigned block[3];
+    unsigned shared_bytes;
+    std::vector<uint64_t> words;  // kernel parameters, each 8 bytes wide, in order
+};
+
+struct Definition {
+    const char* name;
+    int version;
+    std::vector<Port> inputs;
+    std::vector<Port> outputs;
+    std::vector<Attribute> attributes;
+    std::vector<OutputRule> shapes;  // one an output
+
+    // Text of what is wrong with attributes, or "" (called when a node is made).
+    std::string (*check_attributes)(const Attributes&);
+    // Text of what is wrong with the shapes of the inputs that exist, or ""; a dim of -1 is not known yet.
+    std::string (*check_shapes)(const Attributes&, const std::vector<Shape>&);
+    // A kernel of the given instruction set; throws std::invalid_argument where there is none.
+    std::unique_ptr<CpuKernel> (*make_cpu)(const Attributes&, Isa);
+    // The launches that compute one node on the GPU, in order, on one stream, without workspace.
+    std::vector<CudaLaunch> (*plan_cuda)(const Attributes&, const std::vector<Tensor>& inputs,
+                                         const std::vector<Tensor>& outputs);
+};
+
+// THE list (plugins/ops/ops.cc).
+const std::vector<Definition>& definitions();
+
+// Ports of a node that exist under its attributes.
+inline std::vector<Port> present(const std::vector<Port>& ports, const Attributes& attributes) {
+    std::vector<Port> there;
+    for (const Port& port : ports)
+        if (!port.when || attributes.integer(port.when)) there.push_back(port);
+    return there;
+}
+
+}  // namespace d2d

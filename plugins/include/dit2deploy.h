@@ -1,0 +1,48 @@
+/* The C entry of the kernels: what Python's ctypes (dit2deploy/targets/kernel.py) and C programs call. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A dense row-major tensor; dtype is ONNX's number: 1 float32, 3 int8, 6 int32. */
+typedef struct {
+    int32_t dtype;
+    int32_t rank;
+    const int64_t* dims;
+    void* data;
+} d2d_tensor;
+
+typedef struct {
+    const char* name;
+    const char* text; /* NULL: an integer attribute */
+    int64_t integer;
+} d2d_attribute;
+
+/* The list of ops as JSON: [{"name", "version", "inputs": [{"name","dtype","when"}], "outputs": [...],
+   "attributes": [{"name","type","default"}], "shapes": [...]}]. Static storage. */
+const char* d2d_describe(void);
+
+/* Names of the instruction sets that run here, best last, separated by blanks; and the one in use. */
+const char* d2d_isas(void);
+const char* d2d_isa_in_use(void);
+
+/* Runs one node on the CPU on `threads` threads (1 = the caller's). `isa` NULL = the one in use; "cuda_on_host" = the
+   CUDA source compiled for the host (only in the test library). 0: ok. Otherwise d2d_last_error() tells why. */
+int d2d_run(const char* op, const char* isa, int threads, const d2d_attribute* attributes, size_t attribute_count,
+            const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs, size_t output_count);
+
+/* Rewrites packed interchange words int32[n][words] of `format` into the kernels' layout 1. The result is int32 with
+   *rows x *columns words; with `out` NULL only these are set. */
+int d2d_relayout(const char* format, int64_t n, int64_t k, const int32_t* words, int32_t* out, int64_t* rows,
+                 int64_t* columns);
+
+/* Of the calling thread; valid until its next d2d_ call. */
+const char* d2d_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
