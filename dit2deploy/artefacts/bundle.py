@@ -1,0 +1,136 @@
+"""The bundle: engines for each target, the plugin library, recorded evidence, and a manifest that vouches for every file.
+
+    manifest.json
+    config.json                 of the diffusers transformer
+    scheduler/scheduler_config.json
+    policy.json
+    reference/steps.safetensors recorded inputs ("input.NAME" [S, B, ..]) and outputs ("quantized" and, where the model
+                                was at hand, "full_precision" [S, B, ..]) of single denoising steps
+    TARGET/..                   what that target's build wrote
+    parity.json profile.json report.html    written later: not in the manifest's list of hashes
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.onnx_model import LayerRecord, PortRecord
+from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.policy import Policy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile, inside, read_json, sha256_of_file
+
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+REFERENCE = "reference/steps.safetensors"
+PARITY = "parity.json"
+PROFILE = "profile.json"
+REPORT = "report.html"
+_CURE = "Make it anew with `dit2deploy build`."
+
+
+class TargetRecord(schema.Record):
+    """One target's engines: `files` are relative to the bundle, `engines` maps a label (e.g. "sm86") to one of them."""
+
+    engines: dict[str, str]
+    files: tuple[str, ...]
+    weight_bytes: int  # of the packed weights and everything else that the engine stores
+    details: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
+class Thresholds(schema.Record):
+    """Least SQNR in dB of the engine against the quantized PyTorch reference.
+
+    One rounding tie that falls the other way moves one code, so whole models are not compared bit by bit.
+    """
+
+    layer_db: float = 40.0
+    step_db: float = 35.0
+    trajectory_db: float = 20.0
+
+
+class SizeRecord(schema.Record):
+    """Bytes: of the full-precision weights in float32, and of what the bundle holds of them, by part."""
+
+    float32: int
+    parts: dict[str, int]
+
+    @property
+    def ratio(self) -> float:
+        return self.float32 / max(1, sum(self.parts.values()))
+
+
+class BundleManifest(schema.Record):
+    schema_version: Literal[1] = 1
+    kind: Literal["bundle"] = "bundle"
+    model: str
+    family: str
+    created: str  # UTC, ISO 8601
+    inputs: tuple[PortRecord, ...]
+    outputs: tuple[PortRecord, ...]
+    layers: dict[str, LayerRecord]
+    targets: dict[str, TargetRecord]
+    size: SizeRecord
+    thresholds: Thresholds = Thresholds()
+    provenance: dict[str, str]  # model_path, model_sha256, checkpoint, checkpoint_sha256, policy_sha256, onnx, ..
+    versions: dict[str, str] = {}
+    sha256: dict[str, str]  # of every file listed, by path relative to the bundle
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`Bundle.load(path)` checks every hash; a bundle runs where torch is not installed."""
+
+    folder: Path
+    manifest: BundleManifest
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.folder / CONFIG, cure=_CURE)
+
+    @property
+    def scheduler_config(self) -> dict[str, Any] | None:
+        path = self.folder / SCHEDULER
+        return read_json(path) if path.exists() else None
+
+    @property
+    def policy(self) -> Policy:
+        return Policy.load(self.folder / POLICY_FILE)
+
+    def reference(self) -> dict[str, np.ndarray]:
+        tensors = TensorFile(self.folder / REFERENCE, cure=_CURE)
+        return {name: tensors.read(name) for name in tensors}
+
+    def target(self, name: str) -> TargetRecord:
+        if name not in self.manifest.targets:
+            there = ", ".join(self.manifest.targets) or "none"
+            raise Misuse(f"{self.folder}: has no engine for {name} (there: {there}).", "Build it for that target.")
+        return self.manifest.targets[name]
+
+    def path(self, name: str) -> Path:
+        """A file of the bundle by its relative name; Misuse where the name leads out of it."""
+        return inside(self.folder, name)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, *, check_hashes: bool = True) -> "Bundle":
+        """Raises Misuse for a bundle that is missing, broken, of a newer schema, or whose files were changed."""
+        folder = Path(folder)
+        manifest = schema.load(BundleManifest, folder / MANIFEST, cure=_CURE)
+        bundle = cls(folder, manifest)
+        for name, digest in manifest.sha256.items():
+            path = bundle.path(name)
+            if not path.is_file():
+                raise Misuse(f"{path}: no such file, although the manifest lists it.", _CURE)
+            if check_hashes and sha256_of_file(path) != digest:
+                raise Misuse(f"{path}: is not the file that the manifest vouches for (hash mismatch).", _CURE)
+        for target in manifest.targets.values():
+            for name in (*target.files, *target.engines.values()):
+                if name not in manifest.sha256:
+                    raise Misuse(f"{folder}: the manifest does not vouch for {name}.", _CURE)
+        return bundle

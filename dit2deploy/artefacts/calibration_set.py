@@ -1,0 +1,64 @@
+"""The calibration set: inputs of the transformer, recorded on its own denoising trajectories."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dit2deploy.artefacts import schema
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile, whole_folder, write_tensors
+
+MANIFEST = "manifest.json"
+TENSORS = "inputs.safetensors"
+_CURE = "Make it anew with `dit2deploy calibrate`."
+
+
+class CalibrationManifest(schema.Record):
+    """What the set was made of, so that it can be made again."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["calibration_set"] = "calibration_set"
+    model: str  # class name of the transformer
+    model_sha256: str  # of its weights
+    scheduler: dict[str, Any]
+    steps: int
+    guidance: float
+    seeds: tuple[int, ...]
+    timesteps: tuple[int, ...]  # one a call
+    command: str = ""
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """`tensors` holds each keyword argument of the transformer with a leading axis of calls: [C, B, ..]."""
+
+    folder: Path
+    manifest: CalibrationManifest
+    tensors: TensorFile
+
+    def __len__(self) -> int:
+        return len(self.manifest.timesteps)
+
+    def call(self, index: int) -> dict[str, np.ndarray]:
+        """Keyword arguments of one call of the transformer, [B, ..] each."""
+        return {name: self.tensors.read(name)[index] for name in self.tensors}
+
+    @classmethod
+    def load(cls, folder: Path) -> "CalibrationSet":
+        """Raises Misuse for a set that is missing, broken or of a newer schema."""
+        manifest = schema.load(CalibrationManifest, folder / MANIFEST, cure=_CURE)
+        tensors = TensorFile(folder / TENSORS, cure=_CURE)
+        for name in tensors:
+            if tensors.shape(name)[:1] != (len(manifest.timesteps),):
+                raise Misuse(f"{folder}: {name} does not hold one entry for each of the timesteps.", _CURE)
+        return cls(folder, manifest, tensors)
+
+    @staticmethod
+    def save(folder: Path, manifest: CalibrationManifest, tensors: Mapping[str, np.ndarray]) -> None:
+        with whole_folder(folder) as temporary:
+            write_tensors(temporary / TENSORS, tensors)
+            schema.save(manifest, temporary / MANIFEST)

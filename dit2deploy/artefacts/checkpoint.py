@@ -1,0 +1,70 @@
+"""The quantized checkpoint: packed weights under the state_dict keys of the quantized modules, and the policy.
+
+Of a quantized linear NAME there are
+    NAME.weight        int32 [N, words]   packed codes (formats.py)
+    NAME.weight_scale  float32 [N, G]
+    NAME.bias          float32 [N]        zeros where the layer has none
+    NAME.qmax          float32 [T]        largest activation code of each timestep group
+    NAME.down, NAME.up float16 [r, K], [N, r]   where the policy gives a low-rank branch; down acts on the input
+                                                before rotation
+All other tensors keep name, shape and dtype of the model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.policy import Policy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile, read_json, sha256_of_file
+
+MANIFEST = "quantization_config.json"
+CONFIG = "config.json"
+TENSORS = "model.safetensors"
+SCHEDULER = "scheduler/scheduler_config.json"
+_CURE = "Make it anew with `dit2deploy quantize`."
+
+
+class CheckpointManifest(schema.Record):
+    """quantization_config.json; `quant_method` is what diffusers looks for."""
+
+    schema_version: Literal[1] = 1
+    quant_method: Literal["dit2deploy"] = "dit2deploy"
+    model: str  # class name of the transformer
+    model_sha256: str  # of the full-precision weights
+    model_path: str  # where they were (provenance; parity looks there first)
+    policy_sha256: str
+    calibration_sha256: str
+    seed: int
+    layer_seconds: dict[str, float] = {}
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+    manifest: CheckpointManifest
+    policy: Policy
+    config: dict[str, Any]  # of the diffusers transformer
+    tensors: TensorFile
+
+    @property
+    def scheduler_config(self) -> dict[str, Any] | None:
+        path = self.folder / SCHEDULER
+        return read_json(path) if path.exists() else None
+
+    @property
+    def sha256(self) -> str:
+        return sha256_of_file(self.folder / TENSORS)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Checkpoint":
+        """Raises Misuse for a checkpoint that is missing, broken, of a newer schema or of another policy."""
+        manifest = schema.load(CheckpointManifest, folder / MANIFEST, cure=_CURE)
+        policy = Policy.load(folder / POLICY_FILE)
+        if policy.sha256 != manifest.policy_sha256:
+            raise Misuse(f"{folder}: policy.json is not the policy that the weights were packed by.", _CURE)
+        config = read_json(folder / CONFIG, cure=_CURE)
+        return cls(folder, manifest, policy, config, TensorFile(folder / TENSORS, cure=_CURE))

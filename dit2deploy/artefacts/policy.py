@@ -1,0 +1,91 @@
+"""policy.json: what every linear layer becomes, fully resolved: no wildcards, no defaults elsewhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dit2deploy.artefacts import schema
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import sha256_of_json
+
+FILE = "policy.json"
+_CURE = "Write it anew with `dit2deploy search`."
+
+Weight = Literal["ternary", "int3", "int4", "int8", "float"]
+
+
+class LayerPolicy(schema.Record):
+    """One linear layer. A "float" layer is left as it is and has no other field of meaning."""
+
+    weight: Weight
+    group_size: Annotated[int, Field(ge=1)] | None = None  # along K; None: one scale an output channel
+    activation_bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = ()  # one a timestep group
+    clip: Literal["absmax", "gaussian"] = "absmax"
+    hadamard: Annotated[int, Field(ge=1)] = 1  # block of the Hadamard transform; 1: none
+    low_rank: Annotated[int, Field(ge=0)] = 0  # rank of the side branch; 0: none
+    rounding: Literal["nearest", "gptq"] = "nearest"
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.weight != "float"
+
+
+class Policy(schema.Record):
+    """Every linear layer of one model, by module name.
+
+    Timestep group i holds the timesteps t (0 .. training steps - 1) with t < timestep_bounds[i] that are in no group
+    before it; the last bound is the number of training steps.
+    """
+
+    schema_version: Literal[1] = 1
+    kind: Literal["policy"] = "policy"
+    method: str  # provenance only: nothing branches on it
+    options: dict[str, Any] = {}
+    seed: int = 0
+    model: str  # class name of the transformer
+    timestep_bounds: tuple[int, ...] = (1000,)
+    layers: dict[str, LayerPolicy]
+
+    @model_validator(mode="after")
+    def _is_resolved(self) -> "Policy":
+        if list(self.timestep_bounds) != sorted(set(self.timestep_bounds)) or not self.timestep_bounds:
+            raise ValueError("timestep_bounds must rise")
+        for name, layer in self.layers.items():
+            if layer.is_quantized and len(layer.activation_bits) != len(self.timestep_bounds):
+                raise ValueError(
+                    f"layer {name} has {len(layer.activation_bits)} activation_bits for "
+                    f"{len(self.timestep_bounds)} timestep groups"
+                )
+            if layer.hadamard & (layer.hadamard - 1):
+                raise ValueError(f"layer {name}: the Hadamard block {layer.hadamard} is no power of two")
+        return self
+
+    def check_covers(self, model: str, linears: Mapping[str, tuple[int, int]], where: str = "the policy") -> None:
+        """Raises Misuse unless the policy names exactly the linears (name -> (N, K)) of a model of its class."""
+        if self.model != model:
+            raise Misuse(f"{where}: is a policy for {self.model}, the model is a {model}.", _CURE)
+        for name in linears:
+            if name not in self.layers:
+                raise Misuse(f"{where}: says nothing of layer {name}.", _CURE)
+        for name, layer in self.layers.items():
+            if name not in linears:
+                raise Misuse(f"{where}: names layer {name}, which the model does not have.", _CURE)
+            k = linears[name][1]
+            if layer.is_quantized and k % layer.hadamard:
+                raise Misuse(f"{where}: layer {name}: Hadamard block {layer.hadamard} does not divide K = {k}.", _CURE)
+            if layer.is_quantized and layer.group_size and k % layer.group_size:
+                raise Misuse(f"{where}: layer {name}: group size {layer.group_size} does not divide K = {k}.", _CURE)
+
+    @property
+    def sha256(self) -> str:
+        return sha256_of_json(self.model_dump(mode="json"))
+
+    def save(self, path: Path) -> None:
+        schema.save(self, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Policy":
+        """Raises Misuse for a file that is missing, broken or of a newer schema."""
+        return schema.load(cls, path, cure=_CURE)

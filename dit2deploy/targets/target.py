@@ -1,0 +1,59 @@
+"""What a runtime target is: four functions. The same contract for each of them is tested in tests/targets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dit2deploy.artefacts.bundle import Bundle, TargetRecord
+from dit2deploy.artefacts.onnx_model import OnnxModel
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What this machine can do with a target, and what would cure what it cannot."""
+
+    can_build: bool
+    can_run: bool
+    reason: str = ""
+    cure: str = ""
+
+
+class Runner(Protocol):
+    """An engine that is open. Inputs and outputs are numpy arrays by port name."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+
+class Open(Protocol):
+    """Opens the target's engine of a bundle. `values`: further values of the graph to give back beside the outputs.
+
+    Raises Misuse where the target cannot run here or cannot give such values; `threads` None: all cores.
+    """
+
+    def __call__(self, bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> Runner: ...
+
+
+class Build(Protocol):
+    """Writes engines into `root / name` and tells of them, with names relative to `root`.
+
+    `options` are the target's own (e.g. compute capabilities). Raises Misuse where the target cannot build here, Failed
+    where the build fails.
+    """
+
+    def __call__(self, onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord: ...
+
+
+@dataclass(frozen=True)
+class Target:
+
+    """One runtime: its list is TARGETS in `dit2deploy.targets`."""
+
+    name: str
+    availability: Callable[[], Availability]
+    build: Build
+    open: Open
