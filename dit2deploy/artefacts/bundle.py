@@ -1,13 +1,13 @@
-"""The bundle: engines for each target, the plugin library, recorded evidence, and a manifest that vouches for every file.
+"""The bundle: engines for each target, the plugin library, recorded evidence, a manifest that vouches for every file.
 
-    manifest.json
-    config.json                 of the diffusers transformer
-    scheduler/scheduler_config.json
-    policy.json
-    reference/steps.safetensors recorded inputs ("input.NAME" [S, B, ..]) and outputs ("quantized" and, where the model
-                                was at hand, "full_precision" [S, B, ..]) of single denoising steps
-    TARGET/..                   what that target's build wrote
-    parity.json profile.json report.html    written later: not in the manifest's list of hashes
+manifest.json
+config.json                 of the diffusers transformer
+scheduler/scheduler_config.json
+policy.json
+reference/steps.safetensors recorded inputs ("input.NAME" [S, B, ..]) and outputs ("quantized" and, where the model
+                            was at hand, "full_precision" [S, B, ..]) of single denoising steps
+TARGET/..                   what that target's build wrote
+parity.json profile.json report.html    written later: not in the manifest's list of hashes
 """
 
 import os

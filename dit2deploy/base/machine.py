@@ -3,18 +3,16 @@
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 
 def cpu_model() -> str:
     """The processor's own name with family and model, as /proc/cpuinfo gives them."""
     try:
-        lines = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in open("/proc/cpuinfo", encoding="utf-8").read().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
         return platform.processor() or platform.machine()
+    lines = dict((part.strip() for part in line.split(":", 1)) for line in first.splitlines() if ":" in line)
     name = lines.get("model name", platform.machine())
     return f"{name} (family {lines.get('cpu family', '?')}, model {lines.get('model', '?')})"
 

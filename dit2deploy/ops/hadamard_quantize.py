@@ -81,8 +81,6 @@ def hadamard_quantize(
     return q, s
 
 
-
-
 # (What compares strings goes through one Concat: onnx.reference refuses to compare strings of different length.
 # `trace` is NaN where the row holds NaN or inf: ONNX Runtime's ReduceMax passes NaN over. The last Reshape
 # is for it too: its reductions keep the last axis of an empty tensor.)
@@ -103,7 +101,9 @@ def _rotate(source: str, target: str) -> str:
   flat = Reshape ({source}, blocked)
   lanes = Range (zero, block, one)
   more = Less (one, block)
-  h_end, flat_end = Loop (most, more, one, flat) <body = stage (int64 i, bool go, int64 h, float[m, b] v) => (bool again, int64 h2, float[m, b] v2) {{
+  h_end, flat_end = Loop (most, more, one, flat) <
+    body = stage (int64 i, bool go, int64 h, float[m, b] v)
+      => (bool again, int64 h2, float[m, b] v2) {{
     t2 = Constant <value = int64 {{2}}> ()
     t1 = Constant <value = float {{1}}> ()
     tm = Constant <value = float {{-1}}> ()
@@ -195,9 +195,9 @@ _QUANTIZE = """
   s_rotated = Mul (step, norm)
   s_usable = Where (usable, s_rotated, f_zero)
   s_rows = Where (finite, s_usable, f_nan)
-  s = Reshape <allowzero = 1> (s_rows, row_shape)""".replace(
-    "LEVELS", ", ".join(map(str, GAUSSIAN_LEVELS))
-).replace("STEPS", ", ".join(map(str, GAUSSIAN_STEPS)))
+  s = Reshape <allowzero = 1> (s_rows, row_shape)""".replace("LEVELS", ", ".join(map(str, GAUSSIAN_LEVELS))).replace(
+    "STEPS", ", ".join(map(str, GAUSSIAN_STEPS))
+)
 
 
 def _tokens(seed: int, *shape: int) -> np.ndarray:

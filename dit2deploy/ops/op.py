@@ -27,9 +27,9 @@ class Port:
 
 @dataclass(frozen=True)
 class OutputRule:
-    """Dims of input `like`, the last one replaced: by dim `last_dim` of input `last_input`, or by the constant `last_dim`.
+    """Dims of input `like`, the last one replaced by dim `last_dim` of input `last_input`.
 
-    A `last_dim` of -1 keeps the last dim; "attribute NAME" is written as a string.
+    Without a `last_input` the last one is `last_dim` itself: a constant, "attribute NAME", or -1 (kept as it is).
     """
 
     like: int
@@ -116,7 +116,9 @@ class Op:
         schema = onnx.defs.OpSchema
         kinds = {int: schema.AttrType.INT, str: schema.AttrType.STRING}
         names = {"f32": "tensor(float)", "i8": "tensor(int8)", "i32": "tensor(int32)"}
-        ports = [[schema.FormalParameter(port.name, names[port.dtype]) for port in p] for p in (self.inputs, self.outputs)]
+        ports = [
+            [schema.FormalParameter(port.name, names[port.dtype]) for port in p] for p in (self.inputs, self.outputs)
+        ]
         return schema(
             self.name,
             DOMAIN,
@@ -130,12 +132,14 @@ class Op:
         )
 
     def node_attributes(self, attributes: Mapping[str, int | str]) -> dict[str, int | str]:
-        """All attributes of a node, defaults written out, with the two names by which TensorRT's parser finds a plugin."""
+        """All attributes of a node, defaults written out, and the two by which TensorRT's parser finds a plugin."""
         return {**self.attributes, **attributes, "plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
 
     def model(self, case: Case, *, constants: tuple[str, ...] = ()) -> onnx.ModelProto:
         """A one-node model of the case; the ports named in `constants` become initializers."""
-        shapes = self.output_shapes([case.inputs[port.name].shape for port in self.inputs], {**self.attributes, **case.attributes})
+        shapes = self.output_shapes(
+            [case.inputs[port.name].shape for port in self.inputs], {**self.attributes, **case.attributes}
+        )
         graph = helper.make_graph(
             [
                 helper.make_node(

@@ -27,7 +27,7 @@ def quant_gemm(
     bits: int,
     layout: int,
 ) -> torch.Tensor:
-    """y[m, n] = s[m] * sum_g ws[n, g] * (sum over k of group g of q[m, k] w[n, k]) + bias[n] (+ sum_r t[m, r] up[n, r]).
+    """y[m, n] = s[m] * sum_g ws[n, g] * (sum over k of group g of q[m, k] w[n, k]) + bias[n], + sum_r t[m, r] up[n, r].
 
     q int8 [.., K] with |q| <= 2**(bits - 1) - 1; s float32 [.., 1]; w int32 words of `fmt` [N, words(K)] (layout 0, the
     interchange layout, is the only one that PyTorch reads); ws float32 [N, G], G divides K; bias float32 [N]; with a

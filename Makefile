@@ -1,0 +1,57 @@
+# The commands that the README and CI use. Everything lives in .venv and build/.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt $(shell find plugins -type f -not -path '*/__pycache__/*' 2>/dev/null)
+TEST_LIBRARIES := build/test-libraries
+OLD_ORT := build/onnxruntime-1.18.1
+
+.PHONY: demo test check bench gpu-check clean
+
+demo: $(VENV)/installed
+	$(BIN)/dit2deploy demo --out build/demo
+
+test: check $(TEST_LIBRARIES)/built $(OLD_ORT)/installed
+	D2D_TEST_LIBRARIES=$(abspath $(TEST_LIBRARIES)) D2D_OLD_ORT=$(abspath $(OLD_ORT)) $(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check dit2deploy tests tools
+	$(BIN)/ruff check dit2deploy tests tools
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $$(find plugins tests -name '*.h' -o -name '*.cc' -o -name '*.cu')
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python tools/bench_gemm.py --quick
+	$(BIN)/python tools/bench_model.py --quick
+
+gpu-check: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+# An editable install: Python is read from the tree, the native library is built once and again when plugins/ changes.
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[rtx]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[rtx,dev]' cmake ninja
+	touch $@
+
+# The same kernels as test libraries: AVX-512 by emulation, CUDA sources compiled for the host.
+$(TEST_LIBRARIES)/built: $(VENV)/installed-dev $(SOURCES)
+	PATH=$(abspath $(BIN)):$$PATH cmake -S plugins -B $(TEST_LIBRARIES) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	    -DD2D_TEST_LIBRARIES=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > /dev/null
+	PATH=$(abspath $(BIN)):$$PATH cmake --build $(TEST_LIBRARIES)
+	touch $@
+
+# The oldest runtime that we say we support; where it has no wheel for this Python, its tests skip by name.
+$(OLD_ORT)/installed: $(VENV)/installed-dev
+	mkdir -p $(OLD_ORT)
+	$(BIN)/python -m pip install --quiet --upgrade --target $(OLD_ORT) onnxruntime==1.18.1 numpy==1.26.4 2>/dev/null \
+	    || echo "note: onnxruntime 1.18.1 cannot be installed here; its tests will skip"
+	touch $@
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,50 @@
+"""dit2deploy build"""
+
+from pathlib import Path
+
+import click
+
+from dit2deploy.cli import options
+
+
+@click.command()
+@click.argument("onnx", type=options.PATH)
+@options.targets
+@click.option("--calibration", type=options.PATH, help="Records reference steps of the quantized model in the bundle.")
+@click.option("--model", type=options.PATH, help="Records those of the full-precision model beside them.")
+@click.option("--float-onnx", type=options.PATH, help="`export --form float` of the model: profile's baseline.")
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    default=("7.5", "8.0", "8.6", "8.9", "12.0"),
+    show_default=True,
+    help="GPUs that TensorRT-RTX engines are for; may be given several times.",
+)
+@options.out("Folder of the bundle.")
+@options.common
+def command(onnx: Path, targets, calibration, model, float_onnx, capabilities, out: Path, seed: int):
+    """Build engines for the targets from an exported ONNX model, into one bundle.
+
+    \b
+    dit2deploy build onnx/ --target ort-cpu --target tensorrt-rtx --calibration calibration/ -o bundle/
+    """
+    from dit2deploy.stages.build import build
+
+    made = build(
+        onnx,
+        out,
+        targets=targets,
+        options={"tensorrt-rtx": {"compute_capabilities": list(capabilities)}},
+        calibration=calibration,
+        model=model,
+        float_onnx=float_onnx,
+    )
+    size = made.manifest.size
+    rows = [
+        (name, ", ".join(record.engines) or "-", options.megabytes(record.weight_bytes))
+        for name, record in made.manifest.targets.items()
+    ]
+    title = f"{out}: {size.ratio:.2f} times smaller than float32"
+    values = {"out": str(out), "ratio": size.ratio, "targets": list(made.manifest.targets)}
+    return values, options.table(title, ("target", "engines", "weights"), rows)

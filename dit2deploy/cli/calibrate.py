@@ -1,0 +1,27 @@
+"""dit2deploy calibrate"""
+
+from pathlib import Path
+
+import click
+
+from dit2deploy.cli import options
+
+
+@click.command()
+@click.argument("model", type=options.PATH)
+@options.out("Folder of the calibration set.")
+@click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Trajectories to record.")
+@options.steps
+@options.guidance
+@options.common
+def command(model: Path, out: Path, samples: int, steps: int, guidance: float, seed: int):
+    """Record inputs of MODEL's transformer on its own denoising trajectories.
+
+    \b
+    dit2deploy calibrate dit-xl-2/ --samples 16 -o calibration/
+    """
+    from dit2deploy.stages.calibrate import calibrate
+
+    made = calibrate(model, out, samples=samples, steps=steps, guidance=guidance, seed=seed)
+    values = {"out": str(out), "calls": len(made), "timesteps": list(made.manifest.timesteps)}
+    return values, f"{out}: {len(made)} calls of {made.manifest.model}"

@@ -1,0 +1,69 @@
+"""dit2deploy compile"""
+
+from pathlib import Path
+
+import click
+
+from dit2deploy.artefacts import bundle as artefact
+from dit2deploy.base.files import read_json
+from dit2deploy.cli import options
+
+
+@click.command()
+@click.argument("model", type=options.PATH)
+@click.option("--recipe", default="w1.58a4", show_default=True, help="w8a8, w4a4, w3a3 or w1.58a4.")
+@click.option("--policy", type=options.PATH, help="A policy.json in place of the recipe.")
+@click.option("--calibration", type=options.PATH, help="A calibration set in place of a new one.")
+@click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Calibration trajectories.")
+@click.option("--work", type=options.PATH, help="Folder of intermediate artefacts.  [default: OUT.work]")
+@options.targets
+@options.steps
+@options.guidance
+@options.out("Folder of the bundle.")
+@options.common
+def command(model: Path, out: Path, targets, **settings):
+    """Run all stages on MODEL: calibrate, search, quantize, export, build, parity, profile, report.
+
+    Stopped at any point (ctrl-C, a kill, a full disk), the same command goes on where it was; what the hashes of its
+    inputs show to be done is skipped.
+
+    \b
+    dit2deploy compile dit-xl-2/ --recipe w1.58a4 --target ort-cpu -o bundle/
+    """
+    from dit2deploy.pipeline import compile
+
+    compile(model, out, targets=targets, **settings)
+    return summary(out)
+
+
+def summary(out: Path):
+    """The bundle in a short table: size, latency, parity, quality, and where the report is."""
+    made = artefact.Bundle.load(out, check_hashes=False).manifest
+    parity = read_json(out / artefact.PARITY)
+    profile = read_json(out / artefact.PROFILE)
+    quality = read_json(out / "quality.json") if (out / "quality.json").exists() else None
+    held = sum(made.size.parts.values())
+    values = {
+        "bundle": str(out),
+        "report": str(out / artefact.REPORT),
+        "float32_bytes": made.size.float32,
+        "weight_bytes": held,
+        "size_ratio": made.size.ratio,
+        "parity": parity,
+        "profile": profile,
+        "quality": quality,
+        "targets": {name: list(record.engines) for name, record in made.targets.items()},
+    }
+    sizes = f"{options.megabytes(made.size.float32)} -> {options.megabytes(held)}"
+    rows = [("size, float32 -> engine", f"{sizes} ({made.size.ratio:.1f}x smaller)")]
+    rows += _latency(profile) + _parity(parity) + _quality(quality)
+    rows += [
+        (f"engine {name}", f"{len(record.engines)} file(s): {', '.join(record.engines)}")
+        for name, record in made.targets.items()
+    ]
+    table = options.table(str(out), ("", ""), rows)
+    table.show_header = False
+    table.columns[1].justify = "left"
+    table.caption = f"report: {out / artefact.REPORT}"
+    table.caption_justify = "left"
+    return values, table

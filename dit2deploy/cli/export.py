@@ -1,0 +1,33 @@
+"""dit2deploy export"""
+
+from pathlib import Path
+
+import click
+
+from dit2deploy.cli import options
+
+
+@click.command()
+@click.argument("checkpoint", type=options.PATH)
+@click.option(
+    "--form",
+    type=click.Choice(("fused", "qdq", "float")),
+    default="fused",
+    show_default=True,
+    help="fused: our GEMMs, for `build`. qdq: the interchange form. float: CHECKPOINT is an unquantized model.",
+)
+@options.out("Folder of the ONNX model.")
+@options.common
+def command(checkpoint: Path, form: str, out: Path, seed: int):
+    """Lower a quantized CHECKPOINT to ONNX; the file runs in any ONNX runtime through its function bodies.
+
+    \b
+    dit2deploy export dit-xl-2-w1.58a4/ -o onnx/
+    dit2deploy export dit-xl-2/ --form float -o onnx-float/
+    """
+    from dit2deploy.stages.export import export, export_float
+
+    made = export_float(checkpoint, out) if form == "float" else export(checkpoint, out, form=form)
+    inputs = ", ".join(f"{port.name}{list(port.shape)}" for port in made.manifest.inputs)
+    values = made.manifest.model_dump(mode="json")
+    return {"out": str(out), **values}, f"{made.path}: {len(made.manifest.layers)} quantized layers; inputs {inputs}"

@@ -1,0 +1,118 @@
+"""dit2deploy inspect"""
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from dit2deploy.artefacts import calibration_set, checkpoint, onnx_model
+from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.artefacts.policy import Policy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import read_json
+from dit2deploy.cli import options
+
+
+def _policy(policy: Policy) -> list[tuple[str, str]]:
+    formats = Counter(
+        f"{layer.weight} A{'/'.join(map(str, layer.activation_bits)) or '-'}"
+        + (f" Hadamard {layer.hadamard}" if layer.hadamard > 1 else "")
+        + (f" rank {layer.low_rank}" if layer.low_rank else "")
+        for layer in policy.layers.values()
+    )
+    return [("method", policy.method), ("timestep groups", str(len(policy.timestep_bounds)))] + [
+        (f"{count} layers", what) for what, count in formats.most_common()
+    ]
+
+
+def _bundle(path: Path):
+    bundle = Bundle.load(path)
+    manifest = bundle.manifest
+    rows = [
+        ("model", f"{manifest.model} ({manifest.family})"),
+        ("created", manifest.created),
+        ("size", f"{options.megabytes(manifest.size.float32)} float32, {manifest.size.ratio:.2f} times smaller here"),
+        *((f"  {part}", options.megabytes(count)) for part, count in manifest.size.parts.items()),
+        *((f"target {name}", ", ".join(record.engines)) for name, record in manifest.targets.items()),
+        *((f"input {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.inputs),
+        *_policy(bundle.policy),
+        ("files", f"{len(manifest.sha256)}, every hash as the manifest says"),
+    ]
+    return "bundle", manifest.model_dump(mode="json"), rows
+
+
+def _calibration(path: Path):
+    made = calibration_set.CalibrationSet.load(path)
+    rows = [("model", made.manifest.model), ("calls", str(len(made))), ("guidance", str(made.manifest.guidance))]
+    rows += [(name, f"{made.tensors.dtype(name)} {list(made.tensors.shape(name))}") for name in made.tensors]
+    return "calibration set", made.manifest.model_dump(mode="json"), rows
+
+
+def _checkpoint(path: Path):
+    made = checkpoint.Checkpoint.load(path)
+    size = (path / checkpoint.TENSORS).stat().st_size
+    rows = [("model", made.manifest.model), ("size", options.megabytes(size)), ("tensors", str(len(made.tensors)))]
+    return "quantized checkpoint", made.manifest.model_dump(mode="json"), rows + _policy(made.policy)
+
+
+def _onnx(path: Path):
+    manifest = onnx_model.OnnxModel.load(path).manifest
+    rows = [("model", f"{manifest.model} ({manifest.family})"), ("form", manifest.form)]
+    rows += [(f"input {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.inputs]
+    rows += [(f"output {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.outputs]
+    rows += [("quantized layers", str(len(manifest.layers)))]
+    return "ONNX model", manifest.model_dump(mode="json"), rows
+
+
+def _engine(path: Path):
+    from dit2deploy.targets.tensorrt_rtx import inspect_engine
+
+    values = inspect_engine(path)
+    return "TensorRT engine", values, [(name, str(value)) for name, value in values.items()]
+
+
+def _model(path: Path):
+    from dit2deploy.models.load import linears, open_model
+
+    model = open_model(path)
+    layers = linears(model)
+    weights = sum(n * k for n, k in layers.values())
+    rows = [("transformer", model.class_name), ("linear layers", str(len(layers))), ("their weights", f"{weights:,}")]
+    return "model", {"class": model.class_name, "config": dict(model.config), "linears": layers}, rows
+
+
+def _manifest_kind(path: Path) -> str:
+    value = read_json(path / "manifest.json")
+    return value.get("kind", "") if isinstance(value, dict) else ""
+
+
+@click.command()
+@click.argument("artefact", type=options.PATH)
+@options.common
+def command(artefact: Path):
+    """Explain any artefact: model, calibration set, policy, checkpoint, ONNX model, engine, bundle.
+
+    \b
+    dit2deploy inspect build/demo
+    dit2deploy inspect build/demo.work/policy.json
+    """
+    readers = {"bundle": _bundle, "calibration_set": _calibration, "onnx_model": _onnx}
+    if artefact.suffix == ".engine":
+        kind, values, rows = _engine(artefact)
+    elif artefact.is_file() and artefact.suffix == ".json":
+        policy = Policy.load(artefact)
+        kind, values, rows = "policy", policy.model_dump(mode="json"), _policy(policy)
+    elif (artefact / checkpoint.MANIFEST).is_file():
+        kind, values, rows = _checkpoint(artefact)
+    elif (artefact / "manifest.json").is_file() and (found := _manifest_kind(artefact)) in readers:
+        kind, values, rows = readers[found](artefact)
+    elif any((artefact / name).is_file() for name in ("config.json", "model_index.json")):
+        kind, values, rows = _model(artefact)
+    else:
+        raise Misuse(
+            f"{artefact}: is no artefact of dit2deploy.", "Give a folder or file that one of its commands wrote."
+        )
+    table = options.table(f"{artefact}: {kind}", ("", ""), rows)
+    table.show_header = False
+    table.columns[1].justify = "left"
+    return {"kind": kind, **values}, table

@@ -1,0 +1,146 @@
+"""Options that commands share, and how they print: progress on stderr, results on stdout."""
+
+import functools
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dit2deploy.base import progress
+
+PATH = click.Path(path_type=Path)
+TARGET_NAMES = ("ort-cpu", "tensorrt-rtx", "tensorrt", "reference")
+
+
+class _Lines:
+    """Progress for logs and pipes: a line when an item starts and when it ends."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.started: dict[str, float] = {}
+        self.verbose = verbose
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if total == 0:
+            click.echo(f"note: {what}", err=True)
+        elif what not in self.started:
+            self.started[what] = time.monotonic()
+            click.echo(f"{what} ..." if total is None else f"{what} ({total}) ...", err=True)
+        elif done == total:
+            seconds = time.monotonic() - self.started.pop(what)
+            click.echo(f"{what}: done in {seconds:.1f} s", err=True)
+        elif self.verbose:
+            click.echo(f"{what}: {done}/{total or '?'}", err=True)
+
+
+class _Bars:
+    """Progress for people: a bar with elapsed and remaining time for each item."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if total == 0:
+            self.bars.console.print(f"note: {what}", style="dim", highlight=False, markup=False)
+            return
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total)
+        self.bars.update(self.tasks[what], completed=done, total=total)
+        if done == total:
+            del self.tasks[what]
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --seed, --json, -q, -v and --traceback, shows progress, and prints what the command gives back.
+
+    A command returns (values, text): `values` for --json, `text` (a string or a rich table) for people. One that draws
+    nothing at random has no parameter `seed`; it takes the option all the same, so that scripts can pass it everywhere.
+    """
+    draws = "seed" in inspect.signature(function).parameters
+
+    @click.option("--seed", default=0, show_default=True, help="Seed of everything that is drawn at random.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+    @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+    @click.option("-v", "--verbose", is_flag=True, help="Every step of the progress, as lines.")
+    @click.option("--traceback", is_flag=True, help="On an error, print where it was raised.")
+    @functools.wraps(function)
+    def run(*, as_json: bool, quiet: bool, verbose: bool, traceback: bool, seed: int, **values: Any) -> None:
+        if draws:
+            values["seed"] = seed
+        if quiet:
+            result = function(**values)
+        elif sys.stderr.isatty() and not verbose:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=Console(stderr=True)) as bars:
+                stop = progress.listen(_Bars(bars))
+                try:
+                    result = function(**values)
+                finally:
+                    stop()
+        else:
+            stop = progress.listen(_Lines(verbose))
+            try:
+                result = function(**values)
+            finally:
+                stop()
+        show(*result, as_json=as_json)
+
+    return run
+
+
+def show(values: dict[str, Any], text: Any, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(values, default=str))
+    elif isinstance(text, str):
+        click.echo(text)
+    else:
+        width = None if sys.stdout.isatty() else 110
+        Console(width=width).print(text)
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:
+    made = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
+
+
+target = click.option(
+    "--target", type=click.Choice(TARGET_NAMES), default="ort-cpu", show_default=True, help="Engine of the bundle."
+)
+targets = click.option(
+    "--target",
+    "targets",
+    type=click.Choice(TARGET_NAMES),
+    multiple=True,
+    default=("ort-cpu",),
+    show_default=True,
+    help="May be given several times.",
+)
+steps = click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Sampler steps.")
+guidance = click.option("--guidance", default=1.5, show_default=True, help="Classifier-free guidance scale; 1: none.")
+threads = click.option("--threads", type=click.IntRange(1), help="Threads of the engine.  [default: all cores]")
+
+
+def out(help: str) -> Callable:
+    return click.option("-o", "--out", required=True, type=PATH, help=help)
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.2f} MB"

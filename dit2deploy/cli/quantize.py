@@ -1,0 +1,33 @@
+"""dit2deploy quantize"""
+
+from pathlib import Path
+
+import click
+
+from dit2deploy.cli import options
+
+
+@click.command()
+@click.argument("model", type=options.PATH)
+@click.option("--policy", required=True, type=options.PATH, help="policy.json, from `dit2deploy search`.")
+@click.option("--calibration", required=True, type=options.PATH, help="From `dit2deploy calibrate`.")
+@options.out("Folder of the quantized checkpoint.")
+@options.common
+def command(model: Path, policy: Path, calibration: Path, out: Path, seed: int):
+    """Pack MODEL as the policy says; goes on where an earlier run was stopped.
+
+    \b
+    dit2deploy quantize dit-xl-2/ --policy policy.json --calibration calibration/ -o dit-xl-2-w1.58a4/
+    """
+    from dit2deploy.artefacts.calibration_set import CalibrationSet
+    from dit2deploy.artefacts.checkpoint import TENSORS
+    from dit2deploy.artefacts.policy import Policy
+    from dit2deploy.stages.quantize import quantize
+
+    made = quantize(model, Policy.load(policy), CalibrationSet.load(calibration), out, seed=seed)
+    size = (made.folder / TENSORS).stat().st_size
+    quantized = sum(layer.is_quantized for layer in made.policy.layers.values())
+    return (
+        {"out": str(out), "bytes": size, "quantized_layers": quantized},
+        f"{out}: {quantized} quantized layers, {options.megabytes(size)}",
+    )

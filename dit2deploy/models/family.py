@@ -1,0 +1,99 @@
+"""What is special about one family of transformers, as one value: roles of layers, inputs, dynamic axes, swaps."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dit2deploy.base.errors import Misuse
+
+Role = Literal["block", "modulation", "embedding", "final", "other"]
+Config = Mapping[str, Any]  # of the module (`module.config`): defaults filled in
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic axis: its name, the number that its length is a multiple of, and the largest such multiple."""
+
+    name: str
+    multiple: int = 1
+    most: int | None = None
+
+
+BATCH = Axis("batch")
+
+
+def no_swaps(module: torch.nn.Module) -> None:
+    """Most families export as they are."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    `inputs(config, batch=, seed=, second=)` makes keyword arguments of one call with random values: int64 timesteps or
+    float32 ones as the family's pipeline passes them; `second` asks for other lengths of the dynamic axes.
+    `axes(config)` names the dynamic axes: input name -> dim -> Axis. All that it leaves out is fixed by the config.
+    `swap(module)` replaces, in a module that is about to be exported, what an ONNX file cannot hold.
+    """
+
+    name: str
+    class_name: str
+    roles: tuple[tuple[str, Role], ...]  # (pattern of the whole layer name, role); the first match counts
+    inputs: Callable[..., Inputs]
+    axes: Callable[[Config], Mapping[str, Mapping[int, Axis]]]
+    tiny: Config  # a config of a few ten thousand parameters, for tests
+    timestep_scale: float = 1.0  # argument `timestep` times this is in 0 .. training steps
+    conditioning: Literal["class", "text", "unknown"] = "text"
+    null_label: Callable[[Config], int] | None = None  # the class of "no class", for guidance
+    latent_shape: Callable[[Config], tuple[int, ...]] | None = None  # of one sample, where the config fixes it
+    swap: Callable[[torch.nn.Module], None] = no_swaps
+    assumptions: tuple[str, ...] = ()
+
+    def role(self, layer: str) -> Role:
+        """What the layer of that name is for."""
+        return next((role for pattern, role in self.roles if re.fullmatch(pattern, layer)), "other")
+
+
+def random_inputs(seed: int, **specs: tuple[int, ...]) -> Inputs:
+    """float32 normal tensors of the shapes given, from one generator."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in specs.items()}
+
+
+def spread(batch: int, seed: int, *, end: float = 1000.0) -> torch.Tensor:
+    """float32 [batch] timesteps that cover 0 .. end: one in each of `batch` equal bands."""
+    offset = torch.rand(batch, generator=torch.Generator().manual_seed(seed))
+    return (torch.arange(batch) + offset) / batch * end
+
+
+def _unknown_inputs(class_name: str) -> Callable[..., Inputs]:
+    def inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> Inputs:
+        raise Misuse(
+            f"{class_name}: its inputs and dynamic axes are unknown, so no example call can be made.",
+            "Describe the family in dit2deploy/models (see dit.py for one of 40 lines).",
+        )
+
+    return inputs
+
+
+def generic(class_name: str) -> Family:
+    """A family for a transformer that nobody described: roles are guessed from names, inputs are unknown."""
+    return Family(
+        name="generic",
+        class_name=class_name,
+        roles=(
+            (r"proj_out.*|norm_out\..*|final_layer\..*", "final"),
+            (r".*(norm\w*|adaln\w*|adaLN\w*)\.(linear|proj)(\..*)?|.*(modulation|time_proj).*", "modulation"),
+            (r".*blocks\.\d+\..*|.*layers\.\d+\..*", "block"),
+            (r".*(embed|proj_in|caption|context).*", "embedding"),
+        ),
+        inputs=_unknown_inputs(class_name),
+        axes=lambda config: {},
+        tiny={},
+        conditioning="unknown",
+        assumptions=(f"{class_name} is no described family: roles of layers are guessed from their names",),
+    )

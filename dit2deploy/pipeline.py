@@ -1,0 +1,168 @@
+"""compile(): all stages in order. What the hashes of a stage's inputs show to be done is skipped."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dit2deploy import __version__
+from dit2deploy.artefacts.bundle import MANIFEST as BUNDLE_MANIFEST
+from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
+from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.artefacts.policy import Policy
+from dit2deploy.base import progress
+from dit2deploy.base.errors import Failed, Misuse
+from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
+from dit2deploy.models.load import open_model
+
+QUALITY = "quality.json"
+
+
+class _Journal:
+    """Which stage made what from what: `stages.json` of the work folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.done: dict[str, dict[str, str]] = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            self.done = {}
+
+    def run(self, stage: str, out: Path, inputs: Mapping[str, Any], work: Callable[[], Any]) -> None:
+        """Does `work`, which makes `out`, unless the same inputs made what lies there."""
+        key = sha256_of_json({"version": __version__, "stage": stage, **inputs})
+        entry = self.done.get(stage, {})
+        if entry.get("inputs") == key and out.exists() and entry.get("output") == _hash(out):
+            progress.note(f"{stage}: done before, kept")
+            return
+        work()
+        self.done[stage] = {"inputs": key, "output": _hash(out)}
+        write_json(self.path, self.done)
+
+
+def _hash(path: Path) -> str:
+    return sha256_of_file(path) if path.is_file() else sha256_of_folder(path)
+
+
+def compile(
+    model: str | Path,
+    out: str | Path,
+    *,
+    recipe: str = "w1.58a4",
+    policy: str | Path | None = None,
+    targets: Sequence[str] = ("ort-cpu",),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    calibration: str | Path | None = None,
+    classifier: str | Path | None = None,
+    work: str | Path | None = None,
+    samples: int = 8,
+    steps: int = 20,
+    guidance: float = 1.5,
+    runs: int = 30,
+    quality_samples: int = 200,
+    seed: int = 0,
+) -> Bundle:
+    """Takes a diffusers folder to a bundle with parity, profile and report.
+
+    `policy` (a policy.json) takes the place of the search by `recipe`; `calibration` (a calibration set) that of
+    calibrate. Intermediate artefacts lie in `work` (default: OUT.work beside the bundle) and are used again. Stopped at
+    any point, the same call goes on. Raises Misuse for bad input and Failed where parity is below its thresholds; the
+    report is written before that.
+    """
+    from dit2deploy.stages.build import build
+    from dit2deploy.stages.calibrate import calibrate
+    from dit2deploy.stages.evaluate import evaluate
+    from dit2deploy.stages.export import export, export_float
+    from dit2deploy.stages.parity import parity
+    from dit2deploy.stages.profile import profile
+    from dit2deploy.stages.quantize import quantize
+    from dit2deploy.stages.report import report
+    from dit2deploy.stages.search import search
+    from dit2deploy.targets import by_name
+
+    model, out = Path(model), Path(out)
+    work = Path(work) if work else out.with_name(out.name + ".work")
+    for name in targets:
+        able = by_name(name).availability()
+        if not able.can_build:
+            raise Misuse(f"{name} cannot be built here: {able.reason}", able.cure)
+    source = open_model(model).sha256
+    journal = _Journal(work / "stages.json")
+    sampler = {"steps": steps, "guidance": guidance, "seed": seed}
+
+    calibration_set = Path(calibration) if calibration else work / "calibration"
+    if calibration is None:
+        journal.run(
+            "calibrate",
+            calibration_set,
+            {"model": source, "samples": samples, **sampler},
+            lambda: calibrate(model, calibration_set, samples=samples, **sampler),
+        )
+    policy_file = Path(policy) if policy else work / "policy.json"
+    if policy is None:
+        journal.run(
+            "search",
+            policy_file,
+            {"model": source, "recipe": recipe, "seed": seed},
+            lambda: search(model, policy_file, recipe=recipe, seed=seed),
+        )
+    checkpoint = work / "checkpoint"
+    chosen = Policy.load(policy_file)
+    journal.run(
+        "quantize",
+        checkpoint,
+        {"model": source, "policy": chosen.sha256, "calibration": _hash(calibration_set), "seed": seed},
+        lambda: quantize(model, chosen, CalibrationSet.load(calibration_set), checkpoint, seed=seed),
+    )
+    fused = work / "onnx"
+    journal.run("export", fused, {"checkpoint": _hash(checkpoint)}, lambda: export(checkpoint, fused, form="fused"))
+    baseline = work / "onnx-float"
+    journal.run("export float", baseline, {"model": source}, lambda: export_float(model, baseline))
+
+    made_from = {
+        "onnx": _hash(fused),
+        "baseline": _hash(baseline),
+        "calibration": _hash(calibration_set),
+        "targets": list(targets),
+        "options": options or {},
+    }
+    journal.run(
+        "build",
+        out / BUNDLE_MANIFEST,
+        made_from,
+        lambda: build(
+            fused,
+            out,
+            targets=targets,
+            options=options or {},
+            calibration=calibration_set,
+            model=model,
+            float_onnx=baseline,
+        ),
+    )
+    Bundle.load(out)  # a file that was changed since is an error, not a reason to build on
+    bundle_hash = {"bundle": _hash(out / BUNDLE_MANIFEST)}
+    failure: Failed | None = None
+    try:
+        journal.run(
+            "parity",
+            out / PARITY,
+            {**bundle_hash, "steps": steps, "seed": seed},
+            lambda: parity(out, model=model, checkpoint=checkpoint, steps=steps, seed=seed),
+        )
+    except Failed as error:
+        failure = error
+    if classifier is not None:
+        judge = Path(classifier)
+        journal.run(
+            "evaluate",
+            out / QUALITY,
+            {**bundle_hash, **sampler, "samples": quality_samples, "classifier": _hash(judge)},
+            lambda: evaluate(out, classifier=judge, samples=quality_samples, **sampler),
+        )
+    journal.run("profile", out / PROFILE, {**bundle_hash, "runs": runs}, lambda: profile(out, runs=runs))
+    evidence = {name: _hash(out / name) for name in (PARITY, PROFILE, QUALITY) if (out / name).exists()}
+    journal.run("report", out / REPORT, {**bundle_hash, **evidence}, lambda: report(out))
+    if failure is not None:
+        raise failure
+    return Bundle.load(out)

@@ -1,0 +1,1 @@
+"""How a float weight becomes codes and scales: pure functions on tensors, shared by `quantize` and later methods."""

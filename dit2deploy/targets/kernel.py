@@ -1,0 +1,175 @@
+"""The compiled kernels by themselves, through the C entry plugins/include/dit2deploy.h: no runtime, no torch."""
+
+import ctypes
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit2deploy.base.errors import Failed, Misuse
+
+LIBRARY_VARIABLE = "DIT2DEPLOY_LIBRARY"
+LIBRARY_NAME = "libdit2deploy.so"
+# The interchange layout of packed weights, and the one that the CPU kernels read in place.
+INTERCHANGE, KERNEL_ORDER = 0, 1
+
+_DTYPES = {"f32": np.dtype(np.float32), "i8": np.dtype(np.int8), "i32": np.dtype(np.int32)}
+_NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("dtype", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("dims", ctypes.POINTER(ctypes.c_int64)),
+        ("data", ctypes.c_void_p),
+    )
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("text", ctypes.c_char_p), ("integer", ctypes.c_int64))
+
+
+def library_path() -> Path:
+    """The kernel library: what $DIT2DEPLOY_LIBRARY names, else the one beside this package.
+
+    Raises Misuse where there is none.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    path = Path(named) if named else Path(__file__).resolve().parent.parent / "lib" / LIBRARY_NAME
+    if not path.is_file():
+        cure = (
+            f"Let {LIBRARY_VARIABLE} name a compiled {LIBRARY_NAME}, or unset it."
+            if named
+            else f"Install the package (pip compiles the kernels), or let {LIBRARY_VARIABLE} name a compiled one."
+        )
+        raise Misuse(f"{path}: the kernel library is not there.", cure)
+    return path.resolve()
+
+
+def describe(*, library: Path | None = None) -> list[dict[str, Any]]:
+    """The library's own list of ops: name, version, inputs, outputs, attributes, shapes (dit2deploy.h)."""
+    return _describe(library or library_path())
+
+
+def isas(*, library: Path | None = None) -> tuple[str, ...]:
+    """Names of the instruction sets that the library runs on this machine, best last."""
+    return tuple(_load(library or library_path()).d2d_isas().decode().split())
+
+
+def isa_in_use(*, library: Path | None = None) -> str:
+    """The instruction set that sessions use: the best one, or what $DIT2DEPLOY_CPU names (Misuse where it cannot run)."""
+    loaded = _load(library or library_path())
+    name = loaded.d2d_isa_in_use()
+    if not name:
+        raise Misuse(_last_error(loaded), "Unset DIT2DEPLOY_CPU, or name one that `dit2deploy targets` lists.")
+    return name.decode()
+
+
+def run(
+    op: str,
+    inputs: Sequence[np.ndarray],
+    attributes: Mapping[str, int | str],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    isa: str | None = None,
+    threads: int = 1,
+    library: Path | None = None,
+) -> list[np.ndarray]:
+    """Runs one node of domain `dit2deploy` on the CPU and gives its outputs back.
+
+    `inputs` by position in the op's dtypes; `shapes` of the outputs; `isa` None: the one in use. Raises Misuse for an
+    op that the library does not know, and Failed with the kernel's message for what the kernel refuses.
+    """
+    path = library or library_path()
+    loaded = _load(path)
+    known = {entry["name"]: entry for entry in _describe(path)}
+    if op not in known:
+        raise Misuse(f"{path}: has no op {op} (there: {', '.join(known)}).", "Compile the library anew.")
+    held = [np.ascontiguousarray(value) for value in inputs]
+    outputs = [
+        np.empty(shape, _DTYPES[port["dtype"]]) for shape, port in zip(shapes, known[op]["outputs"], strict=True)
+    ]
+    entries = [
+        _Attribute(name.encode(), value.encode(), 0)
+        if isinstance(value, str)
+        else _Attribute(name.encode(), None, value)
+        for name, value in attributes.items()
+    ]
+    status = loaded.d2d_run(
+        op.encode(),
+        isa.encode() if isa else None,
+        threads,
+        (_Attribute * len(entries))(*entries),
+        len(entries),
+        (_Tensor * len(held))(*map(_view, held)),
+        len(held),
+        (_Tensor * len(outputs))(*map(_view, outputs)),
+        len(outputs),
+    )
+    if status:
+        raise Failed(f"{op}: {_last_error(loaded)}", "Check attributes, shapes and dtypes of the node.")
+    return outputs
+
+
+def relayout(fmt: str, words: np.ndarray, k: int, *, library: Path | None = None) -> np.ndarray:
+    """Packed interchange words, int32 [N, words(k)] of weight format `fmt`, in the kernels' layout 1 (int32, 2-D).
+
+    Raises Failed with the library's message for words that do not fit the format and `k`.
+    """
+    rows, columns = relayout_shape(fmt, words.shape[0], k, library=library)
+    loaded = _load(library or library_path())
+    held, out = np.ascontiguousarray(words, np.int32), np.zeros((rows, columns), np.int32)
+    _relayout(loaded, fmt, words.shape[0], k, held, out)
+    return out
+
+
+def relayout_shape(fmt: str, n: int, k: int, *, library: Path | None = None) -> tuple[int, int]:
+    """Shape of what `relayout` gives for weights [n, k]."""
+    return _relayout(_load(library or library_path()), fmt, n, k, None, None)
+
+
+def _relayout(loaded, fmt: str, n: int, k: int, words: np.ndarray | None, out: np.ndarray | None) -> tuple[int, int]:
+    rows, columns = ctypes.c_int64(), ctypes.c_int64()
+    pointers = [None if value is None else value.ctypes.data for value in (words, out)]
+    if loaded.d2d_relayout(fmt.encode(), n, k, *pointers, ctypes.byref(rows), ctypes.byref(columns)):
+        raise Failed(f"relayout to {fmt}: {_last_error(loaded)}", "Make the checkpoint anew.")
+    return rows.value, columns.value
+
+
+@functools.cache
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Misuse(f"{path}: cannot be loaded: {error}.", "Compile the kernels on this machine.") from None
+    for name in ("d2d_describe", "d2d_isas", "d2d_isa_in_use", "d2d_last_error"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    many = [ctypes.POINTER(_Tensor), ctypes.c_size_t]
+    loaded.d2d_run.argtypes = [
+        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int),
+        *(ctypes.POINTER(_Attribute), ctypes.c_size_t, *many, *many),
+    ]
+    loaded.d2d_relayout.argtypes = [
+        *(ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)),
+    ]
+    return loaded
+
+
+@functools.cache
+def _describe(path: Path) -> list[dict[str, Any]]:
+    return json.loads(_load(path).d2d_describe())
+
+
+def _last_error(loaded: ctypes.CDLL) -> str:
+    return (loaded.d2d_last_error() or b"unknown error").decode(errors="replace").rstrip(".") + "."
+
+
+def _view(array: np.ndarray) -> _Tensor:
+    dims = (ctypes.c_int64 * array.ndim)(*array.shape)
+    return _Tensor(_NUMBERS[array.dtype], array.ndim, dims, array.ctypes.data)

@@ -1,0 +1,125 @@
+"""Files are whole or absent; a safetensors file that lies is refused; nothing leads out of a folder."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile, inside, sha256_of_folder, whole_folder, write_bytes, write_tensors
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a"
+    write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "half").write_bytes(b"half")
+        raise RuntimeError
+    with pytest.raises(TypeError):
+        write_bytes(path, None)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    folder = tmp_path / "folder"
+    for name in ("one", "two"):
+        with whole_folder(folder) as temporary:
+            (temporary / name).write_bytes(b"")
+    assert [file.name for file in folder.iterdir()] == ["two"]
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_tensors_go_to_and_from_the_safetensors_library(tmp_path):
+    tensors = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.zeros((0, 4), np.int32),
+        "c": np.array(7, np.int64),
+        "d": np.arange(3, dtype=np.float16),
+    }
+    write_tensors(tmp_path / "ours", tensors, {"made": "here"})
+    for name, value in load_file(tmp_path / "ours").items():
+        np.testing.assert_array_equal(value, tensors[name])
+    save_file(tensors, tmp_path / "theirs")
+    file = TensorFile(tmp_path / "theirs")
+    assert sorted(file) == sorted(tensors)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(file.read(name), value)
+        assert file.read(name).dtype == value.dtype
+    assert TensorFile(tmp_path / "ours").metadata == {"made": "here"}
+
+
+def test_bfloat16_is_read_as_its_value(tmp_path):
+    header = json.dumps({"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    words = (np.array([1.5, -3.0], np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header + words.tobytes())
+    assert TensorFile(tmp_path / "x").read("x").tolist() == [1.5, -3.0]
+
+
+def _file(header: object, data: bytes = b"\0" * 8, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+GOOD = {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"abc",
+        _file(GOOD)[:-1],
+        _file(GOOD, length=2**62),
+        _file(GOOD, length=10**7),
+        _file(b"\xff\xfe{"),
+        _file(b"[1, 2]"),
+        _file({"x": 3}),
+        _file({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}),
+        _file({"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}),
+        _file({"x": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}),
+        _file({"x": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}),
+        _file({"x": {"dtype": "OBJECT", "shape": [2], "data_offsets": [0, 8]}}),
+        _file({"x": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}),
+        b"\x80\x04\x95" + b"\0" * 32,
+    ],
+    ids=[
+        "empty",
+        "short",
+        "truncated",
+        "huge-header",
+        "header-past-end",
+        "no-utf8",
+        "list",
+        "no-record",
+        "wrong-size",
+        "negative-dim",
+        "past-end",
+        "negative-offset",
+        "unknown-dtype",
+        "text-dim",
+        "pickle",
+    ],
+)
+def test_a_file_that_lies_is_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(Misuse):
+        TensorFile(tmp_path / "x")
+
+
+def test_no_name_leads_out_of_a_folder(tmp_path):
+    assert inside(tmp_path, "a/b") == tmp_path / "a" / "b"
+    for name in ("../x", "/etc/passwd", "a/../../x"):
+        with pytest.raises(Misuse):
+            inside(tmp_path, name)
+
+
+def test_the_hash_of_a_folder_sees_names_and_contents(tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    first = sha256_of_folder(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = sha256_of_folder(tmp_path)
+    (tmp_path / "b").write_bytes(b"2")
+    assert len({first, second, sha256_of_folder(tmp_path)}) == 3

@@ -1,0 +1,250 @@
+"""THE oracle: every op, every case, on everything that can run it, against the PyTorch definition.
+
+A face is anything that runs a one-node ONNX model. Integers, and floats that are a fixed tree of operations (steps,
+rotations, dequantized weights), are equal bit for bit, NaN to NaN. The GEMMs' y is compared with a float64 evaluation E
+of the same formula: a face may be off by at most
+
+    2 |reference - E| + n u S,    u = 2**-24, the unit roundoff of float32,
+
+where reference is PyTorch in float32, S the sum of the magnitudes of the terms that the face adds in float32, and n the
+number of roundings that a term meets at most (Higham, Accuracy and Stability, 3.1: any order of summation is off by at
+most n u S / (1 - n u)). A kernel sums the integers of a group exactly: its terms are s ws I_g, bias and t_r up_r, and
+n = G + r + 6 (int to float, times ws, times s, G - 1 sums, the bias; r products and sums; the last sum). A function body
+multiplies dequantized weights, so its terms are the s ws q_k w_k, of which K are added: n = 4 sqrt(K) + r + 6, the
+probabilistic bound with lambda = 4 (Higham and Mary 2019, Theorem 2.4), since K itself would hide a wrong code.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.formats import FORMATS, Format, pack, unpack
+from dit2deploy.ops import OPS
+from dit2deploy.ops.op import NUMPY, Case, Op
+from dit2deploy.targets import kernel
+
+ISAS = ("portable", "avx2", "avx512_vnni", "neon")
+WEIGHT_PORTS = ("w", "ws", "bias", "up")
+
+
+@dataclass(frozen=True)
+class Face:
+    """`run` skips with the reason where the face is not to be had here."""
+
+    name: str
+    run: Callable[[Op, Case], list[np.ndarray]]
+    native: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def library(name: str = "") -> Path:
+    """The kernel library, or a test build of that name beside it or in $D2D_TEST_LIBRARIES."""
+    try:
+        main = kernel.library_path()
+    except Misuse as error:
+        pytest.skip(error.cause)
+    if not name:
+        return main
+    path = Path(os.environ.get("D2D_TEST_LIBRARIES", main.parent)) / name
+    if not path.is_file():
+        pytest.skip(f"{path} was not built")
+    return path
+
+
+def format_of(op: Op) -> Format | None:
+    return next((fmt for fmt in FORMATS if op.name in (f"{fmt.title}Gemm", f"{fmt.title}GemmLowRank")), None)
+
+
+def in_kernel_order(op: Op, case: Case, path: Path) -> Case:
+    """The case with its weights in layout 1, as `build` writes them."""
+    fmt = format_of(op)
+    if fmt is None:
+        return case
+    words = kernel.relayout(fmt.name, case.inputs["w"], case.inputs["q"].shape[-1], library=path)
+    return replace(case, inputs={**case.inputs, "w": words}, attributes={**case.attributes, "layout": 1})
+
+
+def in_onnx_reference(op: Op, case: Case) -> list[np.ndarray]:
+    return ReferenceEvaluator(op.model(case)).run(None, dict(case.inputs))
+
+
+def session(model: onnx.ModelProto, *, threads: int, path: Path | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if path is None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        options.register_custom_ops_library(str(path))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def in_onnxruntime_body(op: Op, case: Case) -> list[np.ndarray]:
+    return session(op.model(case), threads=1, path=None).run(None, dict(case.inputs))
+
+
+def in_raw_kernel(isa: str, op: Op, case: Case, *, relaid: bool = False, name: str = "") -> list[np.ndarray]:
+    path = library(name)
+    if isa not in kernel.isas(library=path):
+        pytest.skip(f"{path.name} does not run {isa} here")
+    if relaid:
+        case = in_kernel_order(op, case, library())
+    inputs = [case.inputs[port.name] for port in op.inputs]
+    attributes = {**op.attributes, **case.attributes}
+    shapes = op.output_shapes([value.shape for value in inputs], attributes)
+    return kernel.run(op.name, inputs, attributes, shapes, isa=isa, threads=2, library=path)
+
+
+def in_onnxruntime_kernel(op: Op, case: Case, *, threads: int, relaid: bool) -> list[np.ndarray]:
+    path = library()
+    constants: tuple[str, ...] = ()
+    if relaid:
+        case = in_kernel_order(op, case, path)
+        constants = tuple(port.name for port in op.inputs if port.name in WEIGHT_PORTS)
+    model = op.model(case, constants=constants)
+    del model.functions[:]  # so that it cannot be the body that answers
+    feed = {name: value for name, value in case.inputs.items() if name not in constants}
+    return session(model, threads=threads, path=path).run(None, feed)
+
+
+def in_cuda(op: Op, case: Case) -> list[np.ndarray]:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pytest.skip("no NVIDIA driver (libcuda.so.1)")
+    return in_raw_kernel("cuda", op, case)
+
+
+FACES = (
+    Face("onnx-reference", in_onnx_reference, native=False),
+    Face("onnxruntime-body", in_onnxruntime_body, native=False),
+    *(Face(f"raw-{isa}", functools.partial(in_raw_kernel, isa)) for isa in ISAS),
+    *(Face(f"raw-{isa}-relaid", functools.partial(in_raw_kernel, isa, relaid=True)) for isa in ISAS),
+    *(
+        Face(
+            f"avx512_vnni-emulated{'-relaid' if relaid else ''}",
+            functools.partial(in_raw_kernel, "avx512_vnni", relaid=relaid, name="libdit2deploy_emulated.so"),
+        )
+        for relaid in (False, True)
+    ),
+    Face("onnxruntime-kernel-inputs", functools.partial(in_onnxruntime_kernel, threads=2, relaid=False)),
+    *(
+        Face(f"onnxruntime-kernel-{threads}", functools.partial(in_onnxruntime_kernel, threads=threads, relaid=True))
+        for threads in (1, 2)
+    ),
+    Face(
+        "cuda-on-host",
+        functools.partial(in_raw_kernel, "cuda_on_host", name="libdit2deploy_host_cuda.so"),
+    ),
+    Face("cuda", in_cuda),
+)
+
+
+def reference(op: Op, case: Case) -> list[np.ndarray]:
+    tensors = [torch.from_numpy(np.ascontiguousarray(case.inputs[port.name])) for port in op.inputs]
+    out = op.reference(*tensors, **{**op.attributes, **case.attributes})
+    return [tensor.numpy() for tensor in (out if isinstance(out, tuple) else (out,))]
+
+
+def exact_gemm(fmt: Format, case: Case, *, body: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(E, n u S) of the module's docstring, float64 [.., N]."""
+    q, s, ws = (case.inputs[name].astype(np.float64) for name in ("q", "s", "ws"))
+    k, (n, groups) = q.shape[-1], ws.shape
+    weight = unpack(case.inputs["w"], fmt, k).astype(np.float64).reshape(n, groups, -1)
+    q = q.reshape(*q.shape[:-1], groups, -1)
+    sums = np.einsum("...gk,ngk->...ng", q, weight)
+    terms = np.einsum("...gk,ngk->...ng", abs(q), abs(weight)) if body else abs(sums)
+    bias = case.inputs["bias"].astype(np.float64)
+    value = (sums * ws).sum(-1) * s + bias
+    magnitude = (terms * ws).sum(-1) * abs(s) + abs(bias)
+    rank = 0
+    if "t" in case.inputs:
+        t, up = (case.inputs[name].astype(np.float64) for name in ("t", "up"))
+        rank = up.shape[1]
+        value = value + t @ up.T
+        magnitude = magnitude + abs(t) @ abs(up).T
+    roundings = (4 * np.sqrt(k) if body else groups) + rank + 6
+    return value, roundings * 2.0**-24 * magnitude
+
+
+def compare(op: Op, case: Case, got: list[np.ndarray], *, body: bool) -> None:
+    """AssertionError where `got` is not what the definition says."""
+    want = reference(op, case)
+    assert len(got) == len(want)
+    for port, g, w in zip(op.outputs, got, want, strict=True):
+        assert (g.dtype, g.shape) == (NUMPY[port.dtype], w.shape), port.name
+        fmt = format_of(op)
+        if fmt is None:
+            np.testing.assert_array_equal(g, w, err_msg=port.name)
+            continue
+        exact, slack = exact_gemm(fmt, case, body=body)
+        np.testing.assert_array_equal(np.isnan(g), np.isnan(exact), err_msg="rows of NaN")
+        with np.errstate(invalid="ignore"):
+            excess = np.nan_to_num(abs(g - exact) - 2 * abs(w - exact) - slack, nan=0.0)
+        assert excess.size == 0 or excess.max() <= 0, (
+            f"{(excess > 0).sum()} of {excess.size} values are off, the worst by {excess.max():.3g} more than allowed"
+        )
+
+
+def _pairs():
+    for face in FACES:
+        for op in OPS:
+            if op.native or not face.native:
+                for case in op.cases():
+                    marks = [pytest.mark.gpu] if face.name == "cuda" else []
+                    yield pytest.param(face, op, case, id=f"{face}-{op}-{case}", marks=marks)
+
+
+@pytest.mark.parametrize(("face", "op", "case"), _pairs())
+def test_face_computes_what_the_reference_computes(face: Face, op: Op, case: Case):
+    compare(op, case, face.run(op, case), body=not face.native)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if format_of(op)], ids=str)
+def test_one_wrong_code_is_refused(op: Op):
+    """The oracle can fail: in every case with a token, one weight moved by one step is seen at a kernel's tolerance."""
+    fmt = format_of(op)
+    tried = 0
+    for case in op.cases():
+        q = case.inputs["q"]
+        if not q.any():
+            continue
+        column = int(np.argmax(abs(q.reshape(-1, q.shape[-1]).astype(int)).max(0)))
+        codes = unpack(case.inputs["w"], fmt, q.shape[-1]).astype(int)
+        codes[0, column] += 1 if codes[0, column] < 0 else -1
+        wrong = replace(case, inputs={**case.inputs, "w": pack(codes, fmt)})
+        with pytest.raises(AssertionError, match="values are off"):
+            compare(op, case, reference(op, wrong), body=False)
+        tried += 1
+    assert tried >= 14
+
+
+@pytest.mark.parametrize("port", (0, 1))
+def test_one_wrong_bit_of_a_quantizer_is_refused(port: int):
+    op = OPS[0]
+    case = next(case for case in op.cases() if case.name == "one-token-absmax")
+    got = [value.copy() for value in reference(op, case)]
+    bits = got[port].view(np.uint8)
+    bits.flat[0] ^= 1
+    with pytest.raises(AssertionError):
+        compare(op, case, got, body=False)
+
+
+def test_a_lost_nan_row_is_refused():
+    op = OPS[1]
+    case = next(case for case in op.cases() if case.name == "nan-row")
+    got = [np.nan_to_num(value) for value in reference(op, case)]
+    with pytest.raises(AssertionError, match="rows of NaN"):
+        compare(op, case, got, body=False)
