@@ -20,7 +20,7 @@ def command(out: Path, seed: int):
     \b
     dit2deploy demo
     """
-    from dit2deploy.demo import CLASSIFIER, MODEL
+    from dit2deploy.demo import CLASSIFIER, PATH
     from dit2deploy.pipeline import compile
     from dit2deploy.targets import by_name
 
@@ -30,5 +30,5 @@ def command(out: Path, seed: int):
         targets.append("tensorrt-rtx")
     else:
         progress.note(f"tensorrt-rtx is left out: {able.reason} {able.cure}")
-    compile(MODEL, out, recipe="w1.58a4", targets=targets, classifier=CLASSIFIER, seed=seed)
+    compile(PATH, out, recipe="w1.58a4", targets=targets, classifier=CLASSIFIER, seed=seed)
     return summary(out)

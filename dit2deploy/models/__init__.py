@@ -2,8 +2,12 @@
 
 from dit2deploy.models.dit import DIT
 from dit2deploy.models.family import Family, generic
+from dit2deploy.models.flux import FLUX
+from dit2deploy.models.pixart import PIXART
+from dit2deploy.models.sd3 import SD3
+from dit2deploy.models.wan import WAN
 
-FAMILIES: tuple[Family, ...] = (DIT,)
+FAMILIES: tuple[Family, ...] = (DIT, PIXART, SD3, FLUX, WAN)
 
 # Classes without a described family: they load, quantize and run in PyTorch; their roles are guessed.
 GENERIC: tuple[str, ...] = (

@@ -179,7 +179,7 @@ def build(config: Mapping[str, Any], where: Path) -> torch.nn.Module:
         raise Misuse(f"{where}: the installed diffusers has no {class_name}.", "Install a newer diffusers.")
     arguments = {name: value for name, value in config.items() if name != "quantization_config"}
     try:
-        return kind.from_config(arguments).float().eval()
+        return kind.from_config(arguments).eval()
     except _CONSTRUCTION as error:
         raise Misuse(f"{where}: does not describe a {class_name}: {error}.", _CURE) from error
 

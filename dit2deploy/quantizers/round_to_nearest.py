@@ -12,7 +12,8 @@ from dit2deploy.formats import Format
 
 CLIP_RATIOS = tuple(1 - 0.04 * step for step in range(16))  # 1.00, 0.96 .. 0.40 of the largest weight
 OPTIMAL_TERNARY_LEVEL = 1.5341  # MSE-optimal level of a normal weight in units of mean |w| (methods.md 1.4)
-ALTERNATIONS = 30
+ALTERNATIONS = 30  # at most; they end when no level moves by more than SETTLED of itself
+SETTLED = 1e-4
 CHUNK = 1 << 21  # weights in work at once: temporaries stay at a few times 8 MB however large the tensor
 
 
@@ -62,9 +63,10 @@ def _ternary_levels(weight: torch.Tensor) -> torch.Tensor:
         kept = magnitude > level / 2
         # A group without a survivor is one of zeros: max(1) leaves its level at 0.
         level_after = (magnitude * kept).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1)
-        if torch.equal(level_after, level):
-            break
+        settled = ((level_after - level).abs() <= SETTLED * level).all()
         level = level_after
+        if settled:
+            break
     return level.squeeze(-1)
 
 

@@ -162,8 +162,8 @@ def exact_gemm(fmt: Format, case: Case, *, body: bool) -> tuple[np.ndarray, np.n
     """(E, n u S) of the module's docstring, float64 [.., N]."""
     q, s, ws = (case.inputs[name].astype(np.float64) for name in ("q", "s", "ws"))
     k, (n, groups) = q.shape[-1], ws.shape
-    weight = unpack(case.inputs["w"], fmt, k).astype(np.float64).reshape(n, groups, -1)
-    q = q.reshape(*q.shape[:-1], groups, -1)
+    weight = unpack(case.inputs["w"], fmt, k).astype(np.float64).reshape(n, groups, k // groups)
+    q = q.reshape(*q.shape[:-1], groups, k // groups)
     sums = np.einsum("...gk,ngk->...ng", q, weight)
     terms = np.einsum("...gk,ngk->...ng", abs(q), abs(weight)) if body else abs(sums)
     bias = case.inputs["bias"].astype(np.float64)

@@ -1,0 +1,89 @@
+"""One linear layer, from its float weight to the tensors that a checkpoint holds of it."""
+
+import numpy as np
+import torch
+
+from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.formats import Format, by_name, pack
+from dit2deploy.ops.hadamard_quantize import hadamard
+from dit2deploy.quantizers import low_rank
+from dit2deploy.quantizers.gptq import gptq, inverse_factor
+from dit2deploy.quantizers.round_to_nearest import dequantize, mse_scales, round_to_nearest, row_chunks
+
+
+def rotate(matrix: torch.Tensor, block: int) -> torch.Tensor:
+    """The block Hadamard transform along the last axis of [R, K], in chunks of rows."""
+    if block == 1:
+        return matrix
+    rotated = torch.empty_like(matrix)
+    for rows in row_chunks(*matrix.shape):
+        rotated[rows] = hadamard(matrix[rows], block=block)
+    return rotated
+
+
+def rotate_hessian(hessian: torch.Tensor, block: int) -> torch.Tensor:
+    """R^T H R [K, K]: the Hessian of rotated inputs."""
+    return rotate(rotate(hessian, block).T.contiguous(), block)
+
+
+def quantize_linear(
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    policy: LayerPolicy,
+    *,
+    hessian: torch.Tensor | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors of a layer, by suffix: weight, weight_scale, bias, qmax, and down and up of a branch.
+
+    weight [N, K] and bias [N] of any float dtype; hessian float32 [K, K] of the layer's inputs before rotation (X^T X
+    times any number), needed where the policy rounds by GPTQ. Layout and dtypes: artefacts/checkpoint.py.
+    Raises ValueError for a weight, bias or Hessian that is not finite, and where GPTQ lacks its Hessian.
+    """
+    matrix = torch.from_numpy(np.asarray(weight, np.float32))
+    n, k = matrix.shape
+    offsets = np.zeros(n, np.float32) if bias is None else np.asarray(bias, np.float32)
+    if not torch.isfinite(matrix).all() or not np.isfinite(offsets).all():
+        raise ValueError("the weight or the bias holds NaN or inf")
+    if policy.rounding == "gptq" and hessian is None:
+        raise ValueError("GPTQ needs the Hessian of the layer's inputs")
+    fmt = by_name(policy.weight)
+    groups = k // (policy.group_size or k)
+
+    tensors: dict[str, np.ndarray] = {}
+    if policy.low_rank:
+        up, down = low_rank.split(
+            matrix,
+            policy.low_rank,
+            lambda rest: _there_and_back(rest, fmt, groups, policy.hadamard),
+            seed=seed,
+        )
+        matrix = matrix - low_rank.branch(up, down)
+        tensors = {"down": down.numpy(), "up": up.numpy()}
+    matrix = rotate(matrix, policy.hadamard)
+    scales = mse_scales(matrix, fmt, groups=groups)
+    if policy.rounding == "gptq":
+        codes = gptq(matrix, scales, fmt, inverse_factor(rotate_hessian(hessian, policy.hadamard)))
+    else:
+        codes = round_to_nearest(matrix, scales, fmt)
+    return {
+        "weight": _pack(codes.numpy(), fmt),
+        "weight_scale": scales.numpy(),
+        "bias": offsets,
+        "qmax": np.array([2 ** (bits - 1) - 1 for bits in policy.activation_bits], np.float32),
+        **tensors,
+    }
+
+
+def _there_and_back(matrix: torch.Tensor, fmt: Format, groups: int, block: int) -> torch.Tensor:
+    """What rounding to nearest in the rotated space makes of a matrix."""
+    rotated = rotate(matrix, block)
+    scales = mse_scales(rotated, fmt, groups=groups)
+    return rotate(dequantize(round_to_nearest(rotated, scales, fmt), scales), block)
+
+
+def _pack(codes: np.ndarray, fmt: Format) -> np.ndarray:
+    words = np.empty((codes.shape[0], fmt.words(codes.shape[1])), np.int32)
+    for rows in row_chunks(*codes.shape):
+        words[rows] = pack(codes[rows], fmt)
+    return words

@@ -1,0 +1,75 @@
+"""A policy is fully resolved, fits its model or is refused, and survives a round trip byte for byte."""
+
+import json
+
+import pytest
+
+from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.base.errors import Misuse
+
+LINEARS = {"a": (8, 64), "b": (8, 48)}
+
+
+def _policy(**changes) -> Policy:
+    layers = {
+        "a": LayerPolicy(weight="ternary", activation_bits=(4,), clip="gaussian", hadamard=64, low_rank=2),
+        "b": LayerPolicy(weight="float"),
+    }
+    return Policy(**{"method": "test", "model": "Net", "layers": layers, **changes})
+
+
+def test_round_trip(tmp_path):
+    policy = _policy()
+    policy.save(tmp_path / "one.json")
+    again = Policy.load(tmp_path / "one.json")
+    again.save(tmp_path / "two.json")
+    assert again == policy
+    assert again.sha256 == policy.sha256
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_a_policy_that_fits_is_taken():
+    _policy().check_covers("Net", LINEARS)
+
+
+@pytest.mark.parametrize(
+    ("model", "linears", "text"),
+    [
+        ("Other", LINEARS, "policy for Net"),
+        ("Net", {**LINEARS, "c": (1, 1)}, "nothing of layer c"),
+        ("Net", {"a": (8, 64)}, "names layer b"),
+        ("Net", {"a": (8, 96), "b": (8, 48)}, "does not divide K = 96"),
+    ],
+)
+def test_a_policy_for_another_model_is_refused(model, linears, text):
+    with pytest.raises(Misuse, match=text):
+        _policy().check_covers(model, linears)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda p: p.update(schema_version=2), "newer"),
+        (lambda p: p.update(extra=1), "extra"),
+        (lambda p: p.pop("layers"), "layers"),
+        (lambda p: p["layers"]["a"].update(weight="int5"), "layers.a.weight"),
+        (lambda p: p["layers"]["a"].update(rnk=3), "layers.a.rnk"),
+        (lambda p: p["layers"]["a"].update(activation_bits=[1]), "activation_bits"),
+        (lambda p: p["layers"]["a"].update(activation_bits=[4, 4]), "timestep groups"),
+        (lambda p: p["layers"]["a"].update(hadamard=48), "power of two"),
+        (lambda p: p.update(timestep_bounds=[500, 100]), "rise"),
+    ],
+)
+def test_a_broken_policy_names_its_fault(tmp_path, change, text):
+    value = _policy().model_dump(mode="json")
+    change(value)
+    (tmp_path / "policy.json").write_text(json.dumps(value))
+    with pytest.raises(Misuse, match=text):
+        Policy.load(tmp_path / "policy.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xff", b"3"])
+def test_no_json_is_refused(tmp_path, content):
+    (tmp_path / "policy.json").write_bytes(content)
+    with pytest.raises(Misuse, match=r"policy\.json"):
+        Policy.load(tmp_path / "policy.json")
