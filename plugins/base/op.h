@@ -1,8 +1,10 @@
 // What an op is: ports, attributes, shape rule and kernels, as one value that every adapter reads.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <string>
@@ -43,12 +45,9 @@ struct Tensor {
     }
 };
 
-// `when` names an integer attribute that must be non-zero for the port to exist (nullptr: always there).
-// Ports that exist are dense: TensorRT refuses absent inputs, old ONNX Runtimes crash on them.
 struct Port {
     const char* name;
     DType dtype;
-    const char* when;
 };
 
 struct Attribute {
@@ -59,8 +58,8 @@ struct Attribute {
     const char* text_default;
 };
 
-// Shape of an output: the dims of input `like`, its last dim replaced by dim `last_dim` of input `last_input`,
-// or, where last_input < 0, by the constant `last_dim`; last_dim kKeepLast leaves it as it is.
+// Shape of an output: the dims of input `like`, its last dim replaced by dim `last_dim` of input
+// `last_input`, or, where last_input < 0, by the constant `last_dim`; last_dim kKeepLast leaves it as it is.
 struct OutputRule {
     int like;
     int last_input;
@@ -77,16 +76,32 @@ struct Attributes {
     const std::string& text(const char* name) const { return texts.at(name); }
 };
 
-// Hands out `tasks` indices to the runtime's own threads; returns when all are done.
+// Hands out `tasks` indices to the runtime's own threads; returns when all are done. An exception of a task must not
+// unwind a thread of the runtime: the first one is carried to the caller, the tasks after it are skipped.
 struct Parallel {
     void (*for_each)(void* pool, size_t tasks, void (*task)(void* user, size_t index), void* user);
     void* pool;
 
     template <class F>
     void run(size_t tasks, const F& body) const {
+        struct State {
+            const F& body;
+            std::atomic<bool> failed{false};
+            std::exception_ptr error{};
+        } state{body};
         for_each(
-            pool, tasks, [](void* user, size_t index) { (*static_cast<const F*>(user))(index); },
-            const_cast<void*>(static_cast<const void*>(&body)));
+            pool, tasks,
+            [](void* user, size_t index) {
+                State& state = *static_cast<State*>(user);
+                if (state.failed.load(std::memory_order_relaxed)) return;
+                try {
+                    state.body(index);
+                } catch (...) {
+                    if (!state.failed.exchange(true)) state.error = std::current_exception();
+                }
+            },
+            &state);
+        if (state.error) std::rethrow_exception(state.error);
     }
 };
 
@@ -99,7 +114,7 @@ class CpuKernel {
 
 // One CUDA kernel launch, described by numbers so that the driver API and the host emulator can both do it.
 struct CudaLaunch {
-    const char* function;         // name in the embedded module
+    const char* function;  // name in the embedded module
     unsigned grid[3];
     unsigned block[3];
     unsigned shared_bytes;
@@ -116,7 +131,7 @@ struct Definition {
 
     // Text of what is wrong with attributes, or "" (called when a node is made).
     std::string (*check_attributes)(const Attributes&);
-    // Text of what is wrong with the shapes of the inputs that exist, or ""; a dim of -1 is not known yet.
+    // Text of what is wrong with the shapes of the inputs, or ""; a dim of -1 is not known yet.
     std::string (*check_shapes)(const Attributes&, const std::vector<Shape>&);
     // A kernel of the given instruction set; throws std::invalid_argument where there is none.
     std::unique_ptr<CpuKernel> (*make_cpu)(const Attributes&, Isa);
@@ -128,12 +143,31 @@ struct Definition {
 // THE list (plugins/ops/ops.cc).
 const std::vector<Definition>& definitions();
 
-// Ports of a node that exist under its attributes.
-inline std::vector<Port> present(const std::vector<Port>& ports, const Attributes& attributes) {
-    std::vector<Port> there;
-    for (const Port& port : ports)
-        if (!port.when || attributes.integer(port.when)) there.push_back(port);
-    return there;
+// Dims of the outputs by the rules; a dim of -1 is not known yet.
+inline std::vector<Shape> output_shapes(const Definition& definition, const std::vector<Shape>& inputs) {
+    std::vector<Shape> shapes;
+    for (const OutputRule& rule : definition.shapes) {
+        Shape shape = inputs[rule.like];
+        int64_t& last = shape.dims[shape.rank - 1];
+        if (rule.last_input >= 0)
+            last = inputs[rule.last_input].dims[rule.last_dim];
+        else if (rule.last_dim != kKeepLast)
+            last = rule.last_dim;
+        shapes.push_back(shape);
+    }
+    return shapes;
+}
+
+// Attribute values before a node's own are read.
+inline Attributes defaults(const Definition& definition) {
+    Attributes values;
+    for (const Attribute& attribute : definition.attributes) {
+        if (attribute.type == Attribute::Type::integer)
+            values.integers[attribute.name] = attribute.integer_default;
+        else
+            values.texts[attribute.name] = attribute.text_default;
+    }
+    return values;
 }
 
 }  // namespace d2d

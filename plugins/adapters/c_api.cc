@@ -1,0 +1,206 @@
+// The C entry: describes the ops, runs one node, rewrites weights into the kernels' layout. Validates
+// everything.
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dit2deploy.h"
+#include "layout.h"
+#include "op.h"
+#ifdef D2D_HOST_CUDA
+#include "run_on_host.h"
+#endif
+
+#define D2D_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace d2d {
+namespace {
+
+thread_local std::string last_error;
+
+template <class F>
+int guarded(F&& body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::exception& error) {
+        last_error = error.what();
+    } catch (...) {
+        last_error = "unknown exception";
+    }
+    return 1;
+}
+
+[[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
+
+const char* dtype_name(DType dtype) {
+    switch (dtype) {
+        case DType::f32: return "f32";
+        case DType::i8: return "i8";
+        case DType::i32: return "i32";
+    }
+    return "?";
+}
+
+std::string quoted(const std::string& text) { return "\"" + text + "\""; }
+
+template <class T, class F>
+std::string list(const std::vector<T>& items, F&& print) {
+    std::string text;
+    for (const T& item : items) text += (text.empty() ? "" : ", ") + print(item);
+    return "[" + text + "]";
+}
+
+std::string describe(const Definition& definition) {
+    const auto port = [](const Port& p) {
+        return "{\"name\": " + quoted(p.name) + ", \"dtype\": " + quoted(dtype_name(p.dtype)) + "}";
+    };
+    const auto attribute = [](const Attribute& a) {
+        const bool integer = a.type == Attribute::Type::integer;
+        return "{\"name\": " + quoted(a.name) +
+               ", \"default\": " + (integer ? std::to_string(a.integer_default) : quoted(a.text_default)) +
+               "}";
+    };
+    const auto rule = [](const OutputRule& r) {
+        return "{\"like\": " + std::to_string(r.like) + ", \"last_input\": " + std::to_string(r.last_input) +
+               ", \"last_dim\": " + std::to_string(r.last_dim) + "}";
+    };
+    return "{\"name\": " + quoted(definition.name) + ", \"version\": " + std::to_string(definition.version) +
+           ", \"inputs\": " + list(definition.inputs, port) +
+           ", \"outputs\": " + list(definition.outputs, port) +
+           ", \"attributes\": " + list(definition.attributes, attribute) +
+           ", \"shapes\": " + list(definition.shapes, rule) + "}";
+}
+
+const Definition& find(const char* op) {
+    for (const Definition& definition : definitions())
+        if (op && !std::strcmp(definition.name, op)) return definition;
+    refuse(std::string("there is no op ") + (op ? op : "NULL"));
+}
+
+Attributes read(const Definition& definition, const d2d_attribute* given, size_t count) {
+    Attributes values = defaults(definition);
+    for (size_t i = 0; i < count; ++i) {
+        const std::string name = given[i].name ? given[i].name : "";
+        if (given[i].text && values.texts.count(name))
+            values.texts[name] = given[i].text;
+        else if (!given[i].text && values.integers.count(name))
+            values.integers[name] = given[i].integer;
+        else
+            refuse(std::string(definition.name) + " has no such attribute: " + name);
+    }
+    return values;
+}
+
+std::vector<Tensor> read(const std::vector<Port>& ports, const d2d_tensor* given, size_t count) {
+    if (count != ports.size())
+        refuse("expects " + std::to_string(ports.size()) + " tensors, got " + std::to_string(count));
+    std::vector<Tensor> tensors;
+    for (size_t i = 0; i < count; ++i) {
+        if (given[i].dtype != static_cast<int32_t>(ports[i].dtype))
+            refuse(std::string(ports[i].name) + " must be " + dtype_name(ports[i].dtype));
+        if (given[i].rank < 0 || given[i].rank > kMaxRank)
+            refuse(std::string(ports[i].name) + " has a wrong rank");
+        Tensor tensor{ports[i].dtype, {}, given[i].data};
+        tensor.shape.rank = given[i].rank;
+        for (int d = 0; d < given[i].rank; ++d) {
+            if (given[i].dims[d] < 0) refuse(std::string(ports[i].name) + " has a negative dimension");
+            tensor.shape.dims[d] = given[i].dims[d];
+        }
+        if (!tensor.data && tensor.shape.count()) refuse(std::string(ports[i].name) + " is NULL");
+        tensors.push_back(tensor);
+    }
+    return tensors;
+}
+
+bool same(const Shape& a, const Shape& b) {
+    return a.rank == b.rank && !std::memcmp(a.dims, b.dims, sizeof(a.dims[0]) * a.rank);
+}
+
+// Threads that live for one call: for tests and benchmarks of raw kernels. Runtimes bring their own pool.
+Parallel threads(int& count) {
+    return {[](void* pool, size_t tasks, void (*task)(void*, size_t), void* user) {
+                std::atomic<size_t> next{0};
+                const auto work = [&] {
+                    for (size_t i; (i = next.fetch_add(1)) < tasks;) task(user, i);
+                };
+                std::vector<std::thread> others;
+                for (int i = 1; i < *static_cast<int*>(pool); ++i) others.emplace_back(work);
+                work();
+                for (std::thread& other : others) other.join();
+            },
+            &count};
+}
+
+}  // namespace
+}  // namespace d2d
+
+using namespace d2d;
+
+D2D_EXPORT const char* d2d_describe(void) {
+    static const std::string text = list(definitions(), describe);
+    return text.c_str();
+}
+
+D2D_EXPORT const char* d2d_isas(void) {
+    static const std::string text = [] {
+        std::string names;
+        for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512_vnni, Isa::neon})
+            if (isa_runs_here(isa)) names += (names.empty() ? "" : " ") + std::string(isa_name(isa));
+        return names;
+    }();
+    return text.c_str();
+}
+
+D2D_EXPORT const char* d2d_isa_in_use(void) {
+    const char* name = nullptr;
+    return guarded([&] { name = isa_name(isa_in_use()); }) ? nullptr : name;
+}
+
+D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const d2d_attribute* attributes,
+                       size_t attribute_count, const d2d_tensor* inputs, size_t input_count,
+                       const d2d_tensor* outputs, size_t output_count) {
+    return guarded([&] {
+        const Definition& definition = find(op);
+        const Attributes values = read(definition, attributes, attribute_count);
+        const std::vector<Tensor> in = read(definition.inputs, inputs, input_count);
+        const std::vector<Tensor> out = read(definition.outputs, outputs, output_count);
+        std::vector<Shape> shapes;
+        for (const Tensor& tensor : in) shapes.push_back(tensor.shape);
+        std::string fault = definition.check_attributes(values);
+        if (fault.empty()) fault = definition.check_shapes(values, shapes);
+        if (!fault.empty()) refuse(std::string(definition.name) + ": " + fault);
+        const std::vector<Shape> expected = output_shapes(definition, shapes);
+        for (size_t i = 0; i < out.size(); ++i)
+            if (!same(out[i].shape, expected[i]))
+                refuse(std::string(definition.outputs[i].name) + " has a wrong shape");
+#ifdef D2D_HOST_CUDA
+        if (isa && !std::strcmp(isa, "cuda_on_host")) {
+            for (const CudaLaunch& launch : definition.plan_cuda(values, in, out)) run_on_host(launch);
+            return;
+        }
+#endif
+        const Isa chosen = isa ? isa_from_name(isa) : isa_in_use();
+        if (!isa_runs_here(chosen)) refuse(std::string(isa_name(chosen)) + " does not run on this CPU");
+        if (thread_count < 1) refuse("threads must be at least 1");
+        definition.make_cpu(values, chosen)->run(in.data(), out.data(), threads(thread_count));
+    });
+}
+
+D2D_EXPORT int d2d_relayout(const char* format, int64_t n, int64_t k, const int32_t* words, int32_t* out,
+                            int64_t* rows, int64_t* columns) {
+    return guarded([&] {
+        const FormatSpec* spec = format ? find_format(format) : nullptr;
+        if (!spec) refuse(std::string("there is no weight format ") + (format ? format : "NULL"));
+        if (n < 1 || k < 1) refuse("n and k must be at least 1");
+        const LayoutShape shape = layout_shape(*spec, n, k);
+        *rows = shape.rows;
+        *columns = shape.columns;
+        if (out) to_layout(*spec, n, k, words, out);
+    });
+}
+
+D2D_EXPORT const char* d2d_last_error(void) { return last_error.c_str(); }

@@ -1,0 +1,208 @@
+// ONNX Runtime: every Definition of the list as a custom op of domain `dit2deploy`; no line per op.
+#include <climits>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "onnxruntime.h"
+#include "op.h"
+
+namespace d2d::ort {
+namespace {
+
+const Api* api = nullptr;
+
+// An error that ONNX Runtime shall show under its own code.
+struct Refused : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Takes a status of ONNX Runtime's own and carries on with it through our frames.
+struct Foreign {
+    Status* status;
+};
+
+void check(Status* status) {
+    if (status) throw Foreign{status};
+}
+
+// No exception may leave the library: each callback runs its body in here.
+template <class F>
+Status* guarded(const char* op, F&& body) {
+    try {
+        body();
+        return nullptr;
+    } catch (const Foreign& foreign) {
+        return foreign.status;
+    } catch (const Refused& error) {
+        return create_status(api, kInvalidArgument, (std::string(op) + ": " + error.what()).c_str());
+    } catch (const std::exception& error) {
+        return create_status(api, kFail, (std::string(op) + ": " + error.what()).c_str());
+    } catch (...) {
+        return create_status(api, kFail, (std::string(op) + ": unknown exception").c_str());
+    }
+}
+
+void refuse(const std::string& fault) {
+    if (!fault.empty()) throw Refused(fault);
+}
+
+struct Op : CustomOp {
+    const Definition* definition;
+};
+
+struct Node {
+    const Definition* definition;
+    Attributes attributes;
+    std::unique_ptr<CpuKernel> kernel;
+};
+
+const Definition& of(const CustomOp* op) { return *static_cast<const Op*>(op)->definition; }
+
+Attributes read_attributes(const Definition& definition, const KernelInfo* info) {
+    Attributes values = defaults(definition);
+    for (const Attribute& attribute : definition.attributes) {
+        Status* absent = nullptr;
+        if (attribute.type == Attribute::Type::integer) {
+            int64_t value = 0;
+            absent = integer_attribute(api, info, attribute.name, &value);
+            if (!absent) values.integers[attribute.name] = value;
+        } else {
+            size_t size = 0;
+            absent = text_attribute(api, info, attribute.name, nullptr, &size);
+            if (!absent && size) {
+                std::vector<char> text(size);
+                check(text_attribute(api, info, attribute.name, text.data(), &size));
+                values.texts[attribute.name] = text.data();
+            }
+        }
+        if (absent) release_status(api, absent);
+    }
+    return values;
+}
+
+Tensor view(const Value* value, size_t port, const Port& expected) {
+    if (!value) throw Refused("input " + std::to_string(port) + " (" + expected.name + ") is missing");
+    ShapeInfo* info = nullptr;
+    check(shape_info(api, value, &info));
+    const std::unique_ptr<ShapeInfo, void (*)(ShapeInfo*)> owner(
+        info, [](ShapeInfo* i) { release_shape_info(api, i); });
+    Tensor tensor{};
+    size_t rank = 0;
+    int type = 0;
+    check(dimension_count(api, info, &rank));
+    check(element_type(api, info, &type));
+    if (type != static_cast<int>(expected.dtype))
+        throw Refused("input " + std::string(expected.name) + " has the element type " +
+                      std::to_string(type));
+    if (rank > kMaxRank) throw Refused("input " + std::string(expected.name) + " has too many dimensions");
+    tensor.dtype = expected.dtype;
+    tensor.shape.rank = static_cast<int>(rank);
+    check(dimensions(api, info, tensor.shape.dims, rank));
+    check(tensor_data(api, value, &tensor.data));
+    return tensor;
+}
+
+Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** kernel) {
+    const Definition& definition = of(op);
+    return guarded(definition.name, [&] {
+        auto node = std::make_unique<Node>();
+        node->definition = &definition;
+        node->attributes = read_attributes(definition, info);
+        refuse(definition.check_attributes(node->attributes));
+        node->kernel = definition.make_cpu(node->attributes, isa_in_use());
+        *kernel = node.release();
+    });
+}
+
+Status* compute(void* kernel, KernelContext* context) {
+    const Node& node = *static_cast<Node*>(kernel);
+    const Definition& definition = *node.definition;
+    return guarded(definition.name, [&] {
+        size_t count = 0;
+        check(input_count(api, context, &count));
+        if (count != definition.inputs.size())
+            throw Refused("has " + std::to_string(count) + " inputs, expects " +
+                          std::to_string(definition.inputs.size()));
+        std::vector<Tensor> inputs(count);
+        std::vector<Shape> shapes(count);
+        for (size_t i = 0; i < count; ++i) {
+            const Value* value = nullptr;
+            check(input(api, context, i, &value));
+            inputs[i] = view(value, i, definition.inputs[i]);
+            shapes[i] = inputs[i].shape;
+        }
+        refuse(definition.check_shapes(node.attributes, shapes));
+        const std::vector<Shape> results = output_shapes(definition, shapes);
+        std::vector<Tensor> outputs(results.size());
+        for (size_t i = 0; i < results.size(); ++i) {
+            Value* value = nullptr;
+            check(output(api, context, i, results[i].dims, static_cast<size_t>(results[i].rank), &value));
+            outputs[i] = {definition.outputs[i].dtype, results[i], nullptr};
+            check(tensor_data(api, value, &outputs[i].data));
+        }
+        const Parallel pool{
+            [](void* of, size_t tasks, void (*task)(void*, size_t), void* user) {
+                check(parallel_for(api, static_cast<const KernelContext*>(of), task, tasks, 0, user));
+            },
+            context};
+        node.kernel->run(inputs.data(), outputs.data(), pool);
+    });
+}
+
+Op make(const Definition& definition) {
+    Op op{};
+    op.definition = &definition;
+    op.name = [](const CustomOp* o) { return of(o).name; };
+    op.execution_provider = [](const CustomOp*) -> const char* { return nullptr; };  // null: the CPU
+    op.input_type = [](const CustomOp* o, size_t i) { return static_cast<int>(of(o).inputs[i].dtype); };
+    op.input_type_count = [](const CustomOp* o) { return of(o).inputs.size(); };
+    op.output_type = [](const CustomOp* o, size_t i) { return static_cast<int>(of(o).outputs[i].dtype); };
+    op.output_type_count = [](const CustomOp* o) { return of(o).outputs.size(); };
+    op.kernel_destroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
+    op.input_characteristic = op.output_characteristic =
+        op.input_memory_type = [](const CustomOp*, size_t) { return 0; };
+    op.variadic_input_min_arity = op.variadic_input_homogeneity = [](const CustomOp*) { return 0; };
+    op.variadic_output_min_arity = op.variadic_output_homogeneity = [](const CustomOp*) { return 0; };
+    op.create_kernel_v2 = create;
+    op.kernel_compute_v2 = compute;
+    op.start_version = [](const CustomOp*) { return 1; };
+    op.end_version = [](const CustomOp*) { return INT_MAX; };
+    return op;
+}
+
+// Ops and domain outlive every session: they are made once and never freed.
+CustomOpDomain* domain() {
+    static std::mutex mutex;
+    static std::vector<Op>* ops = nullptr;
+    static CustomOpDomain* made = nullptr;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!made) {
+        check(create_domain(api, "dit2deploy", &made));
+        ops = new std::vector<Op>();
+        for (const Definition& definition : definitions()) ops->push_back(make(definition));
+        for (const Op& op : *ops) check(add_op(api, made, &op));
+    }
+    return made;
+}
+
+}  // namespace
+}  // namespace d2d::ort
+
+extern "C" __attribute__((visibility("default"))) d2d::ort::Status* RegisterCustomOps(
+    d2d::ort::SessionOptions* options, const d2d::ort::ApiBase* base) {
+    using namespace d2d::ort;
+    api = base->get(kApiVersion);
+    if (!api) {
+        const std::string text =
+            std::string("dit2deploy needs ONNX Runtime 1.18 or newer, found ") + base->version();
+        return create_status(base->get(1), kFail, text.c_str());
+    }
+    return guarded("dit2deploy", [&] {
+        d2d::isa_in_use();  // a wrong DIT2DEPLOY_CPU is told here, once
+        check(add_domain(api, options, domain()));
+    });
+}

@@ -1,0 +1,64 @@
+// Reads the CPU's features once, and the environment variable that forces a variant.
+#include "cpu_features.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace d2d {
+namespace {
+
+constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512_vnni, Isa::neon};
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+    switch (isa) {
+        case Isa::portable: return "portable";
+        case Isa::avx2: return "avx2";
+        case Isa::avx512_vnni: return "avx512_vnni";
+        case Isa::neon: return "neon";
+    }
+    return "unknown";
+}
+
+Isa isa_from_name(const std::string& name) {
+    std::string known;
+    for (Isa isa : kAll) {
+        if (name == isa_name(isa)) return isa;
+        known += std::string(known.empty() ? "" : ", ") + isa_name(isa);
+    }
+    throw std::invalid_argument("unknown instruction set '" + name + "'; known: " + known);
+}
+
+bool isa_runs_here(Isa isa) {
+    switch (isa) {
+        case Isa::portable: return true;
+#if defined(__x86_64__)
+        case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case Isa::avx512_vnni:
+#if defined(D2D_SIMDE)
+            return true;  // the test library computes them by emulation
+#else
+            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
+#endif
+        default: return false;
+    }
+}
+
+Isa isa_in_use() {
+    if (const char* forced = std::getenv("DIT2DEPLOY_CPU"); forced && *forced) {
+        const Isa isa = isa_from_name(forced);
+        if (!isa_runs_here(isa))
+            throw std::invalid_argument(std::string("DIT2DEPLOY_CPU=") + forced +
+                                        " does not run on this CPU");
+        return isa;
+    }
+    Isa best = Isa::portable;
+    for (Isa isa : kAll)
+        if (isa_runs_here(isa)) best = isa;
+    return best;
+}
+
+}  // namespace d2d

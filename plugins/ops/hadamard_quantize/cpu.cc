@@ -1,0 +1,82 @@
+// HadamardQuantize in plain C++: the oracle of the other CPU kernels, and what runs where there is none.
+#include <algorithm>
+#include <cstring>
+
+#include "hadamard_quantize.h"
+#include "scratch.h"
+
+namespace d2d {
+namespace {
+
+constexpr int64_t kRowsATask = 8;
+
+void walsh_hadamard(float* t, int64_t k, int64_t block) {
+    for (int64_t h = 1; h < block; h *= 2)
+        for (int64_t start = 0; start < k; start += 2 * h)
+            for (int64_t i = start; i < start + h; ++i) {
+                const float a = t[i], b = t[i + h];
+                t[i] = a + b;
+                t[i + h] = a - b;
+            }
+}
+
+float largest(const float* t, int64_t k) {
+    float most = 0;
+    for (int64_t i = 0; i < k; ++i) {
+        const float magnitude = std::fabs(t[i]);
+        if (!(magnitude <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
+        most = std::max(most, magnitude);
+    }
+    return most;
+}
+
+// In float64, so that every order of the additions rounds to the same float32.
+float root_mean_square(const float* t, int64_t k) {
+    double sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += static_cast<double>(t[i]) * t[i];
+    return static_cast<float>(std::sqrt(sum / static_cast<double>(k)));
+}
+
+class Kernel : public CpuKernel {
+  public:
+    explicit Kernel(const Attributes& attributes)
+        : block_(attributes.integer("block")), gaussian_(attributes.text("clip") == "gaussian") {}
+
+    void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
+        const int64_t m = inputs[0].shape.rows(), k = inputs[0].shape.last();
+        if (m == 0) return;
+        const int64_t rows_a_qmax = m / inputs[1].shape.count();
+        const float norm = hadamard_norm(block_);
+        parallel.run((m + kRowsATask - 1) / kRowsATask, [&](size_t task) {
+            float* t = scratch<float>(k);
+            const int64_t end = std::min<int64_t>(m, (task + 1) * kRowsATask);
+            for (int64_t row = task * kRowsATask; row < end; ++row) {
+                std::memcpy(t, inputs[0].as<float>() + row * k, k * sizeof(float));
+                walsh_hadamard(t, k, block_);
+                const float qmax = inputs[1].as<float>()[row / rows_a_qmax];
+                const float statistic = gaussian_ ? root_mean_square(t, k) : largest(t, k);
+                const RowScale found = row_scale(statistic, qmax, gaussian_, norm);
+                int8_t* q = outputs[0].as<int8_t>() + row * k;
+                outputs[1].as<float>()[row] = found.s;
+                if (found.scale == 0) {
+                    std::memset(q, 0, k);
+                    continue;
+                }
+                for (int64_t i = 0; i < k; ++i)
+                    q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(t[i] * found.scale), -qmax, qmax));
+            }
+        });
+    }
+
+  private:
+    int64_t block_;
+    bool gaussian_;
+};
+
+}  // namespace
+
+std::unique_ptr<CpuKernel> make_hadamard_quantize_portable(const Attributes& attributes) {
+    return std::make_unique<Kernel>(attributes);
+}
+
+}  // namespace d2d

@@ -1,0 +1,16 @@
+// THE list of native ops; tests/test_homes.py compares it with dit2deploy.ops.OPS.
+#include "hadamard_quantize/hadamard_quantize.h"
+#include "quant_gemm/quant_gemm.h"
+
+namespace d2d {
+
+const std::vector<Definition>& definitions() {
+    static const std::vector<Definition> all = [] {
+        std::vector<Definition> list = quant_gemms();
+        list.insert(list.begin(), hadamard_quantize());
+        return list;
+    }();
+    return all;
+}
+
+}  // namespace d2d

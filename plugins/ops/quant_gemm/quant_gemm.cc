@@ -1,0 +1,109 @@
+// The eight GEMMs: ports, checks and dispatch.
+#include "quant_gemm.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "layout.h"
+
+namespace d2d {
+namespace {
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+std::string check_attributes(const Attributes& attributes) {
+    const int64_t bits = attributes.integer("bits"), layout = attributes.integer("layout");
+    if (bits < 2 || bits > 8) return "bits must be from 2 to 8, got " + text(bits);
+    if (layout != 0 && layout != 1)
+        return "layout " + text(layout) + " is not known to this library (0: interchange, 1: CPU kernels)";
+    return "";
+}
+
+template <int Index, bool LowRank>
+std::string check_shapes(const Attributes& attributes, const std::vector<Shape>& shapes) {
+    constexpr FormatSpec format = kFormats[Index];
+    const Shape &q = shapes[0], &s = shapes[1], &w = shapes[2], &ws = shapes[3], &bias = shapes[4];
+    if (q.rank < 1 || s.rank != q.rank)
+        return "q and s must have the same number of dimensions, at least one";
+    for (int i = 0; i + 1 < q.rank; ++i)
+        if (q.dims[i] >= 0 && s.dims[i] >= 0 && q.dims[i] != s.dims[i])
+            return "s must have the rows of q: dimension " + text(i) + " is " + text(s.dims[i]) +
+                   " against " + text(q.dims[i]);
+    if (s.last() != 1) return "the last dimension of s must be 1, got " + text(s.last());
+    if (w.rank != 2 || ws.rank != 2) return "w and ws must have two dimensions";
+    const int64_t k = q.last(), n = ws.dims[0], groups = ws.dims[1];
+    if (k <= 0) return "the columns of q must be known and at least one";
+    if (groups < 1 || k % groups)
+        return text(groups) + " groups do not divide the " + text(k) + " columns of q";
+    if (bias.rank != 1 || bias.dims[0] != n) return "bias must hold " + text(n) + " values, one an output";
+    LayoutShape expected{n, format.words(k)};
+    if (attributes.integer("layout") == 1) expected = layout_shape(format, n, k);
+    if (w.dims[0] != expected.rows || w.dims[1] != expected.columns)
+        return "w must be [" + text(expected.rows) + ", " + text(expected.columns) + "] for " + text(n) +
+               " outputs and " + text(k) + " columns of " + format.name + " weights, got [" +
+               text(w.dims[0]) + ", " + text(w.dims[1]) + "]";
+    if constexpr (LowRank) {
+        const Shape &t = shapes[5], &up = shapes[6];
+        if (t.rank != q.rank || up.rank != 2 || up.dims[0] != n || t.last() != up.dims[1])
+            return "t must be [.., r] with the rows of q, and up [" + text(n) + ", r]";
+        for (int i = 0; i + 1 < q.rank; ++i)
+            if (q.dims[i] >= 0 && t.dims[i] >= 0 && q.dims[i] != t.dims[i])
+                return "t must have the rows of q";
+    }
+    return "";
+}
+
+template <int Index, bool LowRank>
+std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
+    constexpr FormatSpec format = kFormats[Index];
+    // The fast kernels read their own layout only; interchange words are for runtimes without a build step.
+    if (attributes.integer("layout") == 0) isa = Isa::portable;
+    switch (isa) {
+#if defined(__x86_64__)
+        case Isa::avx512_vnni: return make_quant_gemm_avx512(format, attributes, LowRank);
+        case Isa::avx2: return make_quant_gemm_avx2(format, attributes, LowRank);
+#endif
+        case Isa::portable: return make_quant_gemm_portable(format, attributes, LowRank);
+        default: throw std::invalid_argument(std::string("the GEMMs have no kernel for ") + isa_name(isa));
+    }
+}
+
+template <int Index, bool LowRank>
+std::vector<CudaLaunch> plan_cuda(const Attributes& attributes, const std::vector<Tensor>& inputs,
+                                  const std::vector<Tensor>& outputs) {
+    return plan_quant_gemm(kFormats[Index], LowRank, attributes, inputs, outputs);
+}
+
+template <int Index, bool LowRank>
+Definition define(const char* name) {
+    Definition definition{
+        name,
+        1,
+        {{"q", DType::i8}, {"s", DType::f32}, {"w", DType::i32}, {"ws", DType::f32}, {"bias", DType::f32}},
+        {{"y", DType::f32}},
+        {{"bits", Attribute::Type::integer, 8, nullptr}, {"layout", Attribute::Type::integer, 0, nullptr}},
+        {{0, 3, 0}},
+        check_attributes,
+        check_shapes<Index, LowRank>,
+        make_cpu<Index, LowRank>,
+        plan_cuda<Index, LowRank>,
+    };
+    if (LowRank) {
+        definition.inputs.push_back({"t", DType::f32});
+        definition.inputs.push_back({"up", DType::f32});
+    }
+    return definition;
+}
+
+}  // namespace
+
+std::vector<Definition> quant_gemms() {
+    return {
+        define<0, false>("TernaryGemm"),       define<1, false>("Int3Gemm"),
+        define<2, false>("Int4Gemm"),          define<3, false>("Int8Gemm"),
+        define<0, true>("TernaryGemmLowRank"), define<1, true>("Int3GemmLowRank"),
+        define<2, true>("Int4GemmLowRank"),    define<3, true>("Int8GemmLowRank"),
+    };
+}
+
+}  // namespace d2d

@@ -1,0 +1,51 @@
+// <Format>Gemm and <Format>GemmLowRank: what their kernels share. Semantics: dit2deploy/ops/quant_gemm.py.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "formats.h"
+#include "op.h"
+
+namespace d2d {
+
+// The ports as numbers: y[m, n] = s[m] * sum_g ws[n, g] * (sum of group g of q[m, k] w[n, k]) + bias[n] +
+// t[m] . up[n].
+struct GemmProblem {
+    int64_t m, n, k, groups, rank;
+    const int8_t* q;
+    const float* s;
+    const int32_t* w;
+    const float* ws;
+    const float* bias;
+    const float* t;   // [M, rank], nullptr without a branch
+    const float* up;  // [N, rank]
+    float* y;
+
+    GemmProblem(const Tensor* inputs, const Tensor* outputs, bool low_rank)
+        : m(inputs[0].shape.rows()),
+          n(inputs[3].shape.dims[0]),
+          k(inputs[0].shape.last()),
+          groups(inputs[3].shape.dims[1]),
+          rank(low_rank ? inputs[5].shape.last() : 0),
+          q(inputs[0].as<int8_t>()),
+          s(inputs[1].as<float>()),
+          w(inputs[2].as<int32_t>()),
+          ws(inputs[3].as<float>()),
+          bias(inputs[4].as<float>()),
+          t(low_rank ? inputs[5].as<float>() : nullptr),
+          up(low_rank ? inputs[6].as<float>() : nullptr),
+          y(outputs[0].as<float>()) {}
+};
+
+std::unique_ptr<CpuKernel> make_quant_gemm_portable(const FormatSpec&, const Attributes&, bool low_rank);
+std::unique_ptr<CpuKernel> make_quant_gemm_avx2(const FormatSpec&, const Attributes&, bool low_rank);
+std::unique_ptr<CpuKernel> make_quant_gemm_avx512(const FormatSpec&, const Attributes&, bool low_rank);
+std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec&, bool low_rank, const Attributes&,
+                                        const std::vector<Tensor>& inputs,
+                                        const std::vector<Tensor>& outputs);
+
+// All eight ops: each format, plain and with a low-rank branch.
+std::vector<Definition> quant_gemms();
+
+}  // namespace d2d
