@@ -76,8 +76,9 @@ struct Attributes {
     const std::string& text(const char* name) const { return texts.at(name); }
 };
 
-// Hands out `tasks` indices to the runtime's own threads; returns when all are done. An exception of a task must not
-// unwind a thread of the runtime: the first one is carried to the caller, the tasks after it are skipped.
+// Hands out `tasks` indices to the runtime's own threads; returns when all are done. An exception of a task
+// must not unwind a thread of the runtime: the first one is carried to the caller, the tasks after it are
+// skipped.
 struct Parallel {
     void (*for_each)(void* pool, size_t tasks, void (*task)(void* user, size_t index), void* user);
     void* pool;
@@ -120,6 +121,11 @@ struct CudaLaunch {
     unsigned shared_bytes;
     std::vector<uint64_t> words;  // kernel parameters, each 8 bytes wide, in order
 };
+
+// A kernel parameter as 8 bytes.
+inline uint64_t word(int64_t value) { return static_cast<uint64_t>(value); }
+inline uint64_t word(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
+inline uint64_t word(const Tensor& tensor) { return word(tensor.data); }
 
 struct Definition {
     const char* name;

@@ -1,8 +1,10 @@
 // Weight formats as numbers, as dit2deploy/formats.py has them, and how the interchange words are read.
 #pragma once
 
+#if !defined(__CUDACC_RTC__)  // gpu.h has the integer types there
 #include <cstdint>
 #include <cstring>
+#endif
 
 namespace d2d {
 
@@ -26,11 +28,13 @@ constexpr FormatSpec kInt4{"int4", 16, 2, 1, 8};
 constexpr FormatSpec kInt8{"int8", 256, 1, 1, 128};
 constexpr FormatSpec kFormats[] = {kTernary, kInt3, kInt4, kInt8};
 
+#if !defined(__CUDACC_RTC__)
 inline const FormatSpec* find_format(const char* name) {
     for (const FormatSpec& format : kFormats)
         if (!std::strcmp(format.name, name)) return &format;
     return nullptr;
 }
+#endif
 
 // Code 0 .. levels - 1 of weight k of a row of interchange words.
 constexpr int interchange_code(const FormatSpec& format, const int32_t* row, int64_t k) {

@@ -1,0 +1,23 @@
+// Runs a planned launch through the emulator.
+#pragma once
+
+#include "emulator.h"
+#include "op.h"
+
+namespace d2d {
+
+// In three orders of the threads; throws std::runtime_error with the emulator's report.
+inline void run_on_host(const CudaLaunch& launch) {
+    for (unsigned seed : {0u, 1u, 2u}) {
+        gpu::host::Grid grid{};
+        for (int i = 0; i < 3; ++i) {
+            grid.grid[i] = launch.grid[i];
+            grid.block[i] = launch.block[i];
+        }
+        grid.shared_bytes = launch.shared_bytes;
+        grid.seed = seed;
+        gpu::host::launch(launch.function, grid, launch.words);
+    }
+}
+
+}  // namespace d2d
