@@ -48,7 +48,8 @@ class Scheduler:
             )
         if config.get("thresholding"):
             raise Misuse(
-                "scheduler: thresholding is not supported.", "Set thresholding to false (or use clip_sample)."
+                "scheduler: thresholding is not supported.",
+                "Set thresholding to false (or use clip_sample).",
             )
         known = {field: config[field] for field in cls.__dataclass_fields__ if field in config}
         if known.get("trained_betas") is not None:
@@ -60,7 +61,8 @@ class Scheduler:
         ):
             if field in known and known[field] not in allowed:
                 raise Misuse(
-                    f"scheduler: {field} {known[field]!r} is not supported.", f"Use one of {', '.join(allowed)}."
+                    f"scheduler: {field} {known[field]!r} is not supported.",
+                    f"Use one of {', '.join(allowed)}.",
                 )
         return cls(**known)
 
@@ -73,7 +75,10 @@ class Scheduler:
             path = (nested if nested.is_dir() else path) / "scheduler_config.json"
         config = read_json(path, cure="Give a diffusers pipeline folder, its scheduler folder or the JSON file.")
         if not isinstance(config, dict):
-            raise Misuse(f"{path}: holds no scheduler configuration.", "Save the scheduler anew with diffusers.")
+            raise Misuse(
+                f"{path}: holds no scheduler configuration.",
+                "Save the scheduler anew with diffusers.",
+            )
         return cls.from_config(config)
 
     @cached_property
@@ -208,7 +213,8 @@ def trajectory(
     if guided:
         if null_label is None:
             raise Misuse(
-                f"trajectory: guidance {guidance} needs a null_label.", "Give the number of classes, or guidance 1."
+                f"trajectory: guidance {guidance} needs a null_label.",
+                "Give the number of classes, or guidance 1.",
             )
         labels = np.concatenate([labels, np.full_like(labels, null_label)])
     for index, timestep in enumerate(scheduler.timesteps(steps).tolist()):

@@ -19,7 +19,9 @@ from dit2deploy.sampling import (
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
 
-COMBINATIONS = itertools.product(BETA_SCHEDULES, PREDICTION_TYPES, SPACINGS, (False, True), (False, True), (False, True))
+COMBINATIONS = itertools.product(
+    BETA_SCHEDULES, PREDICTION_TYPES, SPACINGS, (False, True), (False, True), (False, True)
+)
 
 
 @pytest.mark.parametrize("beta_schedule", BETA_SCHEDULES)
@@ -110,7 +112,11 @@ def test_what_is_not_supported_is_named(config, word, tmp_path):
 
 
 def test_steps_beyond_the_training_range_are_refused():
-    for scheduler, steps in ((Scheduler(), 0), (Scheduler(), 1001), (Scheduler(steps_offset=1), 1000)):
+    for scheduler, steps in (
+        (Scheduler(), 0),
+        (Scheduler(), 1001),
+        (Scheduler(steps_offset=1), 1000),
+    ):
         with pytest.raises(Misuse, match="step"):
             scheduler.timesteps(steps)
 
@@ -154,7 +160,9 @@ def pipeline_latents(model, scheduler, labels, steps, guidance, noise, null_labe
 @pytest.mark.parametrize("guidance", [1.0, 1.5, 4.0])
 def test_trajectory_ends_where_the_pipeline_of_diffusers_ends(channels_out, guidance):
     theirs = diffusers.DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
     )
     labels, noise = np.array([3, 0, 9]), initial_noise([1, 2, 3], (2, 4, 4))
     model = CountingModel(channels_out)

@@ -114,7 +114,7 @@ def main() -> None:
         options.out / "demo_quality.json",
         {
             "what": "accuracy and Fréchet distance (classifier features) of the demo model in float32",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": {"cpu": cpu_model(), "cores": cores(), "threads": options.threads},
             "versions": versions("torch", "diffusers", "numpy", "scikit-learn"),
             "command": shlex.join(["python", *sys.argv]),

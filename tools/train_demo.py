@@ -2,19 +2,26 @@
 
 import argparse
 import copy
+import datetime
 import json
 import math
 import os
+import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
+
+from dit2deploy.base.files import write_json
+from dit2deploy.base.machine import cores, cpu_model, versions
 
 CLASSES = 10
 SIZE = 16
@@ -84,7 +91,10 @@ def build_model() -> DiTTransformer2DModel:
 
 
 def modulation_linears(model: DiTTransformer2DModel) -> list[torch.nn.Linear]:
-    return [block.norm1.linear for block in model.transformer_blocks] + [model.proj_out_1, model.proj_out_2]
+    return [block.norm1.linear for block in model.transformer_blocks] + [
+        model.proj_out_1,
+        model.proj_out_2,
+    ]
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -156,17 +166,18 @@ def train(options: argparse.Namespace) -> tuple[DiTTransformer2DModel, dict]:
         progress = load_checkpoint(options.checkpoint, model, ema, optimizer, generator)
         if progress["seed"] != options.seed:
             sys.exit(f"{options.checkpoint} is of seed {progress['seed']}; remove it or give --seed {progress['seed']}")
-        progress["resumed"] += 1
     images, labels = digits()
     alphas_cumprod = build_scheduler().alphas_cumprod
 
-    begun = time.monotonic() - progress["seconds"]
+    first, begun = progress["step"], time.monotonic() - progress["seconds"]
     recent: list[float] = []
     while True:
         progress["seconds"] = time.monotonic() - begun
         fraction = max(progress["step"] / options.steps, progress["seconds"] / (60 * options.minutes))
         if fraction >= 1:
             break
+        if 0 < first == progress["step"]:
+            progress["resumed"] += 1
         rate = PEAK_RATE * min(1, (progress["step"] + 1) / WARM_UP) * (1 + math.cos(math.pi * fraction)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -203,17 +214,41 @@ def train(options: argparse.Namespace) -> tuple[DiTTransformer2DModel, dict]:
 
 def write_pipeline(model: DiTTransformer2DModel, out: Path) -> None:
     """Writes model_index.json, transformer/ (float16) and scheduler/ as diffusers lays a DiTPipeline out."""
-    copy.deepcopy(model).half().save_pretrained(out / "transformer")
-    build_scheduler().save_pretrained(out / "scheduler")
-    index = {
-        "_class_name": "DiTPipeline",
-        "_diffusers_version": model.config["_diffusers_version"] if "_diffusers_version" in model.config else None,
-        "id2label": {str(digit): str(digit) for digit in range(CLASSES)},
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "transformer": ["diffusers", "DiTTransformer2DModel"],
-        "vae": [None, None],
-    }
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        parts = Path(folder)
+        copy.deepcopy(model).half().save_pretrained(parts / "transformer")
+        build_scheduler().save_pretrained(parts / "scheduler")
+        index = {
+            "_class_name": "DiTPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "id2label": {str(digit): str(digit) for digit in range(CLASSES)},
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "transformer": ["diffusers", "DiTTransformer2DModel"],
+            "vae": [None, None],
+        }
+        (parts / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        for part in sorted(parts.rglob("*.*")):
+            final = out / part.relative_to(parts)
+            final.parent.mkdir(exist_ok=True)
+            part.chmod(0o644)  # safetensors leaves its files to their owner alone, and a wheel would keep that
+            os.replace(part, final)
+
+
+def write_record(path: Path, options: argparse.Namespace, progress: dict) -> None:
+    """Writes what the run did, for the model card."""
+    write_json(
+        path,
+        {
+            "what": "training of the demo model; losses are means over the last steps, [step, loss]",
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "machine": {"cpu": cpu_model(), "cores": cores(), "threads": options.threads},
+            "versions": versions("torch", "diffusers", "numpy", "scikit-learn"),
+            "command": shlex.join(["python", *sys.argv]),
+            "batch": BATCH,
+            **progress,
+        },
+    )
 
 
 def main() -> None:
@@ -231,11 +266,17 @@ def main() -> None:
         default=Path("/tmp/dit2deploy_demo.safetensors"),
         help="where the state of an unfinished run lies (default %(default)s)",
     )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        default=Path("tools/results/demo_training.json"),
+        help="file that says what the run did (default %(default)s)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, progress = train(options)
     write_pipeline(model, options.out)
-    (options.out / "training.json").write_text(json.dumps(progress) + "\n")
+    write_record(options.record, options, progress)
     print(f"{options.out}: {progress['step']} steps in {progress['seconds'] / 60:.1f} minutes")
 
 

@@ -27,7 +27,10 @@ class Classifier:
         file = TensorFile(Path(path), cure="Make it with tools/train_classifier.py.")
         missing = sorted(_TENSORS - set(file))
         if missing:
-            raise Misuse(f"{path}: tensor {missing[0]!r} is missing.", "Make it with tools/train_classifier.py.")
+            raise Misuse(
+                f"{path}: tensor {missing[0]!r} is missing.",
+                "Make it with tools/train_classifier.py.",
+            )
         return cls({name: file.read(name) for name in file}, dict(file.metadata))
 
     @property
@@ -39,7 +42,10 @@ class Classifier:
         """float32 [N, F], before their ReLU, of images [N, 1, 16, 16] in -1 (paper) .. 1 (ink)."""
         images = np.asarray(images, dtype=np.float32)
         if images.ndim != 4 or images.shape[1:] != (1, 16, 16):
-            raise Misuse(f"Classifier: images have the shape {images.shape}.", "Give [N, 1, 16, 16] in -1..1.")
+            raise Misuse(
+                f"Classifier: images have the shape {images.shape}.",
+                "Give [N, 1, 16, 16] in -1..1.",
+            )
         chunks = [self._features(images[at : at + _CHUNK]) for at in range(0, len(images), _CHUNK)]
         return np.concatenate([np.zeros((0, len(self.tensors["features.bias"])), np.float32), *chunks])
 
@@ -59,7 +65,8 @@ class Classifier:
         labels = np.asarray(labels)
         if labels.shape != (len(images),) or not len(images):
             raise Misuse(
-                f"class_accuracy: {len(images)} images and labels {labels.shape}.", "Give one label an image."
+                f"class_accuracy: {len(images)} images and labels {labels.shape}.",
+                "Give one label an image.",
             )
         return float(np.mean(self.logits(images).argmax(axis=1) == labels))
 
@@ -78,7 +85,10 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [F] and unbiased covariance [F, F] in float64 of features [N, F], N at least 2."""
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) < 2:
-        raise Misuse(f"moments: features have the shape {features.shape}.", "Give [N, F] of at least two samples.")
+        raise Misuse(
+            f"moments: features have the shape {features.shape}.",
+            "Give [N, F] of at least two samples.",
+        )
     return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
 
 

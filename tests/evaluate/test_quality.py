@@ -60,7 +60,10 @@ def test_distance_of_normals_has_the_closed_form():
     deviations_a, deviations_b = np.array([1.0, 2.0, 0.5]), np.array([3.0, 2.0, 0.0])
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))
     got = frechet_distance_of_moments(
-        turn @ mean_a, turn * deviations_a**2 @ turn.T, turn @ mean_b, turn * deviations_b**2 @ turn.T
+        turn @ mean_a,
+        turn * deviations_a**2 @ turn.T,
+        turn @ mean_b,
+        turn * deviations_b**2 @ turn.T,
     )
     assert got == pytest.approx(5 + 4 + 0.25)
 
@@ -68,7 +71,10 @@ def test_distance_of_normals_has_the_closed_form():
 def test_distance_equals_the_general_matrix_root():
     linalg = pytest.importorskip("scipy.linalg")
     random = np.random.default_rng(3)
-    a, b = random.standard_normal((200, 8)), random.standard_normal((150, 8)) @ random.standard_normal((8, 8))
+    a, b = (
+        random.standard_normal((200, 8)),
+        random.standard_normal((150, 8)) @ random.standard_normal((8, 8)),
+    )
     (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
     root = linalg.sqrtm(cov_a @ cov_b).real
     want = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a + cov_b - 2 * root)

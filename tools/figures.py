@@ -1,0 +1,172 @@
+"""Fills the marked regions of README.md from result files, so that no figure in it is typed by hand."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit2deploy.artefacts.bundle import PARITY, PROFILE, Bundle
+from dit2deploy.artefacts.results import write_results
+from dit2deploy.base.files import read_json, write_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("tools") / "results"
+
+EXAMPLE = """example:
+  make demo && python tools/figures.py --collect build/demo     # tools/results/demo.json from the demo's bundle
+  python tools/figures.py                                       # README.md from tools/results
+  python tools/figures.py --check                               # exit code 1 where README.md differs
+
+A region is <!-- figure:NAME --> ... <!-- /figure -->. Without its result file it stays empty."""
+
+REGION = re.compile(r"(<!-- figure:([\w-]+) -->\n)(.*?)(<!-- /figure -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One region: the result file (in tools/results) it comes from, the command that makes that, and how it reads."""
+
+    name: str
+    file: str
+    command: str
+    render: Callable[[Mapping[str, Any]], str]
+
+
+def demo(result: Mapping[str, Any]) -> str:
+    size, latency = result["size"], result["latency"]
+    engine = latency[0]
+    rows = [
+        (
+            "weights",
+            f"{size['bytes'] / 1e6:.2f} MB, {size['ratio']:.1f} times smaller than float32 ({size['float32'] / 1e6:.2f} MB)",
+        ),
+        (
+            f"latency of one step, batch {engine['batch']}, {engine['threads']} threads",
+            f"engine {engine['p50_ms']:.2f} ms; "
+            + "; ".join(f"{row['label']} {row['p50_ms']:.2f} ms" for row in latency[1:]),
+        ),
+        ("engine is as fast as", "; ".join(f"{label} {ratio:.2f}×" for label, ratio in result["ratios"].items())),
+        ("parity, engine against quantized PyTorch", result["parity"]),
+    ]
+    quality = result["quality"]
+    if quality:
+        full = quality["full_precision"]
+        beside = (
+            f"; full precision {full['class_accuracy']:.1%}, {full['frechet_distance']:.1f}" if "reason" not in full else ""
+        )
+        own = quality["engine"]
+        rows.append(
+            (
+                f"class accuracy and FD of {quality['samples']} samples",
+                f"engine {own['class_accuracy']:.1%}, {own['frechet_distance']:.1f}{beside}",
+            )
+        )
+    rows.append(("engines", "; ".join(f"{name}: {', '.join(found)}" for name, found in result["targets"].items())))
+    return markdown(("", f"{result['model']}, `{result['method']}`"), rows)
+
+
+def ratios(result: Mapping[str, Any]) -> str:
+    """Of bench_*.py: rows with name, baseline, ratio, threads."""
+    header = ("", "against", "threads", "batch", "ratio (above 1: ours is faster)")
+    rows = [
+        (row["name"], row["baseline"], row["threads"], row.get("batch", ""), f"{row['ratio']:.2f}×")
+        for row in result["rows"]
+    ]
+    if not any(row[3] != "" for row in rows):
+        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
+    return markdown(header, rows)
+
+
+FIGURES = (
+    Figure("demo", "demo.json", "make demo && python tools/figures.py --collect build/demo", demo),
+    Figure("gemm", "bench_gemm.json", "python tools/bench_gemm.py --out tools/results/bench_gemm.json", ratios),
+    Figure("model", "bench_model.json", "python tools/bench_model.py --out tools/results/bench_model.json", ratios),
+)
+
+
+def markdown(header: tuple, rows: list[tuple]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """The headline figures of a bundle's own evidence, with the machine and versions that it names."""
+    bundle = Bundle.load(folder)
+    size, profile, parity = bundle.manifest.size, read_json(folder / PROFILE), read_json(folder / PARITY)
+    where = profile["headline"]
+    here = [row for row in profile["latency"] if all(row[key] == value for key, value in where.items())]
+    labels = {row["name"]: row["label"] for row in here}
+    checks = parity["engine_against_quantized"]
+    worst = {
+        name: (check.get("final") or min(check["values"], key=lambda value: value["sqnr_db"]))["sqnr_db"]
+        for name, check in checks.items()
+        if check["status"] != "not run"
+    }
+    quality = folder / "quality.json"
+    return {
+        "model": bundle.manifest.model,
+        "method": bundle.policy.method,
+        "measured": profile["date"],
+        "size": {"float32": size.float32, "bytes": sum(size.parts.values()), "ratio": size.ratio, "parts": size.parts},
+        "latency": here,
+        "ratios": {
+            labels[row["baseline"]]: row["ratio"]
+            for row in profile["ratios"]
+            if all(row[key] == value for key, value in where.items())
+        },
+        "parity": f"{parity['status']}: " + ", ".join(f"{name} {value:.0f} dB" for name, value in worst.items()),
+        "quality": read_json(quality) if quality.exists() else None,
+        "targets": {name: list(record.engines) for name, record in bundle.manifest.targets.items()},
+    }
+
+
+def filled(text: str, results: Path) -> str:
+    """README's text with all regions filled; ValueError for a region that nobody knows."""
+    known = {figure.name: figure for figure in FIGURES}
+
+    def fill(match: re.Match) -> str:
+        opening, name, _, closing = match.groups()
+        if name not in known:
+            raise ValueError(f"README.md has a region figure:{name}; known: {', '.join(known)}")
+        figure = known[name]
+        path = results / figure.file
+        if not path.exists():
+            return opening + closing
+        result = json.loads(path.read_bytes())
+        machine, date = result["machine"], result["date"][:10]
+        source = (
+            f"*{machine['cpu']}, {machine['cores']} cores, {date}; [{figure.file}]({RESULTS / figure.file}), made by "
+            f"`{figure.command}`.*"
+        )
+        return f"{opening}{figure.render(result)}\n\n{source}\n{closing}"
+
+    return REGION.sub(fill, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where README.md differs")
+    parser.add_argument("--collect", type=Path, metavar="BUNDLE", help="first write tools/results/demo.json from BUNDLE")
+    parser.add_argument("--root", type=Path, default=ROOT, help="default: this repository")
+    options = parser.parse_args(arguments)
+    readme, results = options.root / "README.md", options.root / RESULTS
+    if options.collect:
+        write_results(results / "demo.json", "demo", collect(options.collect))
+    before = readme.read_text()
+    after = filled(before, results)
+    if options.check:
+        if after != before:
+            print(f"{readme} does not show what is in {results}; run: python tools/figures.py")
+        return int(after != before)
+    write_bytes(readme, after.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
