@@ -31,7 +31,7 @@ class Kernel : public CpuKernel {
   private:
     void unpack(const GemmProblem& p, int64_t n, int16_t* weights) const {
         for (int64_t k = 0; k < p.k; ++k) {
-            const int code = layout_ ? layout_code(format_, p.w, p.n, p.k, n, k)
+            const int code = layout_ ? layout_code(format_, p.w, p.k, n, k)
                                      : interchange_code(format_, p.w + n * format_.words(p.k), k);
             weights[k] = static_cast<int16_t>(code - format_.offset);
         }

@@ -97,6 +97,21 @@ Definition define(const char* name) {
 
 }  // namespace
 
+GemmProblem::GemmProblem(const Tensor* inputs, const Tensor* outputs, bool low_rank)
+    : m(inputs[0].shape.rows()),
+      n(inputs[3].shape.dims[0]),
+      k(inputs[0].shape.last()),
+      groups(inputs[3].shape.dims[1]),
+      rank(low_rank ? inputs[5].shape.last() : 0),
+      q(inputs[0].as<int8_t>()),
+      s(inputs[1].as<float>()),
+      w(inputs[2].as<int32_t>()),
+      ws(inputs[3].as<float>()),
+      bias(inputs[4].as<float>()),
+      t(low_rank ? inputs[5].as<float>() : nullptr),
+      up(low_rank ? inputs[6].as<float>() : nullptr),
+      y(outputs[0].as<float>()) {}
+
 std::vector<Definition> quant_gemms() {
     return {
         define<0, false>("TernaryGemm"),       define<1, false>("Int3Gemm"),
