@@ -56,7 +56,9 @@ def demo(result: Mapping[str, Any]) -> str:
     if quality:
         full = quality["full_precision"]
         beside = (
-            f"; full precision {full['class_accuracy']:.1%}, {full['frechet_distance']:.1f}" if "reason" not in full else ""
+            f"; full precision {full['class_accuracy']:.1%}, {full['frechet_distance']:.1f}"
+            if "reason" not in full
+            else ""
         )
         own = quality["engine"]
         rows.append(
@@ -152,7 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where README.md differs")
-    parser.add_argument("--collect", type=Path, metavar="BUNDLE", help="first write tools/results/demo.json from BUNDLE")
+    parser.add_argument(
+        "--collect", type=Path, metavar="BUNDLE", help="first write tools/results/demo.json from BUNDLE"
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help="default: this repository")
     options = parser.parse_args(arguments)
     readme, results = options.root / "README.md", options.root / RESULTS

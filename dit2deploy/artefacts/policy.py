@@ -77,6 +77,8 @@ class Policy(schema.Record):
                 raise Misuse(f"{where}: layer {name}: Hadamard block {layer.hadamard} does not divide K = {k}.", _CURE)
             if layer.is_quantized and layer.group_size and k % layer.group_size:
                 raise Misuse(f"{where}: layer {name}: group size {layer.group_size} does not divide K = {k}.", _CURE)
+            if layer.is_quantized and layer.low_rank > min(linears[name]):
+                raise Misuse(f"{where}: layer {name}: rank {layer.low_rank} is above its {linears[name]}.", _CURE)
 
     @property
     def sha256(self) -> str:

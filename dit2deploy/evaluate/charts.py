@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from dit2deploy.base.files import whole_file
 
-WIDTH = 4.6  # inches: readable on a phone at its full width, and two abreast on a desktop
+WIDTH = 4.2  # inches: readable on a phone at its full width, and two abreast on a desktop
 
 # Name of a page's CSS variable -> the colour on white, which stands where there is no page.
 COLOURS = {
@@ -48,7 +48,7 @@ _STYLE = {
     "grid.color": COLOURS["rule"],
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 8.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "dit2deploy",
     "figure.facecolor": "none",
@@ -162,7 +162,12 @@ def lines(
             axes.invert_xaxis()
         if len(series) > 1:
             axes.legend(
-                loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncol=2, borderaxespad=0.2, handlelength=1.6, columnspacing=1.2
+                loc="lower left",
+                bbox_to_anchor=(-0.01, 1.0),
+                ncol=2,
+                borderaxespad=0.2,
+                handlelength=1.2,
+                columnspacing=1.0,
             )
         return figure
 
@@ -232,7 +237,9 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     for suffix in (".svg", ".png"):
         path = stem.with_name(stem.name + suffix)
         with whole_file(path) as temporary, matplotlib.rc_context(_STYLE):
-            figure.savefig(temporary, format=suffix[1:], dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+            figure.savefig(
+                temporary, format=suffix[1:], dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.08
+            )
         made.append(path)
     return made[0], made[1]
 

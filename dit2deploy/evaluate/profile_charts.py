@@ -12,7 +12,7 @@ _LONGEST = 8  # op types shown by name
 
 
 def figures(profile: Mapping[str, Any]) -> dict[str, Figure]:
-    """"latency", and "ops" and "roofline" where they were measured."""
+    """ "latency", and "ops" and "roofline" where they were measured."""
     made = {"latency": latency(profile)}
     if profile["ops"]:
         made["ops"] = ops(profile)
@@ -60,7 +60,9 @@ def ops(profile: Mapping[str, Any]) -> Figure:
             f"{row['op']} × {row['nodes']}",
             row["ms"],
             text=f"{row['ms']:.3g} ms ({row['share']:.0%})",
-            colour="one" if row["op"] in {node["op"] for node in (profile["roofline"] or {}).get("ops", ())} else "three",
+            colour="one"
+            if row["op"] in {node["op"] for node in (profile["roofline"] or {}).get("ops", ())}
+            else "three",
         )
         for row in shown
     ]

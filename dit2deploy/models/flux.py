@@ -23,7 +23,11 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
         pooled_projections=(batch, config["pooled_projection_dim"]),
     )
     # The pipeline passes timesteps in 0 .. 1; the transformer multiplies by 1000.
-    inputs |= {"timestep": spread(batch, seed, end=1.0), "img_ids": _grid(height, width), "txt_ids": torch.zeros(text, 3)}
+    inputs |= {
+        "timestep": spread(batch, seed, end=1.0),
+        "img_ids": _grid(height, width),
+        "txt_ids": torch.zeros(text, 3),
+    }
     return inputs | ({"guidance": torch.full((batch,), 3.5)} if config["guidance_embeds"] else {})
 
 

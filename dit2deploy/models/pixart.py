@@ -1,5 +1,6 @@
 """PixArt-alpha and -sigma: text-conditional, one shared adaLN (Chen et al. 2023)."""
 
+from dit2deploy.base.errors import Misuse
 from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
 
 
@@ -8,6 +9,13 @@ def _shape(config: Config) -> tuple[int, ...]:
 
 
 def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> Inputs:
+    if config["use_additional_conditions"] or (
+        config["use_additional_conditions"] is None and config["sample_size"] == 128
+    ):
+        raise Misuse(
+            "This PixArt is conditioned on resolution and aspect ratio, which is not served yet.",
+            "Take one with a sample_size below 128 (PixArt-XL-2-512x512).",
+        )
     # The position embedding is baked for sample_size: batch and text are the dynamic axes.
     text = (batch, 9 if second else 6, config["caption_channels"] or config["cross_attention_dim"])
     return {
@@ -36,7 +44,7 @@ PIXART = Family(
         "attention_head_dim": 16,
         "in_channels": 4,
         "out_channels": 8,
-        "num_layers": 2,
+        "num_layers": 1,
         "cross_attention_dim": 48,
         "sample_size": 8,
         "patch_size": 2,
@@ -46,4 +54,5 @@ PIXART = Family(
         "caption_channels": 32,
     },
     latent_shape=_shape,
+    assumptions=("text is passed without an attention mask: give tokens without padding",),
 )

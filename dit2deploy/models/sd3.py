@@ -43,7 +43,7 @@ SD3 = Family(
         "patch_size": 2,
         "in_channels": 4,
         "out_channels": 4,
-        "num_layers": 2,
+        "num_layers": 1,
         "attention_head_dim": 16,
         "num_attention_heads": 3,
         "joint_attention_dim": 32,

@@ -50,7 +50,7 @@ WAN = Family(
         "text_dim": 32,
         "freq_dim": 32,
         "ffn_dim": 96,
-        "num_layers": 2,
+        "num_layers": 1,
         "rope_max_seq_len": 32,
     },
 )

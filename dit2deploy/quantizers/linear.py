@@ -1,5 +1,8 @@
 """One linear layer, from its float weight to the tensors that a checkpoint holds of it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -9,6 +12,19 @@ from dit2deploy.ops.hadamard_quantize import hadamard
 from dit2deploy.quantizers import low_rank
 from dit2deploy.quantizers.gptq import gptq, inverse_factor
 from dit2deploy.quantizers.round_to_nearest import dequantize, mse_scales, round_to_nearest, row_chunks
+
+SMALL = 1 << 20  # weights
+
+
+@contextmanager
+def threads_for(n: int, k: int) -> Iterator[None]:
+    """One thread for a small layer: on busy cores, the barriers of small LAPACK calls take 1000 times their work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if n * k < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def rotate(matrix: torch.Tensor, block: int) -> torch.Tensor:
@@ -51,21 +67,22 @@ def quantize_linear(
     groups = k // (policy.group_size or k)
 
     tensors: dict[str, np.ndarray] = {}
-    if policy.low_rank:
-        up, down = low_rank.split(
-            matrix,
-            policy.low_rank,
-            lambda rest: _there_and_back(rest, fmt, groups, policy.hadamard),
-            seed=seed,
-        )
-        matrix = matrix - low_rank.branch(up, down)
-        tensors = {"down": down.numpy(), "up": up.numpy()}
-    matrix = rotate(matrix, policy.hadamard)
-    scales = mse_scales(matrix, fmt, groups=groups)
-    if policy.rounding == "gptq":
-        codes = gptq(matrix, scales, fmt, inverse_factor(rotate_hessian(hessian, policy.hadamard)))
-    else:
-        codes = round_to_nearest(matrix, scales, fmt)
+    with threads_for(n, k):
+        if policy.low_rank:
+            up, down = low_rank.split(
+                matrix,
+                policy.low_rank,
+                lambda rest: _there_and_back(rest, fmt, groups, policy.hadamard),
+                seed=seed,
+            )
+            matrix = matrix - low_rank.branch(up, down)
+            tensors = {"down": down.numpy(), "up": up.numpy()}
+        matrix = rotate(matrix, policy.hadamard)
+        scales = mse_scales(matrix, fmt, groups=groups)
+        if policy.rounding == "gptq":
+            codes = gptq(matrix, scales, fmt, inverse_factor(rotate_hessian(hessian, policy.hadamard)))
+        else:
+            codes = round_to_nearest(matrix, scales, fmt)
     return {
         "weight": _pack(codes.numpy(), fmt),
         "weight_scale": scales.numpy(),

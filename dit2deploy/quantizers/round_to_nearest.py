@@ -11,9 +11,6 @@ import torch
 from dit2deploy.formats import Format
 
 CLIP_RATIOS = tuple(1 - 0.04 * step for step in range(16))  # 1.00, 0.96 .. 0.40 of the largest weight
-OPTIMAL_TERNARY_LEVEL = 1.5341  # MSE-optimal level of a normal weight in units of mean |w| (methods.md 1.4)
-ALTERNATIONS = 30  # at most; they end when no level moves by more than SETTLED of itself
-SETTLED = 1e-4
 CHUNK = 1 << 21  # weights in work at once: temporaries stay at a few times 8 MB however large the tensor
 
 
@@ -46,8 +43,8 @@ def absmean_scales(weight: torch.Tensor, fmt: Format, *, groups: int = 1) -> tor
 def mse_scales(weight: torch.Tensor, fmt: Format, *, groups: int = 1) -> torch.Tensor:
     """Scales of least squared error.
 
-    Ternary: threshold = level / 2 and level = mean of the survivors in turn until both hold (the Lloyd-Max fixed
-    point, methods.md 1.4). Otherwise the best of CLIP_RATIOS of the absmax scale, then one least-squares refit.
+    Ternary: the exact optimum, the one of all fixed points of threshold = level / 2, level = mean of the survivors
+    (methods.md 1.4) that errs least. Otherwise the best of CLIP_RATIOS of the absmax scale, then a least-squares refit.
     """
     scales = torch.empty(weight.shape[0], groups, dtype=torch.float32)
     for rows in row_chunks(*weight.shape):
@@ -57,24 +54,18 @@ def mse_scales(weight: torch.Tensor, fmt: Format, *, groups: int = 1) -> torch.T
 
 
 def _ternary_levels(weight: torch.Tensor) -> torch.Tensor:
-    magnitude = weight.abs()
-    level = OPTIMAL_TERNARY_LEVEL * magnitude.mean(-1, keepdim=True)
-    for _ in range(ALTERNATIONS):
-        kept = magnitude > level / 2
-        # A group without a survivor is one of zeros: max(1) leaves its level at 0.
-        level_after = (magnitude * kept).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1)
-        settled = ((level_after - level).abs() <= SETTLED * level).all()
-        level = level_after
-        if settled:
-            break
-    return level.squeeze(-1)
+    # With the m largest magnitudes kept at their mean S_m / m, the squared error is that of zeros less S_m**2 / m.
+    sums = weight.abs().sort(-1, descending=True).values.cumsum(-1)
+    counts = torch.arange(1, sums.shape[-1] + 1)
+    kept = (sums.square() / counts).argmax(-1, keepdim=True)
+    return (sums.gather(-1, kept) / (kept + 1)).squeeze(-1)
 
 
 def _searched_scales(weight: torch.Tensor, fmt: Format) -> torch.Tensor:
     largest = weight.abs().amax(-1, keepdim=True) / fmt.high
     best_scale = largest.clone()
     best_error = torch.full_like(largest, float("inf"))
-    for ratio in CLIP_RATIOS:
+    for ratio in CLIP_RATIOS if fmt.high <= 7 else CLIP_RATIOS[:4]:  # 8 bits lose by a tighter clip
         scale = largest * ratio
         error = (weight - _round(weight, scale, fmt) * scale).square().sum(-1, keepdim=True)
         better = error < best_error

@@ -62,7 +62,7 @@ def isas(*, library: Path | None = None) -> tuple[str, ...]:
 
 
 def isa_in_use(*, library: Path | None = None) -> str:
-    """The instruction set that sessions use: the best one, or what $DIT2DEPLOY_CPU names (Misuse where it cannot run)."""
+    """The instruction set in use: the best one, or what $DIT2DEPLOY_CPU names (Misuse where that cannot run)."""
     loaded = _load(library or library_path())
     name = loaded.d2d_isa_in_use()
     if not name:
@@ -112,7 +112,8 @@ def run(
         len(outputs),
     )
     if status:
-        raise Failed(f"{op}: {_last_error(loaded)}", "Check attributes, shapes and dtypes of the node.")
+        message = _last_error(loaded).removeprefix(f"{op}: ")
+        raise Failed(f"{op}: {message}", "Check attributes, shapes and dtypes of the node.")
     return outputs
 
 

@@ -50,7 +50,6 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-
     """One runtime: its list is TARGETS in `dit2deploy.targets`."""
 
     name: str

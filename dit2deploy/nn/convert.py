@@ -1,0 +1,78 @@
+"""Quantized checkpoints as PyTorch modules: the diffusers transformer with its linears swapped by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dit2deploy.artefacts.checkpoint import CONFIG, Checkpoint
+from dit2deploy.artefacts.policy import Policy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.progress import track
+from dit2deploy.models.load import build, fake_parameters, known_family, linears_of, put
+from dit2deploy.nn.quant_linear import QuantForm, QuantLinear
+from dit2deploy.nn.timestep_groups import TimestepGroups
+
+_CURE = "Make it anew with `dit2deploy quantize`."
+# What safetensors may hold for a tensor of the module: codes and factors as they are, other floats also narrower.
+_EXACT = {torch.int32: ("I32",), torch.float16: ("F16",), torch.int64: ("I64",), torch.bool: ("BOOL",)}
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def empty_quantized(config: Mapping[str, Any], policy: Policy, *, form: QuantForm = "fused") -> torch.nn.Module:
+    """The quantized transformer of a config with fake weights: no memory, whatever its size; ready to be exported.
+
+    Real are the buffers that a constructor computes (position tables) and each layer's qmax. Raises Misuse for a policy
+    of another model.
+    """
+    where = CONFIG
+    with fake_parameters() as mode:
+        module = build(config, where)
+        policy.check_covers(config["_class_name"], linears_of(module))
+        groups = TimestepGroups(policy.timestep_bounds, known_family(config["_class_name"], where).timestep_scale)
+        for name, (n, k) in linears_of(module).items():
+            if policy.layers[name].is_quantized:
+                layer = QuantLinear(k, n, policy=policy.layers[name], groups=groups, form=form)
+                with mode:
+                    for leaf in ("weight", "down", "up"):
+                        if leaf in layer._buffers:
+                            value = layer._buffers[leaf]
+                            layer._buffers[leaf] = torch.empty(value.shape, dtype=value.dtype)
+                module.set_submodule(name, layer.eval())
+        groups.attach(module)
+    return module
+
+
+def load_quantized(checkpoint: Checkpoint, *, form: QuantForm = "fused") -> torch.nn.Module:
+    """The quantized PyTorch reference: called as the diffusers transformer is, in float32.
+
+    Raises Misuse for a checkpoint whose tensors are not those that its config and policy ask for.
+    """
+    module = empty_quantized(checkpoint.config, checkpoint.policy, form=form)
+    check_fits(module, checkpoint)
+    for name, expected in track(list(module.state_dict().items()), "load"):
+        put(module, name, torch.from_numpy(checkpoint.tensors.read(name)).to(expected.dtype))
+    return module
+
+
+def check_fits(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Misuse unless the checkpoint's tensors are those of the module, by name, shape, dtype and activation width."""
+    where, tensors, expected = checkpoint.folder, checkpoint.tensors, module.state_dict()
+    for name, value in expected.items():
+        if name not in tensors:
+            raise Misuse(f"{where}: lacks the tensor {name}.", _CURE)
+        if tensors.shape(name) != tuple(value.shape):
+            raise Misuse(f"{where}: {name} is {list(tensors.shape(name))}, not {list(value.shape)}.", _CURE)
+        if tensors.dtype(name) not in _EXACT.get(value.dtype, _FLOATS):
+            raise Misuse(f"{where}: {name} has dtype {tensors.dtype(name)}, not that of {value.dtype}.", _CURE)
+    for name in tensors:
+        if name not in expected:
+            raise Misuse(f"{where}: holds {name}, which its policy does not know.", _CURE)
+    for name, layer in quantized_linears(module).items():
+        if not torch.equal(torch.from_numpy(tensors.read(f"{name}.qmax")), layer.qmax):
+            raise Misuse(f"{where}: {name}.qmax is not what the policy's activation bits say.", _CURE)
+
+
+def quantized_linears(module: torch.nn.Module) -> dict[str, QuantLinear]:
+    """The quantized layers by name, in order of registration."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, QuantLinear)}

@@ -1,0 +1,79 @@
+"""A linear layer with packed weights and dynamically quantized activations, in the two forms that are exported."""
+
+from typing import Literal
+
+import torch
+
+from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.formats import by_name
+from dit2deploy.nn.timestep_groups import TimestepGroups
+from dit2deploy.ops import (
+    DEQUANTIZE_LINEARS,
+    GEMMS,
+    HADAMARD,
+    HADAMARD_QUANTIZE,
+    LOW_RANK_GEMMS,
+    PER_TOKEN_QUANTIZE_LINEAR,
+)
+
+QuantForm = Literal["fused", "qdq"]
+
+
+class QuantLinear(torch.nn.Module):
+    """y = dequantized weight . quantized (rotated x) + bias (+ up . (down . x)); state_dict keys are the checkpoint's.
+
+    x float32 [.., K] -> y float32 [.., N]. Form "fused" is HadamardQuantize and a <Format>Gemm; form "qdq" is Hadamard,
+    PerTokenQuantizeLinear, <Format>DequantizeLinear around a plain MatMul. Both compute the same function, but for the
+    rounding of floats.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        policy: LayerPolicy,
+        groups: TimestepGroups,
+        form: QuantForm,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.policy, self.groups, self.form = policy, groups, form
+        self.format = by_name(policy.weight)
+        scales = in_features // (policy.group_size or in_features)
+        bits = torch.tensor(policy.activation_bits)
+        # Values come from a checkpoint; what is empty here costs no memory until then.
+        self.register_buffer("weight", torch.empty(out_features, self.format.words(in_features), dtype=torch.int32))
+        # Parameters, not buffers: diffusers asks modules for the dtype of their first parameter.
+        self.weight_scale = torch.nn.Parameter(torch.empty(out_features, scales), requires_grad=False)
+        self.bias = torch.nn.Parameter(torch.empty(out_features), requires_grad=False)
+        self.register_buffer("qmax", 2.0 ** (bits - 1) - 1)
+        if policy.low_rank:
+            self.register_buffer("down", torch.empty(policy.low_rank, in_features, dtype=torch.float16))
+            self.register_buffer("up", torch.empty(out_features, policy.low_rank, dtype=torch.float16))
+
+    def extra_repr(self) -> str:
+        bits = "/".join(map(str, self.policy.activation_bits))
+        return f"{self.in_features}, {self.out_features}, {self.policy.weight}, activations {bits} bits"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._fused(x) if self.form == "fused" else self._qdq(x)
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        qmax = self.groups.qmax(self.qmax)
+        q, s = HADAMARD_QUANTIZE.call(x, qmax, block=self.policy.hadamard, clip=self.policy.clip)
+        arguments = q, s, self.weight, self.weight_scale, self.bias
+        bits = max(self.policy.activation_bits)
+        if self.policy.low_rank:
+            t = x @ self.down.float().T
+            return LOW_RANK_GEMMS[self.format.name].call(*arguments, t, self.up.float(), bits=bits)
+        return GEMMS[self.format.name].call(*arguments, bits=bits)
+
+    def _qdq(self, x: torch.Tensor) -> torch.Tensor:
+        rotated = HADAMARD.call(x, block=self.policy.hadamard) if self.policy.hadamard > 1 else x
+        q, s = PER_TOKEN_QUANTIZE_LINEAR.call(rotated, self.groups.qmax(self.qmax), clip=self.policy.clip)
+        weight = DEQUANTIZE_LINEARS[self.format.name].call(self.weight, self.weight_scale, k=self.in_features)
+        y = (q.float() * s) @ weight.T + self.bias
+        if self.policy.low_rank:
+            y = y + (x @ self.down.float().T) @ self.up.float().T
+        return y

@@ -1,0 +1,5 @@
+"""Stage calibrate: inputs of the full-precision transformer, recorded on its own denoising trajectories."""
+
+from dit2deploy.stages.calibrate.calibrate import calibrate
+
+__all__ = ["calibrate"]

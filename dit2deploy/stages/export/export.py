@@ -1,0 +1,180 @@
+"""Lowers a model to ONNX: one way for all sizes, from fake weights, which get their values only when they are written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.checkpoint import Checkpoint
+from dit2deploy.artefacts.onnx_model import (
+    CONFIG,
+    MANIFEST,
+    MODEL,
+    SCHEDULER,
+    Form,
+    LayerRecord,
+    OnnxManifest,
+    OnnxModel,
+    PortRecord,
+)
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import whole_folder, write_json
+from dit2deploy.base.machine import versions
+from dit2deploy.base.progress import note, report
+from dit2deploy.models import Family
+from dit2deploy.models import load as models
+from dit2deploy.models.family import Inputs
+from dit2deploy.nn import convert
+from dit2deploy.nn.quant_linear import QuantForm
+from dit2deploy.ops import OPSET, VERSION
+from dit2deploy.stages.export import check
+from dit2deploy.stages.export.attach import Read, attach_weights
+from dit2deploy.stages.export.bodies import add_bodies
+from dit2deploy.stages.export.data_file import write_data
+from dit2deploy.stages.export.fuse.shared_input import share_input
+from dit2deploy.stages.export.layers import LayerOutput, name_layer_outputs
+from dit2deploy.stages.export.passes import simplify, tidy
+from dit2deploy.stages.export.strip import strip_metadata
+from dit2deploy.stages.export.trace import trace
+
+IR_VERSION = 10  # the newest that ONNX Runtime 1.18 reads
+_SEED = 0
+
+
+def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused") -> OnnxModel:
+    """Lowers a quantized checkpoint into the folder `out`: model.onnx, its data, manifest, config, scheduler.
+
+    Form "fused": HadamardQuantize and one <Format>Gemm for all layers of a block that share an input. Form "qdq": custom
+    QDQ and Hadamard ops around plain MatMuls. Both run in any ONNX runtime by their function bodies.
+
+    Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, Failed where the model cannot be
+    traced or the file does not compute what PyTorch does; nothing is left behind then.
+    """
+    if form not in ("fused", "qdq"):
+        raise Misuse(f"There is no form {form!r} of a quantized model.", 'Take "fused" or "qdq".')
+    source = Checkpoint.load(Path(checkpoint))
+    family = models.known_family(source.config["_class_name"], source.folder / CONFIG)
+    module = convert.empty_quantized(source.config, source.policy, form=form)
+    convert.check_fits(module, source)
+    with whole_folder(Path(out)) as folder:
+        graph, layers = _lower(module, family, source.tensors.read, _dtypes(source.tensors), form=form)
+        _write(graph, folder)
+        if _is_comparable(graph):
+            check.check_results(folder / MODEL, convert.load_quantized(source, form=form), _calls(family, module), form)
+        manifest = _manifest(
+            graph, layers, family, form=form, checkpoint=str(source.folder), checkpoint_sha256=source.sha256
+        )
+        _write_records(folder, manifest, source.config, source.scheduler_config)
+    return OnnxModel.load(Path(out))
+
+
+def export_float(model: Path, out: Path) -> OnnxModel:
+    """Lowers the full-precision model in float32 into the folder `out`: the baseline. Raises as `export` does."""
+    source = models.open_model(Path(model))
+    with models.fake_parameters():
+        module = models.build(source.config, source.folder / CONFIG)
+    models.check_fits(module, source)
+
+    def read(name: str) -> np.ndarray:
+        return source.tensors.read(name).astype(np.float32)
+
+    with whole_folder(Path(out)) as folder:
+        # Everything is said to be float32, so that the file holds it so.
+        graph, layers = _lower(module, source.family, read, dict.fromkeys(source.tensors, "F32"), form="float")
+        _write(graph, folder)
+        if _is_comparable(graph):
+            loaded, _ = models.load_transformer(source.folder)
+            check.check_results(folder / MODEL, loaded, _calls(source.family, module), "float")
+        manifest = _manifest(
+            graph, layers, source.family, form="float", checkpoint=str(source.folder), checkpoint_sha256=source.sha256
+        )
+        _write_records(folder, manifest, source.config, source.scheduler_config)
+    return OnnxModel.load(Path(out))
+
+
+def _dtypes(tensors) -> dict[str, str]:
+    return {name: tensors.dtype(name) for name in tensors}
+
+
+def _lower(
+    module: torch.nn.Module, family: Family, read: Read, stored: Mapping[str, str], *, form: Form
+) -> tuple[ir.Model, dict[str, LayerOutput]]:
+    """The finished graph, weights not yet read, and where each quantized layer's output is."""
+    for assumption in family.assumptions:
+        note(assumption)
+    inputs = family.inputs(module.config, batch=2, seed=_SEED)
+    family.swap(module)
+    report("export: trace", 0, 1)
+    model = trace(module, family, inputs, family.axes(module.config))
+    report("export: trace", 1, 1)
+    report("export: simplify", 0, 1)
+    attach_weights(model, read, stored)
+    simplify(model)
+    layers = name_layer_outputs(model, convert.quantized_linears(module))
+    if form == "fused":
+        layers = share_input(model, layers)
+    tidy(model)
+    strip_metadata(model)
+    check.check_no_double(model)
+    add_bodies(model)
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "dit2deploy", versions("dit2deploy").get("dit2deploy", "")
+    report("export: simplify", 1, 1)
+    return model, layers
+
+
+def _write(model: ir.Model, folder: Path) -> None:
+    write_data(model, folder)
+    ir.save(model, folder / MODEL)
+    check.check_file(folder / MODEL)
+
+
+def _is_comparable(model: ir.Model) -> bool:
+    stored = sum(value.const_value.size for value in model.graph.initializers.values())
+    if stored > check.LARGEST:
+        note(f"not compared with PyTorch: more than {check.LARGEST:,} stored numbers ({stored:,})")
+    return stored <= check.LARGEST
+
+
+def _calls(family: Family, module: torch.nn.Module) -> dict[str, Inputs]:
+    """Calls at other sizes than the traced one."""
+    return {
+        "batch 1": family.inputs(module.config, batch=1, seed=_SEED + 1),
+        "batch 3 and other sizes": family.inputs(module.config, batch=3, seed=_SEED + 2, second=True),
+    }
+
+
+def _manifest(
+    model: ir.Model, layers: Mapping[str, LayerOutput], family: Family, *, form: Form, **provenance: str
+) -> OnnxManifest:
+    return OnnxManifest(
+        form=form,
+        model=family.class_name,
+        family=family.name,
+        inputs=tuple(map(_port, model.graph.inputs)),
+        outputs=tuple(map(_port, model.graph.outputs)),
+        layers={name: LayerRecord(output=at.value.name, begin=at.begin, end=at.end) for name, at in layers.items()},
+        opset=OPSET,
+        custom_opset=VERSION,
+        assumptions=family.assumptions,
+        versions=versions("dit2deploy", "torch", "diffusers", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
+        **provenance,
+    )
+
+
+def _port(value: ir.Value) -> PortRecord:
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return PortRecord(name=value.name, dtype=value.dtype.numpy().name, shape=shape)
+
+
+def _write_records(
+    folder: Path, manifest: OnnxManifest, config: Mapping[str, Any], scheduler: Mapping[str, Any] | None
+) -> None:
+    schema.save(manifest, folder / MANIFEST)
+    write_json(folder / CONFIG, dict(config))
+    if scheduler is not None:
+        write_json(folder / SCHEDULER, dict(scheduler))

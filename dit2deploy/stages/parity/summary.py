@@ -1,0 +1,32 @@
+"""parity.json in a few lines for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Both questions, each with its layers, steps and trajectory."""
+    lines = [f"{result['target']}: does the engine compute the quantized model? {result['status']}"]
+    lines += _lines(result["engine_against_quantized"])
+    cost = result["against_full_precision"]
+    for who, title in (("quantized", "the quantized model in PyTorch"), ("engine", "the engine")):
+        lines.append(f"what did quantization cost? {title} against full precision")
+        lines += _lines(cost[who])
+    return "\n".join(lines)
+
+
+def _lines(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"  {name:<11}{_line(check)}" for name, check in checks.items()]
+
+
+def _line(check: Mapping[str, Any]) -> str:
+    if check["status"] == "not run":
+        return f"not run: {check['reason']}"
+    worst = min(check["values"], key=lambda value: value["sqnr_db"])
+    where = worst.get("layer") or f"timestep {worst['timestep']:g}"
+    if "final" in check:
+        worst, where = check["final"], "at the end"
+    text = f"SQNR {worst['sqnr_db']:.1f} dB {'at worst, ' if where != 'at the end' else ''}{where}"
+    if "threshold_db" not in check:
+        return text
+    return f"{check['status']}: {text} (at least {check['threshold_db']:g} dB)"

@@ -1,0 +1,180 @@
+"""Stage quantize: packs every linear layer as the policy says, one after the other, and goes on where it stopped."""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.artefacts.checkpoint import CONFIG, MANIFEST, SCHEDULER, TENSORS, Checkpoint, CheckpointManifest
+from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.policy import Policy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, whole_folder, write_json, write_tensors
+from dit2deploy.base.machine import versions
+from dit2deploy.base.progress import note, report
+from dit2deploy.models.load import ModelFolder, linears, load_transformer, open_model
+from dit2deploy.quantizers.linear import quantize_linear
+from dit2deploy.stages.quantize.hessians import gather, passes
+
+ALGORITHM = 1  # part of each part's key: raise it when the same inputs give other codes
+
+
+def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path, *, seed: int = 0) -> Checkpoint:
+    """Packs each linear layer of `model` as `policy` says and writes the checkpoint to the folder `out`.
+
+    `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time; the network
+    itself is loaded only where a layer rounds by GPTQ, to gather the second moments of its inputs over the
+    calibration set. Finished layers are kept in `OUT.parts/` until the checkpoint is whole, so a killed run goes on;
+    a part counts only for the same layer policy, weights, calibration set and seed.
+
+    Raises Misuse for a policy or calibration set of another model and for weights with NaN or inf.
+    """
+    model, out = Path(model), Path(out)
+    source = open_model(model)
+    shapes = linears(source)
+    policy.check_covers(source.class_name, shapes)
+    if calibration.manifest.model_sha256 != source.sha256:
+        raise Misuse(
+            f"{calibration.folder}: was recorded on another model than {model}.",
+            "Make it anew with `dit2deploy calibrate`.",
+        )
+    calibration_sha256 = sha256_of_calibration(calibration)
+    parts = Parts(
+        out.with_name(f"{out.name}.parts"),
+        {
+            name: sha256_of_json(
+                [ALGORITHM, name, layer.model_dump(mode="json"), source.sha256, calibration_sha256, seed]
+            )
+            for name, layer in policy.layers.items()
+            if layer.is_quantized
+        },
+    )
+    names = [name for name in shapes if policy.layers[name].is_quantized]  # in the model's order
+    missing = [name for name in names if name not in parts]
+    if kept := len(names) - len(missing):
+        note(f"quantize: {kept} of {len(names)} layers were done by an earlier run")
+    done = kept
+    report("quantize", done, len(names))
+    for name, hessian in _with_hessians(missing, model, policy, shapes, calibration):
+        begun = time.perf_counter()
+        try:
+            tensors = quantize_linear(
+                source.tensors.read(f"{name}.weight"),
+                source.tensors.read(f"{name}.bias") if f"{name}.bias" in source.tensors else None,
+                policy.layers[name],
+                hessian=hessian,
+                seed=seed,
+            )
+        except ValueError as error:
+            raise Misuse(f"{source.folder}: {name}.weight: {error}.", "Check the model's weights.") from error
+        parts.add(name, tensors, time.perf_counter() - begun)
+        done += 1
+        report("quantize", done, len(names))
+
+    with whole_folder(out) as folder:
+        write_tensors(folder / TENSORS, _Assembled(source, parts))
+        write_json(folder / CONFIG, source.config)
+        if source.scheduler_config is not None:
+            write_json(folder / SCHEDULER, source.scheduler_config)
+        policy.save(folder / POLICY_FILE)
+        manifest = CheckpointManifest(
+            model=source.class_name,
+            model_sha256=source.sha256,
+            model_path=str(model.resolve()),
+            policy_sha256=policy.sha256,
+            calibration_sha256=calibration_sha256,
+            seed=seed,
+            layer_seconds={name: parts.seconds(name) for name in names},
+            versions=versions("dit2deploy", "torch", "diffusers", "numpy"),
+        )
+        schema.save(manifest, folder / MANIFEST)
+    parts.remove()
+    return Checkpoint.load(out)
+
+
+def sha256_of_calibration(calibration: CalibrationSet) -> str:
+    """Of what the set holds: not of the command or the versions that made it."""
+    kept = calibration.manifest.model_dump(mode="json", exclude={"command", "versions"})
+    return sha256_of_json([kept, sha256_of_file(calibration.tensors.path)])
+
+
+def _with_hessians(
+    names: list[str],
+    model: Path,
+    policy: Policy,
+    shapes: Mapping[str, tuple[int, int]],
+    calibration: CalibrationSet,
+) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Each layer with the Hessian that its rounding needs; first those that need none, as they need no network."""
+    needy = {name: shapes[name][1] for name in names if policy.layers[name].rounding == "gptq"}
+    for name in names:
+        if name not in needy:
+            yield name, None
+    if needy:
+        network, _ = load_transformer(model)
+        for run in passes(needy):
+            hessians = gather(network, run, calibration)
+            for name in run:
+                yield name, hessians.pop(name)
+
+
+class Parts:
+    """Finished layers on disk, one safetensors file each, under a key that says what they were made of."""
+
+    def __init__(self, folder: Path, keys: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._keys = keys
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys and self._path(name).exists()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{self._keys[name]}.safetensors"
+
+    def add(self, name: str, tensors: Mapping[str, np.ndarray], seconds: float) -> None:
+        write_tensors(self._path(name), tensors, {"layer": name, "seconds": f"{seconds:.4f}"})
+
+    def open(self, name: str) -> TensorFile:
+        return TensorFile(self._path(name), cure=f"Remove {self._folder} and run again.")
+
+    def seconds(self, name: str) -> float:
+        return float(self.open(name).metadata["seconds"])
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Assembled(Mapping[str, np.ndarray]):
+    """The checkpoint's tensors in the model's order, each read from the model or from its part when asked for."""
+
+    def __init__(self, source: ModelFolder, parts: Parts) -> None:
+        self._source = source
+        # Name in the checkpoint -> where it lies: a part and the name there, or None and the name in the model.
+        self._places: dict[str, tuple[TensorFile | None, str]] = {}
+        for tensor in source.tensors:
+            layer, _, leaf = tensor.rpartition(".")
+            if layer not in parts:
+                self._places[tensor] = None, tensor
+            elif leaf == "weight":
+                part = parts.open(layer)
+                self._places |= {f"{layer}.{suffix}": (part, suffix) for suffix in part}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        part, stored = self._places[name]
+        if part is not None:
+            return part.read(stored)
+        value = self._source.tensors.read(stored)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise Misuse(f"{self._source.folder}: {name} holds NaN or inf.", "Check the model's weights.")
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -1,0 +1,18 @@
+"""Runtime targets: THE list."""
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.targets import ort_cpu, reference
+from dit2deploy.targets.target import Availability, Runner, Target
+
+TARGETS: tuple[Target, ...] = (ort_cpu.TARGET, reference.TARGET)
+
+
+def by_name(name: str) -> Target:
+    """The target of that name; Misuse names the known ones."""
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    raise Misuse(f"unknown target {name!r}.", f"Known: {', '.join(target.name for target in TARGETS)}.")
+
+
+__all__ = ["TARGETS", "Availability", "Runner", "Target", "by_name"]

@@ -1,0 +1,156 @@
+"""What targets do to ONNX files: stream weights into one data file, tell where the bytes are, expose inner values."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import whole_file
+from dit2deploy.base.progress import track
+
+DOMAIN = "dit2deploy"
+# Ports of the <Format>Gemm and <Format>GemmLowRank nodes, by position.
+Q, S, W, WS, BIAS, T, UP = range(7)
+_INLINE = 256  # bytes: smaller tensors stay in the model file, where runtimes need shapes and axes
+_PAGE, _LINE = 4096, 64
+
+
+def is_gemm(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and weight_format(node) is not None and "Gemm" in node.op_type
+
+
+def weight_format(node: ir.Node) -> str | None:
+    """Name of the format whose packed words the node reads, or None."""
+    for suffix in ("GemmLowRank", "Gemm", "DequantizeLinear"):
+        if node.domain == DOMAIN and node.op_type.endswith(suffix):
+            return node.op_type.removesuffix(suffix).lower() or None
+    return None
+
+
+def columns_of(node: ir.Node) -> int:
+    """K of a GEMM node: the last dim of its input q.
+
+    Raises Misuse where the file does not say.
+    """
+    shape = node.inputs[Q].shape if node.inputs[Q] is not None else None
+    if shape is None or not isinstance(shape[-1], int):
+        raise Misuse(
+            f"node {node.name}: the ONNX file does not tell the last dim of its input q.",
+            "Make the file anew with `dit2deploy export`.",
+        )
+    return shape[-1]
+
+
+def in_execution_order(graph: ir.Graph) -> list[ir.Value]:
+    """The graph's initializers, by the node that reads them first; those that nobody reads come last."""
+    ordered: dict[str, ir.Value] = {}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.name in graph.initializers:
+                ordered.setdefault(value.name, value)
+    for name, value in graph.initializers.items():
+        ordered.setdefault(name, value)
+    return list(ordered.values())
+
+
+def save_streamed(model: ir.Model, path: Path) -> None:
+    """Writes the model to `path` and its weights to `path`.data, one tensor in memory at a time, in execution order.
+
+    Large tensors start on a page, so that a runtime maps them and reads in place; small ones on a cache line.
+    The model's tensors are replaced by records of where they now lie.
+    """
+    data = path.with_name(path.name + ".data")
+    with whole_file(data) as temporary, open(temporary, "wb") as file:
+        for value in track(in_execution_order(model.graph), f"write {path.parent.name}"):
+            tensor = value.const_value
+            if tensor.nbytes < _INLINE:
+                value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
+                continue
+            step = _PAGE if tensor.nbytes >= 4 * _PAGE else _LINE
+            file.write(b"\0" * (-file.tell() % step))
+            offset = file.tell()
+            file.write(tensor.tobytes())
+            value.const_value = ir.ExternalTensor(
+                data.name,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=value.name,
+                base_dir=path.parent,
+            )
+    with whole_file(path) as temporary:
+        temporary.write_bytes(ir.to_proto(model).SerializeToString())
+
+
+def bytes_by_part(model: ir.Model) -> dict[str, int]:
+    """Bytes of the initializers: packed weights by format, "scales", "low_rank", and all others as "float"."""
+    parts: dict[str, int] = {}
+    roles = dict(_roles(model.graph))
+    for name, value in model.graph.initializers.items():
+        role = roles.get(name, "float")
+        parts[role] = parts.get(role, 0) + value.const_value.nbytes
+    return parts
+
+
+def float32_bytes(model: ir.Model) -> int:
+    """Bytes of the same model in float32: N K a packed weight, its bias, and all initializers that are not packing."""
+    roles = dict(_roles(model.graph))
+    floats = {name: value.const_value for name, value in model.graph.initializers.items() if name not in roles}
+    total = sum(tensor.size for tensor in floats.values() if tensor.dtype.is_floating_point())
+    seen: set[str] = set()
+    for node in model.graph:
+        if is_gemm(node) and node.inputs[W].name not in seen:
+            seen.add(node.inputs[W].name)
+            total += node.inputs[WS].shape[0] * columns_of(node)
+    return 4 * total
+
+
+def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Makes inner values outputs of the graph; Misuse where there is no such value."""
+    there = {value.name for value in model.graph.outputs}
+    inner = {value.name: value for node in model.graph for value in node.outputs}
+    for name in names:
+        if name in there:
+            continue
+        if name not in inner:
+            raise Misuse(f"the engine has no value {name!r}.", "Build the bundle anew.")
+        model.graph.outputs.append(inner[name])
+        there.add(name)
+
+
+def _roles(graph: ir.Graph) -> Iterator[tuple[str, str]]:
+    """(initializer, part) of what quantization stores beside the model's own floats; biases count as the model's."""
+    for node in graph:
+        if node.domain != DOMAIN:
+            continue
+        fmt = weight_format(node)
+        if fmt is None:
+            yield from _initializers(node.inputs[1:2], "scales")  # qmax
+        elif is_gemm(node):
+            yield from _initializers([node.inputs[W]], fmt)
+            yield from _initializers([node.inputs[WS]], "scales")
+            if len(node.inputs) > UP:
+                product = node.inputs[T].producer()
+                factors = [node.inputs[UP], *(product.inputs[1:2] if product is not None else ())]
+                yield from _initializers(_sources(factors), "low_rank")
+        else:
+            yield from _initializers(node.inputs[:1], fmt)
+            yield from _initializers(node.inputs[1:2], "scales")
+
+
+def _initializers(values: Iterable[ir.Value | None], part: str) -> Iterator[tuple[str, str]]:
+    return ((value.name, part) for value in values if value is not None and value.is_initializer())
+
+
+def _sources(values: Iterable[ir.Value | None]) -> Iterator[ir.Value]:
+    """Floats that the values are made of by standard ops (casts, transposes, concatenations)."""
+    waiting = [value for value in values if value is not None]
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is not None and node.domain == "":
+            waiting.extend(source for source in node.inputs if source is not None)
+        elif value.is_initializer() and value.const_value.dtype.is_floating_point():
+            yield value

@@ -1,0 +1,134 @@
+"""ONNX Runtime sessions as runners: what the targets ort-cpu and reference share."""
+
+import importlib
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dit2deploy.base.errors import Failed, Misuse
+from dit2deploy.base.machine import cores
+
+OLDEST = (1, 18)
+# From this version on, a model given as bytes may name the folder of its data; later versions refuse links to data.
+_FOLDER_OPTION = (1, 22)
+_INSTALL = "Install it: pip install onnxruntime."
+
+
+def runtime() -> ModuleType:
+    """The module onnxruntime; Misuse where it is missing or too old."""
+    try:
+        module = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise Misuse(f"onnxruntime cannot be imported: {error}.", _INSTALL) from None
+    if version(module) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise Misuse(f"onnxruntime {module.__version__} is too old: {needed} or newer is needed.", _INSTALL)
+    return module
+
+
+def version(module: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+
+
+def errors(module: ModuleType) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: classes of its own, which share no base but Exception."""
+    own = vars(module.capi.onnxruntime_pybind11_state).values()
+    return (ValueError, RuntimeError, *(kind for kind in own if isinstance(kind, type) and issubclass(kind, Exception)))
+
+
+class OrtRunner:
+    """A Runner over an inference session; `session` is ONNX Runtime's own object."""
+
+    def __init__(self, session: Any, folder: tempfile.TemporaryDirectory | None = None) -> None:
+        self.session = session
+        self._folder = folder
+        self._outputs = [port.name for port in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name. Raises Misuse for inputs that the engine does not have, lacks or cannot take."""
+        try:
+            return dict(zip(self._outputs, self.session.run(self._outputs, dict(inputs)), strict=True))
+        except errors(runtime()) as error:
+            raise Misuse(
+                f"the engine refused the inputs: {_message(error)}", "Compare them with the manifest."
+            ) from None
+
+    def close(self) -> None:
+        self.session = None
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def open_session(
+    path: Path,
+    *,
+    threads: int | None = None,
+    values: Sequence[str] = (),
+    library: Path | None = None,
+    optimize: bool = True,
+    prepack: bool = False,
+    trace: Path | None = None,
+) -> OrtRunner:
+    """Opens an ONNX file on the CPU.
+
+    `values`: inner values to give back beside the outputs; `library`: custom ops; `optimize` False: the graph as it is
+    (function bodies would be folded to float32 weights at load); `prepack`: ONNX Runtime's default, which copies float
+    weights into its own order and is what a user of plain ONNX Runtime gets; `trace`: prefix of ONNX Runtime's own
+    profile, whose path `runner.session.end_profiling()` gives. Raises Failed where ONNX Runtime refuses the file.
+    """
+    module = runtime()
+    options = module.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.log_severity_level = 3
+    if not prepack:
+        # Weights stay where they are mapped instead of being copied at load.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if not optimize:
+        options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
+    source: str | bytes = str(path)
+    folder = None
+    if values:
+        source, folder = _with_outputs(path, values, options, version(module))
+    try:
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        session = module.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except errors(module) as error:
+        if folder is not None:
+            folder.cleanup()
+        raise Failed(f"{path}: ONNX Runtime cannot load it: {_message(error)}", "Build the bundle anew.") from None
+    return OrtRunner(session, folder)
+
+
+def _with_outputs(path: Path, values: Sequence[str], options: Any, version_: tuple[int, ...]):
+    """The model with further outputs, as bytes, or, for old runtimes, as a file beside a link to its data."""
+    import onnx_ir as ir
+
+    from dit2deploy.targets.graph import add_outputs
+
+    model = ir.load(path)
+    add_outputs(model, values)
+    content = ir.to_proto(model).SerializeToString()
+    if version_ >= _FOLDER_OPTION:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+        )
+        return content, None
+    folder = tempfile.TemporaryDirectory(prefix="dit2deploy-")
+    for data in path.parent.resolve().glob("*.data"):
+        (Path(folder.name) / data.name).symlink_to(data)
+    changed = Path(folder.name) / path.name
+    changed.write_bytes(content)
+    return str(changed), folder
+
+
+def _message(error: Exception) -> str:
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()

@@ -1,0 +1,73 @@
+"""Each family's description against diffusers' own module: roles, inputs, dynamic axes, swaps."""
+
+import inspect
+
+import pytest
+import torch
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.models import FAMILIES, GENERIC, family_of
+from dit2deploy.models.family import generic
+from dit2deploy.models.load import linears_of
+from tests.packing import tiny_module
+
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+@each_family
+def test_every_linear_has_a_role(family):
+    roles = {name: family.role(name) for name in linears_of(tiny_module(family))}
+    assert set(roles.values()) == {"block", "modulation", "embedding", "final"}, roles
+
+
+@each_family
+def test_inputs_fit_and_vary_in_the_dynamic_axes_only(family):
+    module = tiny_module(family)
+    first, second = (family.inputs(module.config, batch=2 + i, seed=0, second=bool(i)) for i in range(2))
+    assert set(first) <= set(inspect.signature(module.forward).parameters)
+    axes = family.axes(module.config)
+    assert set(axes) <= set(first)
+    for name in first:
+        varying = {
+            i for i, pair in enumerate(zip(first[name].shape, second[name].shape, strict=True)) if len({*pair}) > 1
+        }
+        assert varying == set(axes.get(name, {})), name
+    for inputs in (first, second):
+        with torch.no_grad():
+            y = module(**inputs, return_dict=False)[0]
+        assert y.shape[0] == inputs["timestep"].shape[0]
+        assert torch.isfinite(y).all() and y.std() > 0.1
+
+
+@each_family
+def test_timesteps_cover_the_training_steps(family):
+    timesteps = family.inputs(tiny_module(family).config, batch=8, seed=0)["timestep"].float() * family.timestep_scale
+    assert timesteps.min() < 125 and 875 <= timesteps.max() < 1000
+
+
+@each_family
+def test_swapped_is_the_original(family):
+    module = tiny_module(family)
+    inputs = family.inputs(module.config, batch=2, seed=0, second=True)
+    with torch.no_grad():
+        want = module(**inputs, return_dict=False)[0]
+        family.swap(module)
+        got = module(**inputs, return_dict=False)[0]
+    assert (want - got).abs().max() < 1e-5
+
+
+def test_an_undescribed_transformer_has_guessed_roles_and_no_inputs():
+    family = family_of(GENERIC[0])
+    assert family.assumptions
+    assert family.role("transformer_blocks.3.attn.to_q") == "block"
+    assert family.role("transformer_blocks.3.norm1.linear") == "modulation"
+    assert family.role("proj_out") == "final"
+    assert family.role("time_text_embed.timestep_embedder.linear_1") == "embedding"
+    with pytest.raises(Misuse, match="inputs and dynamic axes are unknown"):
+        family.inputs({}, batch=1, seed=0)
+
+
+def test_described_families_are_not_generic():
+    assert not {family.class_name for family in FAMILIES} & set(GENERIC)
+    assert family_of("os") is None
+    assert generic("X").class_name == "X"

@@ -1,0 +1,120 @@
+"""A quantized checkpoint by plain round-to-nearest, for tests of what comes after `quantize`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.checkpoint import CONFIG, MANIFEST, SCHEDULER, TENSORS, Checkpoint, CheckpointManifest
+from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.base.files import write_json, write_tensors
+from dit2deploy.formats import by_name, pack
+from dit2deploy.models import Family
+from dit2deploy.models.load import linears_of
+from dit2deploy.ops.hadamard_quantize import block_size, hadamard
+
+
+def policy_of(
+    family: Family,
+    module: torch.nn.Module,
+    *,
+    weight: str = "ternary",
+    bits: tuple[int, ...] = (4,),
+    bounds: tuple[int, ...] = (1000,),
+    low_rank: int = 0,
+    group_size: int | None = None,
+    clip: str = "absmax",
+) -> Policy:
+    """Blocks as asked for, modulation and embedders int8, final layers as they are."""
+
+    def layer(name: str, k: int) -> LayerPolicy:
+        role = family.role(name)
+        if role == "final":
+            return LayerPolicy(weight="float")
+        hadamard = block_size(k)
+        if role == "block":
+            return LayerPolicy(
+                weight=weight,
+                activation_bits=bits,
+                hadamard=hadamard,
+                low_rank=low_rank,
+                group_size=group_size,
+                clip=clip,
+            )
+        return LayerPolicy(weight="int8", activation_bits=(8,) * len(bounds), hadamard=hadamard)
+
+    return Policy(
+        method="test",
+        model=family.class_name,
+        timestep_bounds=bounds,
+        layers={name: layer(name, k) for name, (_, k) in linears_of(module).items()},
+    )
+
+
+def pack_layer(layer: torch.nn.Linear, policy: LayerPolicy) -> dict[str, np.ndarray]:
+    """Tensors of one quantized linear, by the last part of their names."""
+    fmt, (n, k) = by_name(policy.weight), layer.weight.shape
+    out = {}
+    weight = layer.weight.detach()
+    if policy.low_rank:
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        up, down = u[:, : policy.low_rank] * s[: policy.low_rank], v[: policy.low_rank]
+        out = {"down": down.numpy().astype(np.float16), "up": up.numpy().astype(np.float16)}
+        weight = weight - up @ down
+    groups = hadamard(weight, block=policy.hadamard).reshape(n, k // (policy.group_size or k), -1)
+    scale = groups.abs().mean(-1) * 2 if fmt.name == "ternary" else groups.abs().amax(-1) / fmt.high
+    codes = (groups / scale.unsqueeze(-1)).round().clamp(fmt.low, fmt.high).reshape(n, k)
+    bias = layer.bias.detach() if layer.bias is not None else torch.zeros(n)
+    return {
+        "weight": pack(codes.numpy().astype(np.int32), fmt),
+        "weight_scale": scale.numpy(),
+        "bias": bias.numpy().copy(),
+        "qmax": np.array([2.0 ** (bits - 1) - 1 for bits in policy.activation_bits], np.float32),
+        **out,
+    }
+
+
+def pack_checkpoint(
+    folder: Path, module: torch.nn.Module, policy: Policy, *, half: bool = True, scheduler: dict | None = None
+) -> Checkpoint:
+    """Writes and loads the checkpoint of a module; `half` stores what is not quantized as float16."""
+    layers = {name for name, layer in policy.layers.items() if layer.is_quantized}
+    tensors = {}
+    for name, value in module.state_dict().items():
+        layer, _, leaf = name.rpartition(".")
+        if layer not in layers:
+            tensors[name] = value.numpy().astype(np.float16 if half else np.float32)
+        elif leaf == "weight":
+            packed = pack_layer(module.get_submodule(layer), policy.layers[layer])
+            tensors |= {f"{layer}.{leaf}": part for leaf, part in packed.items()}
+    folder.mkdir(parents=True)
+    write_tensors(folder / TENSORS, tensors)
+    write_json(folder / CONFIG, {**module.config, "_class_name": policy.model})
+    if scheduler is not None:
+        write_json(folder / SCHEDULER, scheduler)
+    policy.save(folder / POLICY_FILE)
+    manifest = CheckpointManifest(
+        model=policy.model,
+        model_sha256="0" * 64,
+        model_path="",
+        policy_sha256=policy.sha256,
+        calibration_sha256="0" * 64,
+        seed=0,
+    )
+    schema.save(manifest, folder / MANIFEST)
+    return Checkpoint.load(folder)
+
+
+def tiny_module(family: Family, *, seed: int = 0) -> torch.nn.Module:
+    """The family's tiny transformer with random weights of which no part is zero."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    module = getattr(diffusers, family.class_name)(**family.tiny).eval()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.abs().max() == 0:
+            parameter.normal_(std=0.1)
+    return module

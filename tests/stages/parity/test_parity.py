@@ -1,0 +1,162 @@
+"""Stage parity: it passes a right engine, names the layer of a wrong one, and says what it could not check."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from polygraphy.comparator import Comparator, RunResults
+
+from dit2deploy.artefacts.bundle import MANIFEST, Bundle
+from dit2deploy.base.errors import Failed, Misuse
+from dit2deploy.base.files import write_json
+from dit2deploy.stages.build import build
+from dit2deploy.stages.parity import parity, references, summary
+from dit2deploy.stages.parity.compare import CompareFidelity, compare, recorded
+from dit2deploy.targets import Availability, Target, by_name
+from tests.bundles import engines, move_one_weight, sources
+
+LAYER = "transformer_blocks.1.attn1.to_k"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Bundle:
+    made = sources()
+    out = tmp_path_factory.mktemp("parity") / "bundle"
+    return build(made.onnx, out, targets=engines(), calibration=made.calibration, model=made.pipeline)
+
+
+@pytest.fixture
+def folder(built, tmp_path):
+    return shutil.copytree(built.folder, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("target", engines())
+def test_a_right_engine_passes_all_checks(target: str, folder):
+    result = parity(folder, target=target, steps=3)
+    assert json.loads((folder / "parity.json").read_text()) == json.loads(json.dumps(result))
+    own, cost = result["engine_against_quantized"], result["against_full_precision"]
+    assert result["status"] == "passed"
+    assert {check["status"] for check in own.values()} == {"passed"}
+    assert {check["status"] for checks in cost.values() for check in checks.values()} == {"passed"}
+    assert [value["layer"] for value in own["layers"]["values"]] == list(Bundle.load(folder).manifest.layers)
+    assert own["layers"]["first_diverging"] is None
+    assert min(value["sqnr_db"] for value in own["layers"]["values"]) > 45
+    timesteps = [value["timestep"] for value in own["steps"]["values"]]
+    assert timesteps == [value["timestep"] for value in own["trajectory"]["values"]] == sorted(timesteps, reverse=True)
+    # Quantization to ternary costs far more than the engine's rounding: the two questions have two answers.
+    assert own["trajectory"]["final"]["sqnr_db"] > cost["engine"]["trajectory"]["final"]["sqnr_db"] + 6
+    text = summary(result)
+    assert "does the engine compute the quantized model? passed" in text and "what did quantization cost?" in text
+
+
+@pytest.mark.parametrize("target", engines())
+def test_one_wrong_weight_is_seen_and_its_layer_named(target: str, folder):
+    move_one_weight(folder, target, LAYER)
+    with pytest.raises(Failed, match=f"layer {LAYER} is the first that diverges"):
+        parity(folder, target=target, steps=3)
+    layers = json.loads((folder / "parity.json").read_text())["engine_against_quantized"]["layers"]
+    assert layers["status"] == "failed" and layers["first_diverging"] == LAYER
+    wrong = [value["layer"] for value in layers["values"] if value["worst_channel_db"] < layers["channel_threshold_db"]]
+    assert wrong == [LAYER], "a wrong layer must not be blamed on those behind it"
+
+
+def test_a_changed_file_is_refused_before_anything_runs(folder):
+    data = folder / "reference" / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(Misuse, match="hash mismatch"):
+        parity(folder, target="reference")
+
+
+@pytest.mark.parametrize(("field", "match"), (("step_db", "at timestep"), ("trajectory_db", "the trajectory ends")))
+def test_thresholds_come_from_the_manifest(folder, field: str, match: str):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["thresholds"][field] = 299.0
+    write_json(folder / MANIFEST, manifest)
+    with pytest.raises(Failed, match=match):
+        parity(folder, target="reference", steps=3)
+    assert (folder / "parity.json").exists()
+
+
+def test_without_torch_the_recorded_steps_are_compared(folder, monkeypatch):
+    monkeypatch.setattr(references, "_without_torch", lambda: "torch is not installed")
+    result = parity(folder, target="reference")
+    own = result["engine_against_quantized"]
+    assert result["status"] == "passed" and own["steps"]["status"] == "passed"
+    assert own["layers"] == own["trajectory"] == {"status": "not run", "reason": "torch is not installed"}
+    assert len(own["steps"]["values"]) == 4
+    assert result["against_full_precision"]["engine"]["steps"]["values"][0]["sqnr_db"] < 60
+    assert "recorded outputs (torch is not installed)" in result["references"]["quantized PyTorch"]
+    assert "not run: torch is not installed" in summary(result)
+
+
+def test_without_torch_a_wrong_engine_still_fails(folder, monkeypatch):
+    """Recorded steps see a model that is wrong as a whole, here one whose outputs were recorded of another."""
+    monkeypatch.setattr(references, "_without_torch", lambda: "torch is not installed")
+    real = Bundle.reference
+    monkeypatch.setattr(Bundle, "reference", lambda self: {**real(self), "quantized": -real(self)["quantized"]})
+    with pytest.raises(Failed, match="at timestep"):
+        parity(folder, target="reference")
+
+
+def test_a_target_that_cannot_run_is_neither_passed_nor_failed(folder, monkeypatch):
+    able = Availability(can_build=True, can_run=False, reason="there is no NVIDIA driver.", cure="Use a GPU.")
+    real = by_name("reference")
+    fake = Target(real.name, lambda: able, real.build, real.open)
+    monkeypatch.setitem(parity.__globals__, "by_name", lambda name: fake)
+    result = parity(folder, target="reference")
+    assert result["status"] == "not run"
+    checks = [*result["engine_against_quantized"].values()]
+    checks += [check for who in result["against_full_precision"].values() for check in who.values()]
+    assert {check["status"] for check in checks} == {"not run"}
+    assert all("no NVIDIA driver" in check["reason"] and check["cure"] == "Use a GPU." for check in checks)
+    assert json.loads((folder / "parity.json").read_text())["status"] == "not run"
+
+
+def test_sources_of_another_bundle_are_refused(folder, tmp_path):
+    other = shutil.copytree(sources().checkpoint, tmp_path / "other")
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(Misuse, match="is not the checkpoint that"):
+        parity(folder, target="reference", checkpoint=other)
+    with pytest.raises(Misuse, match=r"no such (folder|file)"):
+        parity(folder, target="reference", model=tmp_path / "nowhere")
+
+
+def test_a_target_that_is_not_in_the_bundle_is_refused(folder):
+    with pytest.raises(Misuse, match="has no engine for tensorrt-rtx"):
+        parity(folder, target="tensorrt-rtx")
+
+
+def test_nan_is_never_good():
+    x = np.ones((2, 3), np.float32)
+    bad = x.copy()
+    bad[0, 0] = np.nan
+    (found,) = compare(recorded("a", [{"layer": x}]), recorded("b", [{"layer": bad}]), threshold_db=-100.0)
+    assert not found["layer"] and found["layer"].cosine == -1.0
+    json.dumps(found["layer"].record(), allow_nan=False)
+
+
+def test_the_comparison_serves_polygraphys_comparator_too():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 8)).astype(np.float32)
+    results = RunResults()
+    for name, value in (("a", x), ("b", x + np.float32(0.001)), ("c", x * 2)):
+        results.extend(recorded(name, [{"layer": value}]))
+    function = CompareFidelity(threshold_db=40.0)
+    assert Comparator.compare_accuracy(results, compare_func=function, comparisons=[(0, 1)])
+    assert not Comparator.compare_accuracy(results, compare_func=function, comparisons=[(0, 2)])
+
+
+def test_one_spoilt_channel_is_seen_where_the_whole_is_good():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((100, 64)).astype(np.float32)
+    y = x.copy()
+    y[:, 5] += np.float32(0.08) * rng.standard_normal(100).astype(np.float32)
+    thresholds = {"threshold_db": 38.0, "channel_threshold_db": 30.0}
+    (found,) = compare(recorded("a", [{"layer": x}]), recorded("b", [{"layer": y}]), **thresholds)
+    assert found["layer"].sqnr_db > 38 and found["layer"].worst_channel_db < 30 and not found["layer"]

@@ -1,0 +1,266 @@
+"""The checkpoint holds what the policy says, is the same after a kill, and refuses what does not belong together."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dit2deploy.artefacts.checkpoint import SCHEDULER, TENSORS, Checkpoint
+from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import sha256_of_file
+from dit2deploy.formats import by_name, unpack
+from dit2deploy.models.load import linears, load_transformer, open_model
+from dit2deploy.nn.convert import load_quantized
+from dit2deploy.ops.hadamard_quantize import hadamard
+from dit2deploy.quantizers.linear import quantize_linear
+from dit2deploy.quantizers.round_to_nearest import dequantize
+from dit2deploy.stages.calibrate import calibrate
+from dit2deploy.stages.quantize import quantize
+from dit2deploy.stages.quantize.hessians import gather, passes
+from dit2deploy.stages.search import search
+from tests.variants import with_weights
+
+BLOCK = "transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dit_folder):
+    return tiny_dit_folder
+
+
+@pytest.fixture(scope="module")
+def calibration(model, tmp_path_factory):
+    return calibrate(model, tmp_path_factory.mktemp("calibration") / "set", samples=4, steps=4)
+
+
+@pytest.fixture
+def policy(model, tmp_path):
+    return search(model, tmp_path / "policy.json", recipe="w1.58a4", low_rank=2)
+
+
+def float_weight(tensors: dict[str, np.ndarray], layer: LayerPolicy, k: int) -> torch.Tensor:
+    """What a layer's tensors stand for, in the space before rotation and with the branch."""
+    codes = torch.from_numpy(unpack(tensors["weight"], by_name(layer.weight), k)).float()
+    weight = hadamard(dequantize(codes, torch.from_numpy(tensors["weight_scale"])), block=layer.hadamard)
+    if layer.low_rank:
+        weight = weight + torch.from_numpy(tensors["up"]).float() @ torch.from_numpy(tensors["down"]).float()
+    return weight
+
+
+def sqnr_db(reference: torch.Tensor, found: torch.Tensor) -> float:
+    return 10 * math.log10(reference.square().sum() / (reference - found).square().sum())
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("group_size", [None, 32])
+@pytest.mark.parametrize(("weight", "least"), [("ternary", 6.9), ("int3", 13.0), ("int4", 18.6), ("int8", 41.0)])
+def test_packed_layer_stands_for_the_weight(weight, least, group_size, rank):
+    matrix = np.random.default_rng(0).standard_normal((40, 96)).astype(np.float16)
+    layer = LayerPolicy(weight=weight, activation_bits=(4, 8), hadamard=32, group_size=group_size, low_rank=rank)
+    tensors = quantize_linear(matrix, None, layer)
+    assert sqnr_db(torch.from_numpy(matrix).float(), float_weight(tensors, layer, 96)) > least
+    shapes = {name: (value.dtype.name, value.shape) for name, value in tensors.items()}
+    branch = {"down": ("float16", (rank, 96)), "up": ("float16", (40, rank))} if rank else {}
+    assert shapes == {
+        "weight": ("int32", (40, by_name(weight).words(96))),
+        "weight_scale": ("float32", (40, 96 // (group_size or 96))),
+        "bias": ("float32", (40,)),
+        "qmax": ("float32", (2,)),
+        **branch,
+    }
+    assert tensors["qmax"].tolist() == [7, 127] and not tensors["bias"].any()
+
+
+def test_gptq_works_on_rotated_inputs():
+    """Correlated inputs, rotation on: GPTQ gains on the layer's output only if the Hessian is rotated too."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2000, 64)) @ (rng.standard_normal((64, 64)) * np.linspace(1, 0.02, 64)[:, None])
+    x = torch.from_numpy(x).float()
+    matrix = rng.standard_normal((48, 64)).astype(np.float32)
+    reference = x @ torch.from_numpy(matrix).T
+    found = {}
+    for rounding in ("nearest", "gptq"):
+        layer = LayerPolicy(weight="int4", activation_bits=(8,), hadamard=64, rounding=rounding)
+        tensors = quantize_linear(matrix, None, layer, hessian=x.T @ x / 2000)
+        found[rounding] = sqnr_db(reference, x @ float_weight(tensors, layer, 64).T)
+    assert found["gptq"] > found["nearest"] + 3
+
+
+def test_checkpoint_is_the_model_and_loads_as_the_reference(model, policy, calibration, tmp_path):
+    made = quantize(model, policy, calibration, tmp_path / "out")
+    source = open_model(model)
+    assert Checkpoint.load(tmp_path / "out").policy == policy
+    assert made.config == source.config
+    assert (tmp_path / "out" / SCHEDULER).exists()
+    assert not (tmp_path / "out.parts").exists()
+    for name, (n, k) in linears(source).items():
+        layer = policy.layers[name]
+        if not layer.is_quantized:
+            assert made.tensors.dtype(f"{name}.weight") == source.tensors.dtype(f"{name}.weight")
+            np.testing.assert_array_equal(made.tensors.read(f"{name}.weight"), source.tensors.read(f"{name}.weight"))
+            continue
+        leaves = ("weight", "weight_scale", *(("down", "up") if layer.low_rank else ()))
+        weight = float_weight({leaf: made.tensors.read(f"{name}.{leaf}") for leaf in leaves}, layer, k)
+        expected = torch.from_numpy(source.tensors.read(f"{name}.weight")).float()
+        assert weight.shape == (n, k)
+        assert sqnr_db(expected, weight) > {"ternary": 4, "int4": 14, "int8": 40}[layer.weight], name
+        np.testing.assert_array_equal(
+            made.tensors.read(f"{name}.bias"), source.tensors.read(f"{name}.bias").astype(np.float32)
+        )
+    assert set(made.manifest.layer_seconds) == {n for n, layer in policy.layers.items() if layer.is_quantized}
+
+    network, family = load_transformer(model)
+    inputs = family.inputs(network.config, batch=2, seed=1)
+    with torch.no_grad():
+        assert sqnr_db(network(**inputs).sample, load_quantized(made)(**inputs).sample) > 8
+
+
+def test_eight_bits_cost_next_to_nothing(model, calibration, tmp_path):
+    made = quantize(model, search(model, tmp_path / "p.json", recipe="w8a8"), calibration, tmp_path / "out")
+    network, family = load_transformer(model)
+    inputs = family.inputs(network.config, batch=2, seed=1)
+    with torch.no_grad():
+        assert sqnr_db(network(**inputs).sample, load_quantized(made)(**inputs).sample) > 35
+
+
+def test_checkpoint_is_as_small_as_its_bits_say(model, policy, calibration, tmp_path):
+    made = quantize(model, policy, calibration, tmp_path / "out")
+    expected = 0.0
+    for name, (n, k) in linears(open_model(model)).items():
+        layer = policy.layers[name]
+        if layer.is_quantized:
+            row = by_name(layer.weight).words(k) * 4
+            assert row <= by_name(layer.weight).bits * k / 8 + 12  # padding of the last word of each plane
+            expected += n * (row + 4 + 4) + 4 + 2 * layer.low_rank * (n + k)
+    others = [name for name in made.tensors if name.rpartition(".")[0] not in made.manifest.layer_seconds]
+    expected += sum(made.tensors.read(name).nbytes for name in others)
+    held = sum(made.tensors.read(name).nbytes for name in made.tensors)
+    assert held == expected
+
+
+class Killed(Exception):
+    """Stands for a signal in the middle of the work."""
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(model, policy, calibration, tmp_path, monkeypatch):
+    whole = quantize(model, policy, calibration, tmp_path / "whole")
+    module = "dit2deploy.stages.quantize.quantize"
+    done: list[str] = []
+
+    def until(count):
+        def step(*arguments, **options):
+            if len(done) == count:
+                raise Killed
+            done.append("layer")
+            return quantize_linear(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr(sys.modules[module], "quantize_linear", until(9))
+    with pytest.raises(Killed):
+        quantize(model, policy, calibration, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / "out.parts").iterdir())) == 9
+
+    done.clear()
+    monkeypatch.setattr(sys.modules[module], "quantize_linear", until(10_000))
+    again = quantize(model, policy, calibration, tmp_path / "out")
+    assert len(done) == len(whole.manifest.layer_seconds) - 9
+    assert again.sha256 == whole.sha256
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_parts_of_other_options_are_not_used(model, policy, calibration, tmp_path, monkeypatch):
+    calls = []
+
+    def fail_late(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return quantize_linear(*arguments, **options)
+
+    monkeypatch.setattr(sys.modules["dit2deploy.stages.quantize.quantize"], "quantize_linear", fail_late)
+    with pytest.raises(Killed):
+        quantize(model, policy, calibration, tmp_path / "out", seed=1)
+    quantize(model, policy, calibration, tmp_path / "out", seed=2)
+    assert len(calls) == 4 + sum(layer.is_quantized for layer in policy.layers.values())
+
+
+def test_the_seed_decides(model, policy, calibration, tmp_path):
+    made = [
+        quantize(model, policy, calibration, tmp_path / n, seed=s).sha256 for n, s in zip("abc", (0, 0, 1), strict=True)
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+def test_weights_with_nan_are_refused_by_name(model, calibration, tmp_path):
+    for name, shape in ((f"{BLOCK}.weight", (48, 48)), ("pos_embed.proj.bias", (48,))):
+        value = np.zeros(shape, np.float16)
+        value.flat[3] = np.inf
+        broken = with_weights(model, tmp_path / name, {name: value})
+        policy = search(broken, tmp_path / "p.json", recipe="w8a8")
+        manifest = calibration.manifest.model_copy(update={"model_sha256": open_model(broken).sha256})
+        kept = type(calibration)(calibration.folder, manifest, calibration.tensors)
+        with pytest.raises(Misuse, match=name):
+            quantize(broken, policy, kept, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_belong_together_is_refused(model, policy, calibration, tmp_path):
+    layers = dict(policy.layers)
+    del layers[BLOCK]
+    with pytest.raises(Misuse, match=BLOCK):
+        quantize(model, policy.model_copy(update={"layers": layers}), calibration, tmp_path / "out")
+    with pytest.raises(Misuse, match="FluxTransformer2DModel"):
+        quantize(model, policy.model_copy(update={"model": "FluxTransformer2DModel"}), calibration, tmp_path / "out")
+    other = with_weights(model, tmp_path / "other", {"pos_embed.proj.bias": np.ones(48, np.float32)})
+    with pytest.raises(Misuse, match="another model"):
+        quantize(other, policy, calibration, tmp_path / "out")
+
+
+def test_second_moments_are_those_of_the_layers_inputs(model, calibration):
+    network, _ = load_transformer(model)
+    names = [BLOCK, "transformer_blocks.0.attn1.to_k", "transformer_blocks.1.ff.net.2"]
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for name in names:
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda module, arguments, name=name: seen[name].append(arguments[0].flatten(0, -2))
+        )
+    found = gather(network, names, calibration)
+    for name in names:
+        x = torch.cat(seen[name]).double()
+        torch.testing.assert_close(found[name].double(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_that_no_call_reaches_is_refused(calibration):
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Linear(4, 4)
+
+        def forward(self, **inputs) -> None:
+            return None
+
+    with pytest.raises(Misuse, match="unused"):
+        gather(Network(), ["unused"], calibration)
+
+
+def test_passes_keep_to_the_memory_budget():
+    layers = {"a": 10, "b": 10, "c": 20, "d": 10}
+    assert list(passes(layers, budget=800)) == [["a", "b"], ["c"], ["d"]]
+    assert list(passes({}, budget=800)) == []
+
+
+def test_a_policy_that_leaves_all_alone_copies_the_model(model, calibration, tmp_path):
+    source = open_model(model)
+    policy = Policy(
+        method="test",
+        model=source.class_name,
+        layers={name: LayerPolicy(weight="float") for name in linears(source)},
+    )
+    made = quantize(model, policy, calibration, tmp_path / "out")
+    assert set(made.tensors) == set(source.tensors)
+    assert sha256_of_file(made.folder / TENSORS) == made.sha256
