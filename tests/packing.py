@@ -113,7 +113,7 @@ def tiny_module(family: Family, *, seed: int = 0) -> torch.nn.Module:
 
     torch.manual_seed(seed)
     module = getattr(diffusers, family.class_name)(**family.tiny).eval()
-    for name, parameter in module.named_parameters():
+    for parameter in module.parameters():
         parameter.requires_grad_(False)
         if parameter.abs().max() == 0:
             parameter.normal_(std=0.1)

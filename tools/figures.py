@@ -42,14 +42,15 @@ def demo(result: Mapping[str, Any]) -> str:
     rows = [
         (
             "weights",
-            f"{size['bytes'] / 1e6:.2f} MB, {size['ratio']:.1f} times smaller than float32 ({size['float32'] / 1e6:.2f} MB)",
+            f"{size['bytes'] / 1e6:.2f} MB, {size['ratio']:.1f} times smaller than float32 "
+            f"({size['float32'] / 1e6:.2f} MB)",
         ),
         (
             f"latency of one step, batch {engine['batch']}, {engine['threads']} threads",
             f"engine {engine['p50_ms']:.2f} ms; "
             + "; ".join(f"{row['label']} {row['p50_ms']:.2f} ms" for row in latency[1:]),
         ),
-        ("engine is as fast as", "; ".join(f"{label} {ratio:.2f}×" for label, ratio in result["ratios"].items())),
+        ("engine is as fast as", "; ".join(f"{label} {ratio:.2f}\u00d7" for label, ratio in result["ratios"].items())),
         ("parity, engine against quantized PyTorch", result["parity"]),
     ]
     quality = result["quality"]
@@ -75,7 +76,7 @@ def ratios(result: Mapping[str, Any]) -> str:
     """Of bench_*.py: rows with name, baseline, ratio, threads."""
     header = ("", "against", "threads", "batch", "ratio (above 1: ours is faster)")
     rows = [
-        (row["name"], row["baseline"], row["threads"], row.get("batch", ""), f"{row['ratio']:.2f}×")
+        (row["name"], row["baseline"], row["threads"], row.get("batch", ""), f"{row['ratio']:.2f}\u00d7")
         for row in result["rows"]
     ]
     if not any(row[3] != "" for row in rows):

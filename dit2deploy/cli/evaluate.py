@@ -20,7 +20,8 @@ def command(bundle: Path, classifier: Path, samples: int, steps: int, guidance: 
     \b
     dit2deploy evaluate bundle/ --classifier classifier.safetensors --samples 500
     """
-    from dit2deploy.stages.evaluate import evaluate, summary
+    from dit2deploy.cli.compile import quality_rows
+    from dit2deploy.stages.evaluate import evaluate
 
     result = evaluate(bundle, classifier=classifier, samples=samples, steps=steps, guidance=guidance, seed=seed)
-    return result, summary(result)
+    return result, options.table(str(bundle), ("", ""), quality_rows(result))

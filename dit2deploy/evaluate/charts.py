@@ -5,9 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -31,7 +33,7 @@ COLOURS = {
 }
 SERIES = ("one", "two", "three", "four", "five")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": COLOURS["ink"],
@@ -259,7 +261,8 @@ def page_svg(figure: Figure, *, name: str, title: str) -> str:
     text = re.sub(r"font-family: [^;\"]+;?", "", text)
     for variable, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{variable}, {colour})")
-    view = re.search(r'viewBox="([^"]+)"', text)[1]
+    _, _, view = text.partition('viewBox="')
+    view = view[: view.index('"')]
     shown = _escaped(title)
     opening = (
         f'<svg viewBox="{view}" role="img" aria-labelledby="{name}-title" xmlns="http://www.w3.org/2000/svg" '
@@ -268,7 +271,7 @@ def page_svg(figure: Figure, *, name: str, title: str) -> str:
     return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip()
 
 
-def _figure(height: float) -> tuple[Figure, matplotlib.axes.Axes]:
+def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
     return figure, figure.add_axes((0.11, 0.17, 0.87, 0.68) if height > 2 else (0.01, 0.02, 0.98, 0.96))

@@ -43,6 +43,8 @@ class Sampler:
             raise Misuse(
                 f"{bundle.folder}: draws latents of {channels} channels, which need the decoder of a VAE.", cure
             )
+        if not isinstance(size, int) or not isinstance(classes, int):
+            raise Misuse(f"{bundle.folder}: its config tells no sample_size and num_embeds_ada_norm.", cure)
         if bundle.scheduler_config is None:
             raise Misuse(f"{bundle.folder}: has no scheduler.", cure)
         return cls(Scheduler.from_config(bundle.scheduler_config), (channels, size, size), classes, ports)
@@ -77,16 +79,18 @@ class Sampler:
         images, done, total = [], 0, steps * -(-len(labels) // batch)
         report(what, 0, total)
         for at in range(0, len(labels), batch):
+            latents = noise = initial_noise(seeds[at : at + batch], self.shape)
             for step in trajectory(
                 denoise,
                 scheduler=self.scheduler,
                 labels=np.asarray(labels[at : at + batch]),
                 steps=steps,
                 guidance=guidance,
-                noise=initial_noise(seeds[at : at + batch], self.shape),
+                noise=noise,
                 null_label=self.classes,
             ):
+                latents = step.after
                 done += 1
                 report(what, done, total)
-            images.append(step.after)
+            images.append(latents)
         return np.clip(np.concatenate(images), -1, 1) if images else np.zeros((0, *self.shape), np.float32)

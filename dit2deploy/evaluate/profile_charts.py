@@ -55,14 +55,13 @@ def ops(profile: Mapping[str, Any]) -> Figure:
     """Milliseconds of a step by op type, the rest in one bar."""
     rows = profile["ops"]
     shown, rest = rows[:_LONGEST], rows[_LONGEST:]
+    ours = {node["op"] for node in (profile["roofline"] or {}).get("ops", ())}
     bars = [
         charts.Bar(
-            f"{row['op']} × {row['nodes']}",
+            f"{row['op']} \u00d7 {row['nodes']}",
             row["ms"],
             text=f"{row['ms']:.3g} ms ({row['share']:.0%})",
-            colour="one"
-            if row["op"] in {node["op"] for node in (profile["roofline"] or {}).get("ops", ())}
-            else "three",
+            colour="one" if row["op"] in ours else "three",
         )
         for row in shown
     ]

@@ -9,8 +9,8 @@ import torch
 class TimestepGroups:
     """Held by all quantized layers of a model; the model's forward hooks set it for the length of one call.
 
-    Group i holds timesteps t in 0 .. training steps with t < bounds[i] that are in no group before it. `scale` times the
-    argument `timestep` is t (FLUX passes 0 .. 1).
+    Group i holds timesteps t in 0 .. training steps with t < bounds[i] that are in no group before it. t is `scale`
+    times the argument `timestep` (FLUX passes 0 .. 1).
     """
 
     def __init__(self, bounds: Sequence[int], scale: float) -> None:

@@ -37,10 +37,8 @@ def calibrate(
     source = open_model(model)
     seeds = tuple(FIRST_SEED + seed * samples + index for index in range(samples))
     scheduler = _scheduler(source, model)
-    if scheduler is not None:
-        timesteps = scheduler.timesteps(steps)
-    else:
-        timesteps = np.linspace(999, 0, steps).round().astype(int)
+    evenly = np.linspace(999, 0, steps).round().astype(int)
+    timesteps = evenly if scheduler is None else scheduler.timesteps(steps)
     manifest = CalibrationManifest(
         model=source.class_name,
         model_sha256=source.sha256,

@@ -1,4 +1,4 @@
-"""Lowers a model to ONNX: one way for all sizes, from fake weights, which get their values only when they are written."""
+"""Lowers a model to ONNX: one way for all sizes, from fake weights, which get their values when they are written."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,8 +48,8 @@ _SEED = 0
 def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused") -> OnnxModel:
     """Lowers a quantized checkpoint into the folder `out`: model.onnx, its data, manifest, config, scheduler.
 
-    Form "fused": HadamardQuantize and one <Format>Gemm for all layers of a block that share an input. Form "qdq": custom
-    QDQ and Hadamard ops around plain MatMuls. Both run in any ONNX runtime by their function bodies.
+    Form "fused": HadamardQuantize and one <Format>Gemm for all layers of a block that share an input. Form "qdq":
+    custom QDQ and Hadamard ops around plain MatMuls. Both run in any ONNX runtime by their function bodies.
 
     Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, Failed where the model cannot be
     traced or the file does not compute what PyTorch does; nothing is left behind then.

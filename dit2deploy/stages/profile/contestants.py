@@ -54,12 +54,13 @@ def inputs_of(bundle: Bundle, *, batch: int) -> dict[str, np.ndarray]:
             value = steps[len(steps) // 2]
         else:
             rest = port.shape[1:] if first_is_batch else port.shape
-            if any(isinstance(dim, str) for dim in rest):
+            fixed = [dim for dim in rest if isinstance(dim, int)]
+            if len(fixed) < len(rest):
                 raise Misuse(
-                    f"{bundle.folder}: has no recorded steps, and the shape of {port.name} is open: {list(port.shape)}.",
+                    f"{bundle.folder}: has no recorded steps, and {port.name} is of open shape {list(port.shape)}.",
                     "Build the bundle with --calibration.",
                 )
-            shape = (batch, *rest) if first_is_batch else rest
+            shape = (batch, *fixed) if first_is_batch else tuple(fixed)
             floating = np.issubdtype(np.dtype(port.dtype), np.floating)
             value = generator.standard_normal(shape) if floating else np.zeros(shape)
         if first_is_batch:

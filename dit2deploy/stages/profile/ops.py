@@ -13,7 +13,7 @@ import onnx_ir as ir
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import write_json
-from dit2deploy.stages.profile.costs import Cost, cost_of
+from dit2deploy.stages.profile.costs import Cost, Port, cost_of
 from dit2deploy.targets.kernel import LIBRARY_NAME
 from dit2deploy.targets.ort import open_session
 
@@ -49,7 +49,8 @@ def traced(
         runner = open_session(engine, threads=threads, library=library, trace=Path(folder) / "ort")
         for _ in range(_WARM_UP + runs):
             runner.run(inputs)
-        events = json.loads(Path(runner.session.end_profiling()).read_bytes())
+        session: Any = runner.session
+        events = json.loads(Path(session.end_profiling()).read_bytes())
         runner.close()
     kept = _runs(events)[_WARM_UP:]
     layers = layers_of_nodes(engine, bundle)
@@ -62,17 +63,16 @@ def layers_of_nodes(engine: Path, bundle: Bundle) -> dict[str, str]:
     by_output: dict[str, list[str]] = {}
     for layer, record in bundle.manifest.layers.items():
         by_output.setdefault(record.output, []).append(layer)
-    model = ir.load(engine)
     found: dict[str, str] = {}
-    for node in model.graph:
-        names = [layer for value in node.outputs for layer in by_output.get(value.name, ())]
-        if names:
-            found[node.name] = joined(names)
-            if node.domain != "":
-                for value in node.inputs[:2]:  # q and s: what quantized them works for this layer
-                    maker = value.producer() if value is not None else None
-                    if maker is not None and maker.domain == node.domain:
-                        found.setdefault(maker.name, joined(names))
+    for node in ir.load(engine).graph:
+        names = [layer for value in node.outputs for layer in by_output.get(value.name or "", ())]
+        if not names or node.name is None:
+            continue
+        found[node.name] = joined(names)
+        for value in node.inputs[:2] if node.domain else ():  # q and s: what quantized them works for this layer
+            maker = value.producer() if value is not None else None
+            if maker is not None and maker.domain == node.domain and maker.name is not None:
+                found.setdefault(maker.name, joined(names))
     return found
 
 
@@ -153,8 +153,8 @@ def _is_node(event: Mapping[str, Any]) -> bool:
     return event.get("cat") == "Node" and event.get("name", "").endswith(_SUFFIX) and "op_name" in event.get("args", {})
 
 
-def _shapes(arguments: Mapping[str, Any]) -> tuple[list[tuple[str, list[int]]], list[tuple[str, list[int]]]]:
-    return tuple(
-        [next(iter(port.items())) for port in arguments.get(key, []) if port]
-        for key in ("input_type_shape", "output_type_shape")
-    )
+def _shapes(arguments: Mapping[str, Any]) -> tuple[list[Port], list[Port]]:
+    def ports(key: str) -> list[Port]:
+        return [next(iter(port.items())) for port in arguments.get(key, ()) if port]
+
+    return ports("input_type_shape"), ports("output_type_shape")

@@ -69,7 +69,7 @@ def cards(bundle: Bundle, evidence: Mapping[str, Any]) -> list[Card]:
     made = [
         Card(
             "Weights",
-            f"{size.ratio:.1f}× smaller",
+            f"{size.ratio:.1f}\u00d7 smaller",
             f"{megabytes(size.float32)} in float32, {megabytes(sum(size.parts.values()))} in the bundle",
         )
     ]
@@ -85,7 +85,7 @@ def _latency_card(profile: Mapping[str, Any] | None) -> Card:
     if profile is None:
         return Card("Latency", "not measured", "dit2deploy profile measures it", "missing")
     own = profile_charts.headline(profile)[0]
-    others = [f"{ratio:.2f}× as fast as {label}" for label, ratio in _ratios(profile)]
+    others = [f"{ratio:.2f}\u00d7 as fast as {label}" for label, ratio in _ratios(profile)]
     where = f"one step, batch {own['batch']}, {own['threads']} thread{'s' if own['threads'] > 1 else ''}"
     return Card("Latency", milliseconds(own["p50_ms"]), "; ".join([where, *others]))
 

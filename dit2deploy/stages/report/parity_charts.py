@@ -84,7 +84,7 @@ def _blocks(names: Sequence[str]) -> dict[float, str]:
             firsts.setdefault(block[0], index)
     every = -(-len(firsts) // 10) if firsts else 1
     return {
-        float(index): re.search(r"\d+", block)[0]
+        float(index): block.strip(".").rpartition(".")[2]
         for position, (block, index) in enumerate(firsts.items())
         if position % every == 0
     }

@@ -43,7 +43,7 @@ def draw(
     guidance: float,
     seed: int,
 ) -> Pictures:
-    """Images given are shown as they are; otherwise they are drawn, row r of label column c from seed + r columns + c."""
+    """Shows images that are given; draws them otherwise, row r of label column c from seed + r columns + c."""
     if samples is not None:
         return Pictures(tuple(Strip(title, _uri(images)) for title, images in samples.items()))
     try:

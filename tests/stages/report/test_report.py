@@ -160,7 +160,7 @@ def test_a_page_with_all_evidence_stands_alone(bundle):
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert not re.search(r"@import|url\((?!#)", content)
     assert 20_000 < len(content) < 2_000_000
-    for said in ("6.4× smaller", "passed", "92.5%", "1.50× as fast as PyTorch fp32 eager", "Some & CPU"):
+    for said in ("6.4\u00d7 smaller", "passed", "92.5%", "1.50\u00d7 as fast as PyTorch fp32 eager", "Some & CPU"):
         assert said in page.text
     assert "dit2deploy parity <bundle>" in page.text  # escaped, not markup
     assert content.count("<svg") == 6
