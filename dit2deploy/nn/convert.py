@@ -35,9 +35,9 @@ def empty_quantized(config: Mapping[str, Any], policy: Policy, *, form: QuantFor
                 layer = QuantLinear(k, n, policy=policy.layers[name], groups=groups, form=form)
                 with mode:
                     for leaf in ("weight", "down", "up"):
-                        if leaf in layer._buffers:
-                            value = layer._buffers[leaf]
-                            layer._buffers[leaf] = torch.empty(value.shape, dtype=value.dtype)
+                        if hasattr(layer, leaf):
+                            value = getattr(layer, leaf)
+                            setattr(layer, leaf, torch.empty(value.shape, dtype=value.dtype))
                 module.set_submodule(name, layer.eval())
         groups.attach(module)
     return module

@@ -1,6 +1,7 @@
 """Gives the fake weights of a traced graph their values: by name, one tensor at a time, read when written."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -38,7 +39,7 @@ def lazy(name: str, dtype: ir.DataType, shape: ir.Shape, read: Callable[[], np.n
     return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=name)
 
 
-def is_weight(value: ir.Value | None) -> bool:
+def is_weight(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether the value is an initializer that is read from the checkpoint."""
     return value is not None and isinstance(value.const_value, ir.LazyTensor)
 

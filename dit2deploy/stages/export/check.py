@@ -17,9 +17,9 @@ from dit2deploy.stages.export.trace import OUTPUT
 from dit2deploy.targets.ort import open_session
 
 LARGEST = 200_000_000  # parameters: above it, PyTorch's side of the comparison would not be a check but a job
-# A float graph differs by rounding only. In a quantized one a value at a tie is rounded the other way, and that spreads:
-# the runtimes' sines of FLUX's guidance (3500) differ enough to leave 46 dB in its tiny model; others gave 78 to 137. A
-# wrong scale or order of channels gives below 10 dB.
+# A float graph differs by rounding only. In a quantized one values at ties are rounded the other way, which spreads:
+# the runtimes' sines of FLUX's guidance (3500) differ enough to leave 46 dB in its tiny model; others gave 78 to 137.
+# A wrong scale or order of channels gives below 10 dB.
 LEAST_DB: dict[Form, float] = {"float": 80.0, "fused": 25.0, "qdq": 25.0}
 
 

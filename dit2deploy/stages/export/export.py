@@ -65,9 +65,7 @@ def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused") -> OnnxMod
         _write(graph, folder)
         if _is_comparable(graph):
             check.check_results(folder / MODEL, convert.load_quantized(source, form=form), _calls(family, module), form)
-        manifest = _manifest(
-            graph, layers, family, form=form, checkpoint=str(source.folder), checkpoint_sha256=source.sha256
-        )
+        manifest = _manifest(graph, layers, family, form=form, checkpoint=source.folder, digest=source.sha256)
         _write_records(folder, manifest, source.config, source.scheduler_config)
     return OnnxModel.load(Path(out))
 
@@ -89,9 +87,7 @@ def export_float(model: Path, out: Path) -> OnnxModel:
         if _is_comparable(graph):
             loaded, _ = models.load_transformer(source.folder)
             check.check_results(folder / MODEL, loaded, _calls(source.family, module), "float")
-        manifest = _manifest(
-            graph, layers, source.family, form="float", checkpoint=str(source.folder), checkpoint_sha256=source.sha256
-        )
+        manifest = _manifest(graph, layers, source.family, form="float", checkpoint=source.folder, digest=source.sha256)
         _write_records(folder, manifest, source.config, source.scheduler_config)
     return OnnxModel.load(Path(out))
 
@@ -149,7 +145,7 @@ def _calls(family: Family, module: torch.nn.Module) -> dict[str, Inputs]:
 
 
 def _manifest(
-    model: ir.Model, layers: Mapping[str, LayerOutput], family: Family, *, form: Form, **provenance: str
+    model: ir.Model, layers: Mapping[str, LayerOutput], family: Family, *, form: Form, checkpoint: Path, digest: str
 ) -> OnnxManifest:
     return OnnxManifest(
         form=form,
@@ -162,7 +158,8 @@ def _manifest(
         custom_opset=VERSION,
         assumptions=family.assumptions,
         versions=versions("dit2deploy", "torch", "diffusers", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
-        **provenance,
+        checkpoint=str(checkpoint),
+        checkpoint_sha256=digest,
     )
 
 

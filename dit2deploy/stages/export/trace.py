@@ -77,7 +77,7 @@ def _name_axes(model: ir.Model, family: Family, axes: Mapping[str, Mapping[int, 
             # A length that the model bakes in comes back as a number, or as the symbol of the axis that it must equal.
             if not isinstance(symbol, str) or symbol.isdecimal() or names.setdefault(symbol, axis.name) != axis.name:
                 raise Failed(
-                    f"{family.class_name}: axis {axis.name} of {value.name} cannot be dynamic: it became {value.shape[i]}.",
+                    f"{family.class_name}: {axis.name} of {value.name} cannot be dynamic: it became {value.shape[i]}.",
                     "Leave it out of the family's axes.",
                 )
             names[symbol.rpartition("*")[2]] = _patches(axis)

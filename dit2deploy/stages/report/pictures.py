@@ -14,7 +14,6 @@ from dit2deploy.nn import at_hand
 from dit2deploy.targets import by_name
 
 COLUMNS = 10
-ROWS = 2  # seeds a label
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def draw(
     guidance: float,
     seed: int,
 ) -> Pictures:
-    """Shows images that are given; draws them otherwise, row r of label column c from seed + r columns + c."""
+    """Shows images that are given; draws them otherwise, that of column c from seed + c."""
     if samples is not None:
         return Pictures(tuple(Strip(title, _uri(images)) for title, images in samples.items()))
     try:
@@ -51,15 +50,14 @@ def draw(
     except Misuse as error:
         return Pictures((), reason=f"{error.cause} {error.cure}")
     labels = sorted({int(label) for label in np.linspace(0, sampler.classes - 1, COLUMNS)})
-    asked = labels * ROWS
 
     def strip(title: str, reason: str, load: Callable[[Bundle], Call]) -> Strip:
         if reason:
             return Strip(title, reason=reason)
         images = sampler.draw(
             load(bundle),
-            labels=asked,
-            seeds=range(seed, seed + len(asked)),
+            labels=labels,
+            seeds=range(seed, seed + len(labels)),
             steps=steps,
             guidance=guidance,
             what=f"samples for the report, {title}",
@@ -73,8 +71,8 @@ def draw(
             strip(f"Engine, {target}", _why_no_engine(bundle, target), lambda bundle: _engine(bundle, target)),
         ),
         tuple(labels),
-        f"{steps} DDIM steps, guidance {guidance:g}. Column: label. Each column and row starts from the same noise in "
-        f"all grids (seeds {seed} to {seed + len(asked) - 1}).",
+        f"{steps} DDIM steps, guidance {guidance:g}. Each column is one label, from the same noise in all rows "
+        f"(seeds {seed} to {seed + len(labels) - 1}).",
     )
 
 

@@ -6,7 +6,8 @@
 namespace d2d {
 namespace {
 
-// Where the bits of one weight lie: byte of its tile, and shift and width; a second place for the high bit of int3.
+// Where the bits of one weight lie: byte of its tile, and shift and width; a second place for the high bit of
+// int3.
 struct Field {
     int64_t byte;
     int shift;
@@ -54,7 +55,8 @@ void to_layout(const FormatSpec& format, int64_t n, int64_t k, const int32_t* wo
 }
 
 int layout_code(const FormatSpec& format, const int32_t* data, int64_t row_length, int64_t n, int64_t k) {
-    const uint8_t* start = reinterpret_cast<const uint8_t*>(data) + n / kTile * tile_bytes(format, row_length);
+    const uint8_t* start =
+        reinterpret_cast<const uint8_t*>(data) + n / kTile * tile_bytes(format, row_length);
     const Field low = low_field(format, n, k);
     int code = start[low.byte] >> low.shift & low.mask;
     if (format.planes == 3) {

@@ -1,8 +1,8 @@
-// How the fast CPU kernels walk a GEMM in layout 1: tasks of tiles of outputs, blocks of tokens inside, a micro-kernel of an
-// instruction set for the integer sums, and one epilogue.
+// How the fast CPU kernels walk a GEMM in layout 1: tasks of tiles of outputs, blocks of tokens inside, a
+// micro-kernel of an instruction set for the integer sums, and one epilogue.
 //
-// Everything is in an anonymous namespace: each instruction set's file compiles its own copy with its own flags, and the
-// linker must not merge them.
+// Everything is in an anonymous namespace: each instruction set's file compiles its own copy with its own
+// flags, and the linker must not merge them.
 #pragma once
 
 #include <cstring>
@@ -14,9 +14,9 @@
 namespace d2d {
 namespace {
 
-constexpr int64_t kTilesATask = 4;      // 64 outputs: their weights and a block of tokens stay in the caches
-constexpr int64_t kTokensABlock = 24;
-constexpr int kMostTokens = 12;         // of a micro-kernel
+constexpr int64_t kTilesATask = 8;  // 128 outputs: their weights and a block of tokens stay in the caches
+constexpr int64_t kTokensABlock = 48;
+constexpr int kMostTokens = 12;  // of a micro-kernel
 
 // Rows of q as the micro-kernel reads them: K padded with zeros to whole chunks of each group.
 struct Panel {
@@ -36,29 +36,54 @@ inline Panel panel_of(const GemmProblem& p, int64_t first, int64_t count, int64_
     return {rows, padded};
 }
 
+// The sum of `count` codes: in int16 over stretches that it holds, which is four times the work of a vector
+// in int32.
+inline int32_t sum_of(const int8_t* q, int64_t count) {
+    constexpr int64_t kStretch = 128;
+    int32_t sum = 0;
+    int64_t k = 0;
+    for (; k + kStretch <= count; k += kStretch) {
+        int16_t part = 0;
+        for (int64_t i = 0; i < kStretch; ++i) part = static_cast<int16_t>(part + q[k + i]);
+        sum += part;
+    }
+    for (; k < count; ++k) sum += q[k];
+    return sum;
+}
+
 // Sums of the activations of each token and group: codes are weights + offset, so offset * sum is taken off.
 inline const int32_t* sums_of(const GemmProblem& p, int64_t first, int64_t count) {
     auto* sums = scratch<int32_t>(static_cast<size_t>(count * p.groups), 1);
     const int64_t size = p.k / p.groups;
-    for (int64_t i = 0; i < count * p.groups; ++i) {
-        const int8_t* q = p.q + first * p.k + i * size;
-        int32_t sum = 0;
-        for (int64_t k = 0; k < size; ++k) sum += q[k];
-        sums[i] = sum;
-    }
+    for (int64_t i = 0; i < count * p.groups; ++i) sums[i] = sum_of(p.q + first * p.k + i * size, size);
     return sums;
 }
 
-// The up factors of a tile, transposed to [rank][16] so that outputs are neighbours.
-inline const float* transposed_up(const GemmProblem& p, int64_t n, int64_t count) {
-    auto* up = scratch<float>(static_cast<size_t>(p.rank * kTile), 2);
-    for (int64_t r = 0; r < p.rank; ++r)
-        for (int64_t i = 0; i < kTile; ++i) up[r * kTile + i] = i < count ? p.up[(n + i) * p.rank + r] : 0.0f;
-    return up;
+// What the epilogue needs of a tile, 16 outputs side by side and zeros beyond N: read once for a block of
+// tokens.
+struct TileScales {
+    const float* ws;    // [groups][16]
+    const float* bias;  // [16]
+    const float* up;    // [rank][16]
+};
+
+inline TileScales scales_of(const GemmProblem& p, int64_t tile, int64_t outputs) {
+    auto* values = scratch<float>(static_cast<size_t>((p.groups + 1 + p.rank) * kTile), 2);
+    float* const bias = values + p.groups * kTile;
+    float* const up = bias + kTile;
+    std::memset(values, 0, static_cast<size_t>((p.groups + 1 + p.rank) * kTile) * sizeof(float));
+    for (int64_t i = 0; i < outputs; ++i) {
+        const int64_t n = tile * kTile + i;
+        for (int64_t group = 0; group < p.groups; ++group)
+            values[group * kTile + i] = p.ws[n * p.groups + group];
+        bias[i] = p.bias[n];
+        for (int64_t r = 0; r < p.rank; ++r) up[r * kTile + i] = p.up[n * p.rank + r];
+    }
+    return {values, bias, up};
 }
 
-// Micro: `offset(format)` is what its sums must be corrected by; `dot(tile, q, stride, tokens, chunks, sums)` writes the
-// exact sums of 16 outputs for `tokens` tokens; `kTokens` is the most it takes at once.
+// Micro: `offset(format)` is what its sums must be corrected by; `dot(tile, q, stride, tokens, chunks, sums)`
+// writes the exact sums of 16 outputs for `tokens` tokens; `kTokens` is the most it takes at once.
 template <int Index, class Micro>
 class TiledGemm : public CpuKernel {
   public:
@@ -70,12 +95,15 @@ class TiledGemm : public CpuKernel {
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
         const GemmProblem p(inputs, outputs, low_rank_);
         if (p.m == 0) return;
-        // A group that ends inside a chunk would need the chunk twice: no such size (it is no multiple of 32) is worth it.
+        // A group that ends inside a chunk would need the chunk twice: no such size (it is no multiple of 32)
+        // is worth it.
         if (p.groups > 1 && p.k / p.groups % (4 * kShape.quads)) return slow_->run(inputs, outputs, parallel);
         const int64_t tiles = (p.n + kTile - 1) / kTile;
         parallel.run(static_cast<size_t>((tiles + kTilesATask - 1) / kTilesATask), [&](size_t task) {
-            const int64_t begin = static_cast<int64_t>(task) * kTilesATask, end = least(tiles, begin + kTilesATask);
-            for (int64_t m = 0; m < p.m; m += kTokensABlock) block(p, m, least(kTokensABlock, p.m - m), begin, end);
+            const int64_t begin = static_cast<int64_t>(task) * kTilesATask,
+                          end = least(tiles, begin + kTilesATask);
+            for (int64_t m = 0; m < p.m; m += kTokensABlock)
+                block(p, m, least(kTokensABlock, p.m - m), begin, end);
         });
     }
 
@@ -88,28 +116,28 @@ class TiledGemm : public CpuKernel {
         const int32_t* sums = micro_.offset(kFormat) ? sums_of(p, first, count) : nullptr;
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t outputs = least(kTile, p.n - tile * kTile);
-            const float* up = p.rank ? transposed_up(p, tile * kTile, outputs) : nullptr;
+            const TileScales scales = scales_of(p, tile, outputs);
             for (int64_t token = 0; token < count;) {
                 const int tokens = static_cast<int>(least(Micro::kTokens, count - token));
-                micro_tile(p, panel, sums, up, first, token, tokens, tile, outputs);
+                micro_tile(p, panel, sums, scales, first, token, tokens, tile, outputs);
                 token += tokens;
             }
         }
     }
 
-    void micro_tile(const GemmProblem& p, const Panel& panel, const int32_t* sums, const float* up, int64_t first,
-                    int64_t token, int tokens, int64_t tile, int64_t outputs) const {
+    void micro_tile(const GemmProblem& p, const Panel& panel, const int32_t* sums, const TileScales& scales,
+                    int64_t first, int64_t token, int tokens, int64_t tile, int64_t outputs) const {
         alignas(64) int32_t dots[kMostTokens][kTile];
         alignas(64) float y[kMostTokens][kTile];
         const int64_t chunks_a_group = chunks(kFormat, p.k) / p.groups;
         const auto* weights = reinterpret_cast<const uint8_t*>(p.w) + tile * tile_bytes(kFormat, p.k);
         const int32_t offset = micro_.offset(kFormat);
         for (int64_t group = 0; group < p.groups; ++group) {
-            micro_.template dot<Index>(weights + group * chunks_a_group * kShape.vectors * kVector,
-                                       panel.rows + token * panel.stride + group * chunks_a_group * 4 * kShape.quads,
-                                       panel.stride, tokens, chunks_a_group, dots);
-            float ws[kTile] = {};
-            for (int64_t i = 0; i < outputs; ++i) ws[i] = p.ws[(tile * kTile + i) * p.groups + group];
+            micro_.template dot<Index>(
+                weights + group * chunks_a_group * kShape.vectors * kVector,
+                panel.rows + token * panel.stride + group * chunks_a_group * 4 * kShape.quads, panel.stride,
+                tokens, chunks_a_group, dots);
+            const float* ws = scales.ws + group * kTile;
             for (int t = 0; t < tokens; ++t) {
                 const int32_t correction = offset ? offset * sums[(token + t) * p.groups + group] : 0;
                 for (int i = 0; i < kTile; ++i) {
@@ -118,17 +146,19 @@ class TiledGemm : public CpuKernel {
                 }
             }
         }
-        float bias[kTile] = {};
-        std::memcpy(bias, p.bias + tile * kTile, static_cast<size_t>(outputs) * sizeof(float));
         for (int t = 0; t < tokens; ++t) {
             const int64_t row = first + token + t;
             const float s = p.s[row];
-            for (int i = 0; i < kTile; ++i) y[t][i] = y[t][i] * s + bias[i];
+            for (int i = 0; i < kTile; ++i) y[t][i] = y[t][i] * s + scales.bias[i];
             for (int64_t r = 0; r < p.rank; ++r) {
                 const float factor = p.t[row * p.rank + r];
-                for (int i = 0; i < kTile; ++i) y[t][i] += factor * up[r * kTile + i];
+                for (int i = 0; i < kTile; ++i) y[t][i] += factor * scales.up[r * kTile + i];
             }
-            std::memcpy(p.y + row * p.n + tile * kTile, y[t], static_cast<size_t>(outputs) * sizeof(float));
+            float* to = p.y + row * p.n + tile * kTile;
+            if (outputs == kTile)
+                std::memcpy(to, y[t], sizeof(y[t]));  // a size that is known becomes plain stores
+            else
+                std::memcpy(to, y[t], static_cast<size_t>(outputs) * sizeof(float));
         }
     }
 

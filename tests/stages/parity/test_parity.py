@@ -1,5 +1,6 @@
 """Stage parity: it passes a right engine, names the layer of a wrong one, and says what it could not check."""
 
+import functools
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.stages.build import build
 from dit2deploy.stages.parity import parity, references, summary
-from dit2deploy.stages.parity.compare import CompareFidelity, compare, recorded
+from dit2deploy.stages.parity.compare import CompareFidelity, Fidelity, compare, recorded
 from dit2deploy.targets import Availability, Target, by_name
 from tests.bundles import engines, move_one_weight, sources
 
@@ -152,11 +153,32 @@ def test_the_comparison_serves_polygraphys_comparator_too():
     assert not Comparator.compare_accuracy(results, compare_func=function, comparisons=[(0, 2)])
 
 
-def test_one_spoilt_channel_is_seen_where_the_whole_is_good():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((100, 64)).astype(np.float32)
-    y = x.copy()
-    y[:, 5] += np.float32(0.08) * rng.standard_normal(100).astype(np.float32)
-    thresholds = {"threshold_db": 38.0, "channel_threshold_db": 30.0}
-    (found,) = compare(recorded("a", [{"layer": x}]), recorded("b", [{"layer": y}]), **thresholds)
-    assert found["layer"].sqnr_db > 38 and found["layer"].worst_channel_db < 30 and not found["layer"]
+def _noisy(x: np.ndarray, where, size: float) -> np.ndarray:
+    y = x + np.float32(1e-7) * np.abs(x).max()
+    y[where] += np.float32(size) * np.random.default_rng(1).standard_normal(y[where].shape).astype(np.float32)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("where", "size", "good"),
+    (((slice(None), 5), 1e-3, False), ((7, slice(None)), 0.05, True), ((slice(None), slice(None)), 0.05, False)),
+    ids=("one channel of all tokens", "one token in all channels", "everything"),
+)
+def test_a_wrong_weight_is_told_from_a_rounding_tie(where, size: float, good: bool):
+    x = np.random.default_rng(0).standard_normal((100, 64)).astype(np.float32)
+    thresholds = {"threshold_db": 40.0, "channel_threshold_db": 85.0}
+    (found,) = compare(recorded("a", [{"layer": x}]), recorded("b", [{"layer": _noisy(x, where, size)}]), **thresholds)
+    assert bool(found["layer"]) is good
+    if good or where[1] == 5:
+        assert found["layer"].sqnr_db > 40, "the whole value alone would have said nothing"
+
+
+def test_a_tie_in_all_rows_of_one_step_is_no_wrong_weight():
+    """All rows of an embedding of the timestep are alike: what spoils one spoils all, but not in the next step."""
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    one, every = [_noisy(x, slice(None), 1e-3), x, x], [_noisy(x, (slice(None), 5), 1e-3)] * 3
+    expected = recorded("a", [{"layer": x}] * 3)
+    for values, good in ((one, True), (every, False)):
+        found = recorded("b", [{"layer": value} for value in values])
+        steps = [step["layer"] for step in compare(expected, found, threshold_db=40.0, channel_threshold_db=85.0)]
+        assert bool(functools.reduce(Fidelity.joined, steps)) is good

@@ -8,6 +8,7 @@ each kind. Layers of different blocks stay apart (cross-attention's keys and val
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,15 @@ from dit2deploy.stages.export.layers import LayerOutput
 _PLAIN = {op.name for op in GEMMS.values()}
 _LOW_RANK = {op.name for op in LOW_RANK_GEMMS.values()}
 _WEIGHTS = slice(2, 5)  # w, ws, bias
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A low-rank branch: t = MatMul(x, Transpose(Cast(down))), and Cast(up) enters the GEMM."""
+
+    x: ir.Value
+    down: ir.Value
+    up: ir.Value
 
 
 def share_input(model: ir.Model, outputs: Mapping[str, LayerOutput]) -> dict[str, LayerOutput]:
@@ -34,9 +44,12 @@ def share_input(model: ir.Model, outputs: Mapping[str, LayerOutput]) -> dict[str
                 groups.setdefault(key, []).append(node)
     moved = dict(outputs)
     for nodes in groups.values():
-        if len(nodes) > 1 and (nodes[0].op_type in _PLAIN or _share_low_rank_input(nodes)):
-            layers = [layer_of[id(node.outputs[0])] for node in nodes]
-            moved |= _fuse(model.graph, nodes, layers)
+        branches = [branch for node in nodes if (branch := _branch(node))]
+        can_join = nodes[0].op_type in _PLAIN or (
+            len(branches) == len(nodes) and len({id(branch.x) for branch in branches}) == 1
+        )
+        if len(nodes) > 1 and can_join:
+            moved |= _fuse(model.graph, nodes, branches, [layer_of[id(node.outputs[0])] for node in nodes])
     return moved
 
 
@@ -46,32 +59,31 @@ def _block(layer: str) -> str:
     return found.group() if found else ""
 
 
-def _down(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-    """(x, down) of t = MatMul(x, Transpose(Cast(down))); None where t was made in another way."""
+def _branch(node: ir.Node) -> Branch | None:
+    """The branch of a low-rank GEMM; None where there is none or it was made in another way."""
+    if node.op_type not in _LOW_RANK:
+        return None
     product = node.inputs[5].producer()
     if product is None or product.op_type != "MatMul":
         return None
-    value = product.inputs[1]
-    for op_type in ("Transpose", "Cast"):
-        producer = value.producer()
+    down = _before(product.inputs[1], "Transpose", "Cast")
+    up = _before(node.inputs[6], "Cast")
+    return Branch(product.inputs[0], down, up) if is_weight(down) and is_weight(up) else None
+
+
+def _before(value: ir.Value | None, *op_types: str) -> ir.Value | None:
+    """What goes into a chain of one-input nodes, the last of which makes `value`."""
+    for op_type in op_types:
+        producer = value.producer() if value is not None else None
         if producer is None or producer.op_type != op_type:
             return None
         value = producer.inputs[0]
-    return (product.inputs[0], value) if is_weight(value) else None
+    return value
 
 
-def _up(node: ir.Node) -> ir.Value | None:
-    """The stored factor of Cast(up)."""
-    cast = node.inputs[6].producer()
-    return cast.inputs[0] if cast is not None and cast.op_type == "Cast" and is_weight(cast.inputs[0]) else None
-
-
-def _share_low_rank_input(nodes: Sequence[ir.Node]) -> bool:
-    downs = [_down(node) for node in nodes]
-    return all(downs) and all(map(_up, nodes)) and len({id(x) for x, _ in downs}) == 1
-
-
-def _fuse(graph: ir.Graph, nodes: Sequence[ir.Node], layers: Sequence[str]) -> dict[str, LayerOutput]:
+def _fuse(
+    graph: ir.Graph, nodes: Sequence[ir.Node], branches: Sequence[Branch], layers: Sequence[str]
+) -> dict[str, LayerOutput]:
     first, name = nodes[0], _joined_name(layers)
 
     def add(op_type: str, inputs: Sequence[ir.Value], output: str, like: ir.Value, shape, domain="", **attributes):
@@ -84,9 +96,9 @@ def _fuse(graph: ir.Graph, nodes: Sequence[ir.Node], layers: Sequence[str]) -> d
     inputs = list(first.inputs[:2])
     for i, leaf in zip(range(2, 5), ("weight", "weight_scale", "bias"), strict=True):
         inputs.append(_concatenate(graph, f"{name}.{leaf}", [node.inputs[i] for node in nodes]))
-    widths = [int(output.shape[0]) for output in (node.inputs[3] for node in nodes)]
-    if first.op_type in _LOW_RANK:
-        inputs += _join_low_rank(graph, nodes, name, add)
+    widths = [int(node.inputs[3].shape[0]) for node in nodes]
+    if branches:
+        inputs += _join_branches(graph, branches, name, first.inputs[5], add)
     y = first.outputs[0]
     lead = list(y.shape[:-1])
     bits = max(node.attributes["bits"].as_int() for node in nodes)
@@ -106,20 +118,20 @@ def _fuse(graph: ir.Graph, nodes: Sequence[ir.Node], layers: Sequence[str]) -> d
     return moved
 
 
-def _join_low_rank(graph: ir.Graph, nodes: Sequence[ir.Node], name: str, add: Callable) -> list[ir.Value]:
-    """t and up of the joined branch: t = x . [down; down; ..]^T, up = block diagonal of the ups."""
-    x, t = _down(nodes[0])[0], nodes[0].inputs[5]
-    down = _concatenate(graph, f"{name}.down", [_down(node)[1] for node in nodes])
+def _join_branches(
+    graph: ir.Graph, branches: Sequence[Branch], name: str, t: ir.Value, add: Callable
+) -> list[ir.Value]:
+    """t and up of the joined branch: t = x . [down; down; ..]^T, up = block diagonal of the ups. `t` is the first's."""
+    down = _concatenate(graph, f"{name}.down", [branch.down for branch in branches])
     rank, k = map(int, down.shape)
     float32 = ir.DataType.FLOAT.value
     wide = add("Cast", [down], f"{name}.down.float32", t, [rank, k], to=float32)
     turned = add("Transpose", [wide], f"{name}.down.transposed", t, [k, rank], perm=[1, 0])
-    joined = add("MatMul", [x, turned], f"{name}.t", t, [*t.shape[:-1], rank])
+    joined = add("MatMul", [branches[0].x, turned], f"{name}.t", t, [*t.shape[:-1], rank])
     ups, before = [], 0
-    for i, node in enumerate(nodes):
-        up = _up(node)
-        n, own = map(int, up.shape)
-        wide = add("Cast", [up], f"{name}.up{i}.float32", t, [n, own], to=float32)
+    for i, branch in enumerate(branches):
+        n, own = map(int, branch.up.shape)
+        wide = add("Cast", [branch.up], f"{name}.up{i}.float32", t, [n, own], to=float32)
         pads = _constant(graph, f"{name}.up{i}.pads", [0, before, 0, rank - before - own])
         ups.append(add("Pad", [wide, pads], f"{name}.up{i}", t, [n, rank], mode="constant"))
         before += own

@@ -1,0 +1,57 @@
+"""Target `tensorrt`: the full TensorRT 10 and 11, which build for the GPU at hand and need it for that.
+
+Nothing here was ever run: it shares all but a few calls with tensorrt-rtx. The plugins were loaded into the registry of
+the lean TensorRT 11.4, which builds nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dit2deploy.artefacts.bundle import Bundle, TargetRecord
+from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.base.errors import Misuse
+from dit2deploy.targets import cuda, kernel
+from dit2deploy.targets.reference import refuse_options
+from dit2deploy.targets.target import Availability, Runner, Target
+from dit2deploy.targets.trt_build import Plan, build_engines, importable, version_of
+from dit2deploy.targets.trt_runner import open_runner
+
+NAME = "tensorrt"
+MODULE = "tensorrt"
+OLDEST = (10, 10)  # earlier ones prefer the bodies of functions to plugins
+_INSTALL = "Install it: pip install 'dit2deploy[tensorrt]'."
+
+
+def availability() -> Availability:
+    """Building and running take the package and an NVIDIA GPU."""
+    try:
+        importable(MODULE, _INSTALL)
+        if version_of(MODULE) < OLDEST:
+            raise Misuse(f"{MODULE} is too old: {'.'.join(map(str, OLDEST))} or newer is needed.", _INSTALL)
+        kernel.describe()
+        cuda.capability()
+    except Misuse as error:
+        return Availability(can_build=False, can_run=False, reason=error.cause, cure=error.cure)
+    return Availability(can_build=True, can_run=True)
+
+
+def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
+    """One engine, for the GPU at hand; TensorRT times its kernels on it. There are no options."""
+    refuse_options(NAME, options)
+    able = availability()
+    if not able.can_build:
+        raise Misuse(f"{NAME} cannot build here: {able.reason}", able.cure)
+    capability = cuda.capability()
+    plan = Plan(f"sm{capability.replace('.', '')}", ())
+    made = build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=[plan])
+    made.details["engines"][plan.label]["compute_capabilities"] = [capability]
+    return made
+
+
+def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> Runner:
+    """The engine for the GPU at hand; `threads` means nothing here. Raises Misuse where there is no GPU."""
+    return open_runner(bundle, NAME, module=MODULE, values=values, cure=_INSTALL)
+
+
+TARGET = Target(NAME, availability, build, open_engine)
