@@ -21,7 +21,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $$(find plugins tests -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
-bench: $(VENV)/installed-dev
+bench: $(VENV)/installed-dev demo
 	$(BIN)/python tools/bench_gemm.py --quick
 	$(BIN)/python tools/bench_model.py --quick
 

@@ -1,6 +1,5 @@
 """Tiny models that many tests share: a saved DiT pipeline, its policy and checkpoint. Random weights, fixed seeds."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ from tests import packing
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
-    """Tiny models only get slower by many threads."""
+    """Tiny models only get slower by more threads."""
     import torch
 
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ def cpu_model() -> str:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
         return platform.processor() or platform.machine()
-    lines = dict((part.strip() for part in line.split(":", 1)) for line in first.splitlines() if ":" in line)
+    pairs = (line.partition(":") for line in first.splitlines())
+    lines = {name.strip(): value.strip() for name, _, value in pairs}
     name = lines.get("model name", platform.machine())
     return f"{name} (family {lines.get('cpu family', '?')}, model {lines.get('model', '?')})"
 

@@ -27,6 +27,11 @@ class QuantLinear(torch.nn.Module):
     rounding of floats.
     """
 
+    down: torch.Tensor
+    up: torch.Tensor
+    qmax: torch.Tensor
+    weight: torch.Tensor
+
     def __init__(
         self,
         in_features: int,

@@ -135,7 +135,9 @@ def _provenance(
 
         found = open_model(Path(model)).sha256
         if made.setdefault("model_sha256", found) != found:
-            raise Misuse(f"{model}: is not the model that {checkpoint.folder} was quantized from.", "Give that one.")
+            raise Misuse(
+                f"{model}: is not the model that {source.manifest.checkpoint} was quantized from.", "Give that one."
+            )
         made["model_path"] = str(Path(model).resolve())
     if calibration is not None:
         made["calibration"] = str(Path(calibration).resolve())

@@ -1,5 +1,8 @@
 """What targets do to ONNX files: stream weights into one data file, tell where the bytes are, expose inner values."""
 
+# onnx_ir types every name, shape and constant as optional.
+# pyright: reportArgumentType=false, reportReturnType=false
+
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,15 +20,15 @@ _PAGE, _LINE = 4096, 64
 
 
 def is_gemm(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and weight_format(node) is not None and "Gemm" in node.op_type
+    return node.domain == DOMAIN and node.op_type.endswith(("Gemm", "GemmLowRank"))
 
 
-def weight_format(node: ir.Node) -> str | None:
-    """Name of the format whose packed words the node reads, or None."""
+def weight_format(node: ir.Node) -> str:
+    """Name of the format whose packed words a node of our domain reads; "" where it reads none."""
     for suffix in ("GemmLowRank", "Gemm", "DequantizeLinear"):
-        if node.domain == DOMAIN and node.op_type.endswith(suffix):
-            return node.op_type.removesuffix(suffix).lower() or None
-    return None
+        if node.op_type.endswith(suffix):
+            return node.op_type.removesuffix(suffix).lower()
+    return ""
 
 
 def columns_of(node: ir.Node) -> int:
@@ -126,7 +129,7 @@ def _roles(graph: ir.Graph) -> Iterator[tuple[str, str]]:
         if node.domain != DOMAIN:
             continue
         fmt = weight_format(node)
-        if fmt is None:
+        if not fmt:
             yield from _initializers(node.inputs[1:2], "scales")  # qmax
         elif is_gemm(node):
             yield from _initializers([node.inputs[W]], fmt)

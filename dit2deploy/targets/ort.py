@@ -59,7 +59,7 @@ class OrtRunner:
             ) from None
 
     def close(self) -> None:
-        self.session = None
+        del self.session
         if self._folder is not None:
             self._folder.cleanup()
 

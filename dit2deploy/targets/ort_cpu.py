@@ -1,5 +1,8 @@
 """Target `ort-cpu`: ONNX Runtime with our kernels as custom ops, weights in the kernels' own order and mapped."""
 
+# onnx_ir types every name, shape and constant as optional.
+# pyright: reportArgumentType=false, reportReturnType=false
+
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

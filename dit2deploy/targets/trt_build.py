@@ -59,9 +59,12 @@ def build_engines(
             "library": str(library.resolve()),
             "batch": BATCH,
             "engines": [
-                {"onnx": str(_source(onnx, plan, Path(scratch))), "engine": str(path.resolve()), "capabilities": names}
+                {
+                    "onnx": str(_source(onnx, plan, Path(scratch))),
+                    "engine": str(path.resolve()),
+                    "capabilities": plan.capabilities,
+                }
                 for plan, path in zip(plans, paths, strict=True)
-                for names in [list(plan.capabilities)]
             ],
         }
         answer = run_child(job, environment(module, Path(scratch)), package=package)

@@ -253,7 +253,8 @@ int64_t block_x() { return block->x; }
 int64_t block_y() { return block->y; }
 int64_t blocks_y() { return block->grid->grid[1]; }
 
-void sync_block(host::Place place) {
+void sync_block(const char* file, int line) {
+    const host::Place place{file, line};
     block->running->place = place;
     block->running->state = State::at_barrier;
     for (const host::Fiber& fiber : block->fibers)
@@ -264,7 +265,8 @@ void sync_block(host::Place place) {
     for (host::Fiber& fiber : block->fibers) fiber.state = State::ready;
 }
 
-int shuffle_xor(int value, int mask, host::Place place) {
+int shuffle_xor(int value, int mask, const char* file, int line) {
+    const host::Place place{file, line};
     host::Fiber& me = *block->running;
     me.place = place;
     me.value = value;

@@ -77,8 +77,8 @@ bool add(const char* name) {
 
 }  // namespace host
 
-#define GPU_HERE \
-    gpu::host::Place place = gpu::host::Place { __builtin_FILE(), __builtin_LINE() }
+// Two parameters and not one Place: in braces, compilers take the place of this declaration for the caller's.
+#define GPU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 #define GPU_DEVICE inline
 
@@ -95,25 +95,26 @@ struct Shared {
     size_t count;
 
     T load(int64_t i, GPU_HERE) const {
-        host::check_access(*array, i, count, false, place);
+        host::check_access(*array, i, count, false, {file, line});
         return reinterpret_cast<const T*>(array->bytes.data())[i];
     }
     void store(int64_t i, T value, GPU_HERE) const {
-        host::check_access(*array, i, count, true, place);
+        host::check_access(*array, i, count, true, {file, line});
         reinterpret_cast<T*>(array->bytes.data())[i] = value;
     }
 };
 
 template <class T>
 Shared<T> shared(const char* name, size_t count, GPU_HERE) {
-    return {&host::shared_array(name, count, sizeof(T), place), count};
+    return {&host::shared_array(name, count, sizeof(T), host::Place{file, line}), count};
 }
 
 template <class T>
 Shared<T> dynamic_shared(int64_t count, GPU_HERE) {
     if (count * sizeof(T) > host::dynamic_bytes())
         throw std::runtime_error("more dynamic shared memory than the launch asked for");
-    return {&host::shared_array("dynamic", count, sizeof(T), place), static_cast<size_t>(count)};
+    return {&host::shared_array("dynamic", count, sizeof(T), host::Place{file, line}),
+            static_cast<size_t>(count)};
 }
 
 int64_t thread();

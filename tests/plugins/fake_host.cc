@@ -1,4 +1,5 @@
-// A host that drives the plugins as TensorRT does, without TensorRT: prints the creators, exits with the first fault.
+// A host that drives the plugins as TensorRT does, without TensorRT: prints the creators, exits with the
+// first fault.
 //
 //   fake_host LIBRARY       or, compiled together with the adapter and -DLINKED: fake_host
 #include <dlfcn.h>
@@ -16,12 +17,12 @@
 
 using namespace nvinfer1;
 
-#define CHECK(condition)                                                          \
-    do {                                                                          \
-        if (!(condition)) {                                                       \
-            std::printf("line %d, %s: %s\n", __LINE__, current, #condition);      \
-            std::exit(1);                                                         \
-        }                                                                         \
+#define CHECK(condition)                                                     \
+    do {                                                                     \
+        if (!(condition)) {                                                  \
+            std::printf("line %d, %s: %s\n", __LINE__, current, #condition); \
+            std::exit(1);                                                    \
+        }                                                                    \
     } while (0)
 
 namespace {
@@ -50,10 +51,12 @@ struct Builder : IExprBuilder {
             made.push_back(std::make_unique<Expression>(value));
             return made.back().get();
         }
-        IDimensionExpr const* operation(DimensionOperation, IDimensionExpr const&, IDimensionExpr const&) override {
+        IDimensionExpr const* operation(DimensionOperation, IDimensionExpr const&,
+                                        IDimensionExpr const&) override {
             return nullptr;
         }
-        IDimensionExpr const* declareSizeTensor(int32_t, IDimensionExpr const&, IDimensionExpr const&) override {
+        IDimensionExpr const* declareSizeTensor(int32_t, IDimensionExpr const&,
+                                                IDimensionExpr const&) override {
             return nullptr;
         }
     } implementation;
@@ -136,7 +139,8 @@ void lives_on_after_its_original(IPluginCreatorV3One& creator, const Fields& fie
     CHECK(values(runtime_of(*clone).getFieldsToSerialize()) == expected);
     const auto* core = capability<IPluginV3OneCore>(*clone, PluginCapabilityType::kCORE);
     CHECK(std::string(core->getPluginName()) == creator.getPluginName());
-    CHECK(std::string(core->getPluginVersion()) == "1" && std::string(core->getPluginNamespace()) == "dit2deploy");
+    CHECK(std::string(core->getPluginVersion()) == "1" &&
+          std::string(core->getPluginNamespace()) == "dit2deploy");
     const std::string timing = build_of(*clone).getTimingCacheID();
     for (const auto& [name, value] : expected) CHECK(timing.find(name + "=" + value) != std::string::npos);
 
@@ -195,11 +199,13 @@ void shapes_of_ternary_gemm(IPluginV3& plugin) {
     Builder builder;
     IPluginV3OneBuild& build = build_of(plugin);
     DimsExprs in[] = {expressions(builder, {-1, 5, 48}), expressions(builder, {-1, 5, 1}),
-                      expressions(builder, {40, 3}), expressions(builder, {40, 1}), expressions(builder, {40})};
+                      expressions(builder, {40, 3}), expressions(builder, {40, 1}),
+                      expressions(builder, {40})};
     DimsExprs out[1]{};
     CHECK(build.getNbOutputs() == 1);
     CHECK(build.getOutputShapes(in, 5, nullptr, 0, out, 1, builder) == 0);
-    CHECK(out[0].nbDims == 3 && out[0].d[0] == in[0].d[0] && out[0].d[1] == in[0].d[1] && out[0].d[2] == in[3].d[0]);
+    CHECK(out[0].nbDims == 3 && out[0].d[0] == in[0].d[0] && out[0].d[1] == in[0].d[1] &&
+          out[0].d[2] == in[3].d[0]);
     in[2] = expressions(builder, {40, 4});
     CHECK(build.getOutputShapes(in, 5, nullptr, 0, out, 1, builder) != 0);
 }
@@ -221,7 +227,8 @@ void formats_of_hadamard_quantize(IPluginV3& plugin) {
 void configures_within_a_profile(IPluginV3& plugin) {
     IPluginV3OneBuild& build = build_of(plugin);
     DynamicPluginTensorDesc in[2]{};
-    in[0] = {tensor({-1, 5, 48}, DataType::kFLOAT), dims_of({1, 5, 48}), dims_of({16, 5, 48}), dims_of({2, 5, 48})};
+    in[0] = {tensor({-1, 5, 48}, DataType::kFLOAT), dims_of({1, 5, 48}), dims_of({16, 5, 48}),
+             dims_of({2, 5, 48})};
     in[1] = {tensor({1}, DataType::kFLOAT), dims_of({1}), dims_of({1}), dims_of({1})};
     CHECK(build.configurePlugin(in, 2, nullptr, 2) == 0);
     CHECK(build.configurePlugin(in, 1, nullptr, 2) != 0);
@@ -286,7 +293,8 @@ int main(int argc, char** argv) {
     IPluginCreatorV3One* gemm = creator_of(all, count, "TernaryGemm");
     CHECK(hadamard && gemm);
     refuses_bad_attributes(*hadamard, *gemm);
-    const std::unique_ptr<IPluginV3> quantize = create(*hadamard, of_hadamard), product = create(*gemm, of_gemm);
+    const std::unique_ptr<IPluginV3> quantize = create(*hadamard, of_hadamard),
+                                     product = create(*gemm, of_gemm);
     current = "HadamardQuantize";
     shapes_and_types_of_hadamard_quantize(*quantize);
     formats_of_hadamard_quantize(*quantize);

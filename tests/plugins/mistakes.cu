@@ -1,8 +1,8 @@
 // Kernels with one mistake each, and one without: what the emulator must see. Blocks of 64 threads.
-#include "gpu.h"
-
 #include <cstdio>
 #include <cstdlib>
+
+#include "gpu.h"
 
 constexpr int kThreads = 64;
 
@@ -22,6 +22,8 @@ GPU_KERNEL(barrier_removed, int64_t* out) {
     GPU_SHARED(int64_t, values, kThreads);
     const int64_t me = gpu::thread();
     values.store(me, me);
+    gpu::sync_block();
+    values.store(me, 2 * me);
     out[me] = values.load(kThreads - 1 - me);
 }
 

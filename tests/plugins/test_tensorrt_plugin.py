@@ -37,9 +37,8 @@ def test_the_library_serves_a_host_as_tensorrt_would_use_it(tmp_path):
 def test_the_adapter_is_clean_under_sanitizers(tmp_path):
     host = compile_cpp(
         tmp_path / "host",
-        [HERE / "fake_host.cc", *(PLUGINS / source for source in ADAPTER)],
-        *("-O1", "-g", "-DLINKED", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-        "-Wl,--unresolved-symbols=ignore-all",
+        [HERE / "fake_host.cc", HERE / "no_cpu_kernels.cc", *(PLUGINS / source for source in ADAPTER)],
+        *("-O0", "-g1", "-DLINKED", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
         folders=FOLDERS,
     )
     done = subprocess.run([host], capture_output=True, text=True, timeout=60)

@@ -72,7 +72,7 @@ def _name_axes(model: ir.Model, family: Family, axes: Mapping[str, Mapping[int, 
     """Gives dynamic axes the family's names in place of torch's symbols; Failed where one is not dynamic."""
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for i, axis in axes.get(value.name, {}).items():
+        for i, axis in axes.get(value.name or "", {}).items():
             symbol = getattr(value.shape[i], "value", None)
             # A length that the model bakes in comes back as a number, or as the symbol of the axis that it must equal.
             if not isinstance(symbol, str) or symbol.isdecimal() or names.setdefault(symbol, axis.name) != axis.name:

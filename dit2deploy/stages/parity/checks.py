@@ -17,8 +17,8 @@ CHECKS = ("layers", "steps", "trajectory")
 def engine_against_quantized(problem: Problem, evidence: Evidence, thresholds: Thresholds) -> dict[str, Any]:
     """Does the engine compute the model? The only checks that can fail."""
     engine, quantized = evidence.engine, evidence.quantized
-    made = dict.fromkeys(CHECKS, not_run(quantized.reason))
-    if evidence.followed is not None:
+    made: dict[str, Any] = dict.fromkeys(CHECKS, not_run(quantized.reason))
+    if evidence.followed is not None and engine.layers is not None:
         made["layers"] = _layers(
             evidence.followed,
             engine.layers,
@@ -27,7 +27,7 @@ def engine_against_quantized(problem: Problem, evidence: Evidence, thresholds: T
         )
     elif engine.reason:
         made["layers"] = not_run(engine.reason)
-    if quantized.steps is not None:
+    if quantized.steps is not None and engine.steps is not None:
         made["steps"] = _steps(quantized.steps, engine.steps, evidence.feeds, threshold_db=thresholds.step_db)
     made["trajectory"] = _trajectory(problem, quantized, engine, thresholds.trajectory_db)
     return made

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -39,10 +40,10 @@ class Fidelity:
         return None if self.channels_db is None else _bounded(self.channels_db.min())
 
     def __bool__(self) -> bool:
-        whole = self.threshold_db is None or self.sqnr_db >= self.threshold_db
-        if self.channel_threshold_db is None or self.channels_db is None:
-            return whole
-        return whole and self.worst_channel_db >= self.channel_threshold_db
+        if self.threshold_db is not None and self.sqnr_db < self.threshold_db:
+            return False
+        worst = self.worst_channel_db
+        return worst is None or self.channel_threshold_db is None or worst >= self.channel_threshold_db
 
     def record(self) -> dict[str, float]:
         """As JSON, without thresholds."""
@@ -95,7 +96,8 @@ class CompareFidelity:
 def run(runner: BaseRunner, feeds: Sequence[Mapping[str, np.ndarray]]) -> RunResults:
     """All feeds through one runner."""
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        return Comparator.run([runner], data_loader=[OrderedDict(feed) for feed in feeds])
+        results: Any = Comparator.run([runner], data_loader=[OrderedDict(feed) for feed in feeds])
+    return results
 
 
 def recorded(name: str, outputs: Sequence[Mapping[str, np.ndarray]]) -> RunResults:

@@ -35,9 +35,13 @@ class Problem:
     trajectory_reason: str  # why there is no trajectory, or ""
 
     @property
+    def scheduler(self) -> Scheduler:
+        return Scheduler.from_config(self.bundle.scheduler_config or {})
+
+    @property
     def timesteps(self) -> list[int]:
         """Of the trajectory."""
-        return Scheduler.from_config(self.bundle.scheduler_config).timesteps(self.steps).tolist()
+        return self.scheduler.timesteps(self.steps).tolist()
 
 
 @dataclass
@@ -209,7 +213,7 @@ def _walk(problem: Problem, runner: BaseRunner) -> Walk:
 def _trajectory(problem: Problem, denoise: Denoise, classes: int, shape: tuple) -> Iterator:
     return trajectory(
         denoise,
-        scheduler=Scheduler.from_config(problem.bundle.scheduler_config),
+        scheduler=problem.scheduler,
         labels=np.arange(SAMPLES) * classes // SAMPLES,
         steps=problem.steps,
         guidance=GUIDANCE,

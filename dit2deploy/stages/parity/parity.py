@@ -46,12 +46,13 @@ def parity(
         reason = f"{target} cannot run here: {able.reason}"
         note(f"parity: {reason}")
         values = checks.nothing(reason, able.cure)
-    values["status"] = checks.overall(values["engine_against_quantized"])
+    status = checks.overall(values["engine_against_quantized"])
     result = write_results(
         opened.folder / PARITY,
         "parity",
         {
             "target": target,
+            "status": status,
             "steps": steps,
             "samples": SAMPLES,
             "guidance": GUIDANCE,
@@ -63,7 +64,7 @@ def parity(
             **values,
         },
     )
-    if result["status"] == "failed":
+    if status == "failed":
         cause = checks.failure(result["engine_against_quantized"])
         raise Failed(f"{opened.folder}: {cause}", f"Read {opened.folder / PARITY}; build the bundle anew.")
     return result

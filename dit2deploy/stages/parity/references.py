@@ -94,18 +94,18 @@ def _full_precision(
         return {name: module.get_submodule(name) for name in bundle.manifest.layers}
 
     name = "full-precision PyTorch"
-    folder = given or provenance.get("model_path")
+    folder = Path(given or provenance.get("model_path", ""))
     reason = _without_torch()
-    if not reason and not given and (folder is None or not Path(folder).is_dir()):
-        reason = f"the full-precision model {folder or ''} is not there".replace("  ", " ")
+    if not reason and not given and ("model_path" not in provenance or not folder.is_dir()):
+        reason = f"the full-precision model is not there ({provenance.get('model_path', 'its place was not noted')})"
     if reason:
         return Reference(name, None, layers, outputs, reason)
     from dit2deploy.models.load import load_transformer, open_model
 
     expected = provenance.get("model_sha256")
-    if expected is not None and open_model(Path(folder)).sha256 != expected:
+    if expected is not None and open_model(folder).sha256 != expected:
         raise Misuse(f"{folder}: is not the model that {bundle.folder} was made from.", "Give that one by --model.")
-    return Reference(name, lambda: load_transformer(Path(folder))[0], layers, outputs, where=str(folder))
+    return Reference(name, lambda: load_transformer(folder)[0], layers, outputs, where=str(folder))
 
 
 def _without_torch() -> str:
