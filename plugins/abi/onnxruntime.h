@@ -52,6 +52,7 @@ inline constexpr Function<60, Status*(const ShapeInfo*, int*)> element_type;
 inline constexpr Function<61, Status*(const ShapeInfo*, size_t*)> dimension_count;
 inline constexpr Function<62, Status*(const ShapeInfo*, int64_t*, size_t)> dimensions;
 inline constexpr Function<65, Status*(const Value*, ShapeInfo**)> shape_info;
+inline constexpr Function<85, Status*(const KernelInfo*, const char*, float*)> float_attribute;
 inline constexpr Function<86, Status*(const KernelInfo*, const char*, int64_t*)> integer_attribute;
 inline constexpr Function<87, Status*(const KernelInfo*, const char*, char*, size_t*)> text_attribute;
 inline constexpr Function<88, Status*(const KernelContext*, size_t*)> input_count;

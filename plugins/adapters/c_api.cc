@@ -1,5 +1,6 @@
 // The C entry: describes the ops, runs one node, rewrites weights into the kernels' layout. Validates
 // everything.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
@@ -83,6 +84,7 @@ const Definition& find(const char* op) {
 
 Attributes read(const Definition& definition, const d2d_attribute* given, size_t count) {
     Attributes values = defaults(definition);
+    if (count && !given) refuse("the attributes are NULL");
     for (size_t i = 0; i < count; ++i) {
         const std::string name = given[i].name ? given[i].name : "";
         if (given[i].text && values.texts.count(name))
@@ -98,12 +100,14 @@ Attributes read(const Definition& definition, const d2d_attribute* given, size_t
 std::vector<Tensor> read(const std::vector<Port>& ports, const d2d_tensor* given, size_t count) {
     if (count != ports.size())
         refuse("expects " + std::to_string(ports.size()) + " tensors, got " + std::to_string(count));
+    if (count && !given) refuse("the tensors are NULL");
     std::vector<Tensor> tensors;
     for (size_t i = 0; i < count; ++i) {
         if (given[i].dtype != static_cast<int32_t>(ports[i].dtype))
             refuse(std::string(ports[i].name) + " must be " + dtype_name(ports[i].dtype));
         if (given[i].rank < 0 || given[i].rank > kMaxRank)
             refuse(std::string(ports[i].name) + " has a wrong rank");
+        if (given[i].rank && !given[i].dims) refuse(std::string(ports[i].name) + " has no dims");
         Tensor tensor{ports[i].dtype, {}, given[i].data};
         tensor.shape.rank = given[i].rank;
         for (int d = 0; d < given[i].rank; ++d) {
@@ -128,7 +132,13 @@ Parallel threads(int& count) {
                     for (size_t i; (i = next.fetch_add(1)) < tasks;) task(user, i);
                 };
                 std::vector<std::thread> others;
-                for (int i = 1; i < *static_cast<int*>(pool); ++i) others.emplace_back(work);
+                const size_t wanted = std::min(tasks, static_cast<size_t>(*static_cast<int*>(pool)));
+                try {
+                    others.reserve(wanted);
+                    while (others.size() + 1 < wanted) others.emplace_back(work);
+                } catch (const std::exception&) {
+                    // The system gives no more threads (or memory for them): those that run do all the tasks.
+                }
                 work();
                 for (std::thread& other : others) other.join();
             },
@@ -195,7 +205,9 @@ D2D_EXPORT int d2d_relayout(const char* format, int64_t n, int64_t k, const int3
     return guarded([&] {
         const FormatSpec* spec = format ? find_format(format) : nullptr;
         if (!spec) refuse(std::string("there is no weight format ") + (format ? format : "NULL"));
-        if (n < 1 || k < 1) refuse("n and k must be at least 1");
+        if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX) refuse("n and k must be from 1 to 2**31 - 1");
+        if (!rows || !columns) refuse("rows and columns must not be NULL");
+        if (out && !words) refuse("words is NULL");
         const LayoutShape shape = layout_shape(*spec, n, k);
         *rows = shape.rows;
         *columns = shape.columns;

@@ -62,6 +62,23 @@ struct Node {
 
 const Definition& of(const CustomOp* op) { return *static_cast<const Op*>(op)->definition; }
 
+// ONNX Runtime answers a question for an attribute of another type as it answers for one that is not there.
+void refuse_another_type(const KernelInfo* info, const Attribute& attribute) {
+    const bool integer = attribute.type == Attribute::Type::integer;
+    const auto there = [](Status* absent) {
+        if (absent) release_status(api, absent);
+        return !absent;
+    };
+    float real = 0;
+    int64_t whole = 0;
+    size_t size = 0;
+    if (there(float_attribute(api, info, attribute.name, &real)) ||
+        (integer ? there(text_attribute(api, info, attribute.name, nullptr, &size))
+                 : there(integer_attribute(api, info, attribute.name, &whole))))
+        throw Refused("attribute " + std::string(attribute.name) + " must be " +
+                      (integer ? "an integer" : "a text"));
+}
+
 Attributes read_attributes(const Definition& definition, const KernelInfo* info) {
     Attributes values = defaults(definition);
     for (const Attribute& attribute : definition.attributes) {
@@ -79,7 +96,10 @@ Attributes read_attributes(const Definition& definition, const KernelInfo* info)
                 values.texts[attribute.name] = text.data();
             }
         }
-        if (absent) release_status(api, absent);
+        if (absent) {
+            release_status(api, absent);
+            refuse_another_type(info, attribute);
+        }
     }
     return values;
 }
@@ -106,6 +126,21 @@ Tensor view(const Value* value, size_t port, const Port& expected) {
     return tensor;
 }
 
+// Shapes of the inputs that are constants of the file: what is wrong with them stops the load.
+std::vector<Shape> constant_shapes(const Definition& definition, const KernelInfo* info) {
+    std::vector<Shape> shapes(definition.inputs.size());
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        int is_constant = 0;
+        const Value* value = nullptr;
+        check(constant_input(api, info, i, &is_constant, &value));
+        if (is_constant && value)
+            shapes[i] = view(value, i, definition.inputs[i]).shape;
+        else
+            shapes[i].rank = -1;
+    }
+    return shapes;
+}
+
 Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** kernel) {
     const Definition& definition = of(op);
     return guarded(definition.name, [&] {
@@ -113,6 +148,7 @@ Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** ke
         node->definition = &definition;
         node->attributes = read_attributes(definition, info);
         refuse(definition.check_attributes(node->attributes));
+        refuse(definition.check_shapes(node->attributes, constant_shapes(definition, info)));
         node->kernel = definition.make_cpu(node->attributes, isa_in_use());
         *kernel = node.release();
     });

@@ -20,10 +20,10 @@ enum class DType : int32_t { f32 = 1, i8 = 3, i32 = 6 };
 constexpr int kMaxRank = 8;
 
 struct Shape {
-    int rank = 0;
+    int rank = 0;  // -1: nothing of the shape is known yet
     int64_t dims[kMaxRank] = {};
 
-    int64_t last() const { return rank ? dims[rank - 1] : 1; }
+    int64_t last() const { return rank > 0 ? dims[rank - 1] : 1; }
     // Product of all dimensions but the last: the number of tokens M.
     int64_t rows() const {
         int64_t rows = 1;
@@ -137,7 +137,7 @@ struct Definition {
 
     // Text of what is wrong with attributes, or "" (called when a node is made).
     std::string (*check_attributes)(const Attributes&);
-    // Text of what is wrong with the shapes of the inputs, or ""; a dim of -1 is not known yet.
+    // Text of what is wrong with the shapes of the inputs, or ""; a dim or a rank of -1 is not known yet.
     std::string (*check_shapes)(const Attributes&, const std::vector<Shape>&);
     // A kernel of the given instruction set; throws std::invalid_argument where there is none.
     std::unique_ptr<CpuKernel> (*make_cpu)(const Attributes&, Isa);

@@ -20,12 +20,14 @@ std::string check_attributes(const Attributes& attributes) {
 std::string check_shapes(const Attributes& attributes, const std::vector<Shape>& shapes) {
     const Shape &x = shapes[0], &qmax = shapes[1];
     const int64_t block = attributes.integer("block"), k = x.last();
+    if (qmax.rank >= 0 && qmax.rank != 1)
+        return "qmax must have one dimension, got " + std::to_string(qmax.rank);
+    if (x.rank < 0 || qmax.rank < 0) return "";
     if (x.rank < 1) return "x must have at least one dimension";
     if (k == 0) return "x must not be empty along its last dimension";
     if (k > 0 && k % block)
         return "block " + std::to_string(block) + " does not divide the " + std::to_string(k) +
                " columns of x";
-    if (qmax.rank != 1) return "qmax must have one dimension, got " + std::to_string(qmax.rank);
     bool known = qmax.dims[0] >= 0;
     for (int i = 0; i < x.rank; ++i) known = known && x.dims[i] >= 0;
     if (known && x.rows() > 0 && (qmax.dims[0] < 1 || x.rows() % qmax.dims[0]))

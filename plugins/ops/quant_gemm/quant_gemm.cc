@@ -19,9 +19,31 @@ std::string check_attributes(const Attributes& attributes) {
     return "";
 }
 
+// What is wrong with the weights alone: all that can be said where the shape of the activations is not known.
+std::string check_weights(const FormatSpec& format, int64_t layout, const std::vector<Shape>& shapes) {
+    const Shape &w = shapes[2], &ws = shapes[3], &bias = shapes[4];
+    if ((w.rank >= 0 && w.rank != 2) || (ws.rank >= 0 && ws.rank != 2))
+        return "w and ws must have two dimensions";
+    if (ws.rank < 0) return "";
+    const int64_t n = ws.dims[0];
+    if (bias.rank >= 0 && (bias.rank != 1 || bias.dims[0] != n))
+        return "bias must hold " + text(n) + " values, one an output";
+    const LayoutShape least =
+        layout == 1 ? layout_shape(format, n, 1) : LayoutShape{n, static_cast<int64_t>(format.planes)};
+    if (w.rank >= 0 && (w.dims[0] != least.rows || w.dims[1] < 1 || w.dims[1] % least.columns))
+        return "w must be [" + text(least.rows) + ", a multiple of " + text(least.columns) + "] for " +
+               text(n) + " outputs of " + format.name + " weights in layout " + text(layout) + ", got [" +
+               text(w.dims[0]) + ", " + text(w.dims[1]) + "]";
+    if (shapes.size() > 6 && shapes[6].rank >= 0 && (shapes[6].rank != 2 || shapes[6].dims[0] != n))
+        return "up must be [" + text(n) + ", r]";
+    return "";
+}
+
 template <int Index, bool LowRank>
 std::string check_shapes(const Attributes& attributes, const std::vector<Shape>& shapes) {
     constexpr FormatSpec format = kFormats[Index];
+    for (const Shape& shape : shapes)
+        if (shape.rank < 0) return check_weights(format, attributes.integer("layout"), shapes);
     const Shape &q = shapes[0], &s = shapes[1], &w = shapes[2], &ws = shapes[3], &bias = shapes[4];
     if (q.rank < 1 || s.rank != q.rank)
         return "q and s must have the same number of dimensions, at least one";
