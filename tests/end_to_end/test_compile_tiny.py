@@ -1,0 +1,96 @@
+"""compile() on a tiny random DiT: everything is there, a second run keeps it all, a stop is taken up where it was."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
+from dit2deploy.base import progress
+from dit2deploy.base.errors import Misuse
+from dit2deploy.pipeline import compile
+from dit2deploy.stages.sample import sample
+
+SETTINGS = {"recipe": "w1.58a4", "samples": 1, "steps": 2, "runs": 3, "seed": 3}
+STAGES = ("calibrate", "search", "quantize", "export", "export float", "build", "parity", "profile", "report")
+
+
+def kept(run) -> list[str]:
+    """Stages that `run` did not do again."""
+    notes: list[str] = []
+    stop = progress.listen(lambda what, done, total: notes.append(what) if total == 0 else None)
+    try:
+        run()
+    finally:
+        stop()
+    return [note.partition(":")[0] for note in notes if note.endswith("done before, kept")]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_dit_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compiled") / "bundle"
+    compile(tiny_dit_folder, out, **SETTINGS)
+    return tiny_dit_folder, out
+
+
+def test_the_bundle_is_whole(made):
+    _, out = made
+    bundle = Bundle.load(out)
+    assert set(bundle.manifest.targets) == {"ort-cpu"}
+    assert bundle.manifest.size.ratio > 2
+    assert json.loads((out / PARITY).read_text())["status"] == "passed"
+    assert {row["name"] for row in json.loads((out / PROFILE).read_text())["latency"]} >= {"engine", "ort-fp32"}
+    assert "<html" in (out / REPORT).read_text()
+
+
+def test_the_bundle_draws(made, tmp_path):
+    _, out = made
+    first = sample(out, tmp_path / "a.png", labels=[1, 2], steps=2, seed=5)
+    again = sample(out, tmp_path / "b.png", labels=[1, 2], steps=2, seed=5)
+    other = sample(out, tmp_path / "c.png", labels=[1, 2], steps=2, seed=6)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_second_run_keeps_everything(made):
+    model, out = made
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    assert kept(lambda: compile(model, out, **SETTINGS)) == list(STAGES)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_a_stopped_run_goes_on_where_it_was(made, monkeypatch):
+    model, out = made
+    (out / PROFILE).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("dit2deploy.stages.profile.profile", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compile(model, out, **SETTINGS)
+    assert not (out / PROFILE).exists()
+    assert set(kept(lambda: compile(model, out, **SETTINGS))) >= set(STAGES) - {"profile", "report"}
+    assert (out / PROFILE).exists()
+
+
+def _interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_changed_bundle_is_an_error_and_not_built_upon(made):
+    model, out = made
+    path = out / "config.json"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole + b" ")
+        with pytest.raises(Misuse, match=r"config\.json.*hash mismatch"):
+            compile(model, out, **SETTINGS)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_target_that_cannot_be_built_is_told_before_work_starts(made, tmp_path, monkeypatch):
+    model, _ = made
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", None)
+    with pytest.raises(Misuse, match="tensorrt-rtx cannot be built here"):
+        compile(model, tmp_path / "bundle", targets=["tensorrt-rtx"], **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
