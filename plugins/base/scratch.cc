@@ -1,4 +1,5 @@
-// Not in the header: what files with different instruction set flags share must be compiled once, without any.
+// Not in the header: what files with different instruction set flags share must be compiled once, without
+// any.
 #include "scratch.h"
 
 #include <cstdlib>

@@ -1,11 +1,13 @@
-// Memory of one thread that kernels use while a task runs: grows, is never given back, costs no allocation after that.
+// Memory of one thread that kernels use while a task runs: grows, is never given back, costs no allocation
+// after that.
 #pragma once
 
 #include <cstddef>
 
 namespace d2d {
 
-// At least `bytes` bytes of the calling thread, 64-byte aligned; slots 0 .. 3 are buffers that live side by side.
+// At least `bytes` bytes of the calling thread, 64-byte aligned; slots 0 .. 3 are buffers that live side by
+// side.
 void* scratch_bytes(int slot, size_t bytes);
 
 template <class T>

@@ -6,12 +6,9 @@
 // functions below, 64-bit kernel parameters (pointers and long long), one GPU_KERNEL per entry.
 #pragma once
 
-#if defined(__CUDACC_RTC__)
+#include "integers.h"
 
-using int8_t = signed char;
-using int32_t = int;
-using uint32_t = unsigned;
-using int64_t = long long;
+#if defined(__CUDACC_RTC__)
 
 #define GPU_DEVICE __device__ inline
 #define GPU_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)

@@ -1,8 +1,8 @@
 // Weight formats as numbers, as dit2deploy/formats.py has them, and how the interchange words are read.
 #pragma once
 
-#if !defined(__CUDACC_RTC__)  // gpu.h has the integer types there
-#include <cstdint>
+#include "integers.h"
+#if !defined(__CUDACC_RTC__)
 #include <cstring>
 #endif
 

@@ -30,13 +30,15 @@ const char* d2d_describe(void);
 const char* d2d_isas(void);
 const char* d2d_isa_in_use(void);
 
-/* Runs one node on the CPU on `threads` threads (1 = the caller's). `isa` NULL = the one in use; "cuda_on_host" = the
-   CUDA source compiled for the host (only in the test library). 0: ok. Otherwise d2d_last_error() tells why. */
-int d2d_run(const char* op, const char* isa, int threads, const d2d_attribute* attributes, size_t attribute_count,
-            const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs, size_t output_count);
+/* Runs one node on the CPU on `threads` threads (1 = the caller's). `isa` NULL = the one in use;
+   "cuda_on_host" = the CUDA source compiled for the host (only in the test library). 0: ok. Otherwise
+   d2d_last_error() tells why. */
+int d2d_run(const char* op, const char* isa, int threads, const d2d_attribute* attributes,
+            size_t attribute_count, const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
+            size_t output_count);
 
-/* Rewrites packed interchange words int32[n][words] of `format` into the kernels' layout 1. The result is int32 with
-   *rows x *columns words; with `out` NULL only these are set. */
+/* Rewrites packed interchange words int32[n][words] of `format` into the kernels' layout 1. The result is
+ * int32 with rows x *columns words; with `out` NULL only these are set. */
 int d2d_relayout(const char* format, int64_t n, int64_t k, const int32_t* words, int32_t* out, int64_t* rows,
                  int64_t* columns);
 

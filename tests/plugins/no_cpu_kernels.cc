@@ -6,11 +6,17 @@ namespace d2d {
 
 using Kernel = std::unique_ptr<CpuKernel>;
 
-Kernel make_hadamard_quantize_portable(const Attributes&) { return nullptr; }
-Kernel make_hadamard_quantize_avx2(const Attributes&) { return nullptr; }
-Kernel make_hadamard_quantize_avx512(const Attributes&) { return nullptr; }
-Kernel make_quant_gemm_portable(const FormatSpec&, const Attributes&, bool) { return nullptr; }
-Kernel make_quant_gemm_avx2(const FormatSpec&, const Attributes&, bool) { return nullptr; }
-Kernel make_quant_gemm_avx512(const FormatSpec&, const Attributes&, bool) { return nullptr; }
+Kernel make_hadamard_quantize_portable(const Attributes &) { return nullptr; }
+Kernel make_hadamard_quantize_avx2(const Attributes &) { return nullptr; }
+Kernel make_hadamard_quantize_avx512(const Attributes &) { return nullptr; }
+Kernel make_quant_gemm_portable(const FormatSpec &, const Attributes &, bool) {
+  return nullptr;
+}
+Kernel make_quant_gemm_avx2(const FormatSpec &, const Attributes &, bool) {
+  return nullptr;
+}
+Kernel make_quant_gemm_avx512(const FormatSpec &, const Attributes &, bool) {
+  return nullptr;
+}
 
-}  // namespace d2d
+} // namespace d2d

@@ -1,4 +1,4 @@
-"""The TensorRT plugins by themselves: through a fake host, and in the registry of a real TensorRT where there is one."""
+"""The TensorRT plugins by themselves: through a fake host, and in the registry of a real TensorRT if there is one."""
 
 import importlib.util
 import subprocess

@@ -5,8 +5,7 @@
 // So: memory-bound. This version is simple and right: a row goes through shared memory tile by tile, twice
 // where it has more than one tile (first for its statistic, then for its codes). Compiled without contraction
 // to fused multiply-adds.
-#include "gpu.h"  // first: it has the integer types
-
+#include "gpu.h"
 #include "row_scale.h"
 
 namespace {

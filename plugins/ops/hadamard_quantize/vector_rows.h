@@ -1,9 +1,11 @@
-// HadamardQuantize with vectors of `Width` floats, in the compiler's own vector types: one source for every instruction set.
+// HadamardQuantize with vectors of `Width` floats, in the compiler's own vector types: one source for every
+// instruction set.
 //
 // Bounds for DiT-XL/2, 256 tokens of 1152, one core at 2.6 GHz with 8 floats a vector and two adds a cycle:
 //   bytes 256 * 1152 * (4 + 1) = 1.5 MB / 20 GB/s = 74 us; a row itself stays in the first-level cache
 //   operations 256 * 1152 * (7 stages + about 6) / (16 * 2.6 G/s) = 92 us
-// In an anonymous namespace: each file compiles its own copy with its own flags, and the linker must not merge them.
+// In an anonymous namespace: each file compiles its own copy with its own flags, and the linker must not
+// merge them.
 #pragma once
 
 #include <cstring>
@@ -42,7 +44,8 @@ class VectorKernel : public CpuKernel {
         const float norm = hadamard_norm(block_);
         parallel.run(static_cast<size_t>((m + kRows - 1) / kRows), [&](size_t task) {
             auto* t = scratch<Floats>(static_cast<size_t>(k / Width));
-            const int64_t first = static_cast<int64_t>(task) * kRows, last = first + kRows < m ? first + kRows : m;
+            const int64_t first = static_cast<int64_t>(task) * kRows,
+                          last = first + kRows < m ? first + kRows : m;
             for (int64_t row = first; row < last; ++row) {
                 std::memcpy(t, inputs[0].as<float>() + row * k, static_cast<size_t>(k) * 4);
                 transform(t, k / Width);
@@ -58,7 +61,8 @@ class VectorKernel : public CpuKernel {
   private:
     static constexpr int64_t kRows = 8;  // a task
 
-    // Stages inside a vector: the partner of lane i is lane i ^ h; a - b in an upper lane is partner + (-own).
+    // Stages inside a vector: the partner of lane i is lane i ^ h; a - b in an upper lane is partner +
+    // (-own).
     template <int H>
     static void inner_stage(Floats* t, int64_t count) {
         Ints partner, flip;
@@ -67,7 +71,8 @@ class VectorKernel : public CpuKernel {
             flip[i] = i & H ? static_cast<int32_t>(0x80000000u) : 0;
         }
         for (int64_t i = 0; i < count; ++i)
-            t[i] = __builtin_shuffle(t[i], partner) + reinterpret_cast<Floats>(reinterpret_cast<Ints>(t[i]) ^ flip);
+            t[i] = __builtin_shuffle(t[i], partner) +
+                   reinterpret_cast<Floats>(reinterpret_cast<Ints>(t[i]) ^ flip);
     }
 
     void transform(Floats* t, int64_t count) const {
@@ -85,7 +90,8 @@ class VectorKernel : public CpuKernel {
                 }
     }
 
-    // Magnitudes are ordered as their bits are, and NaN and inf come last: a maximum of integers loses neither.
+    // Magnitudes are ordered as their bits are, and NaN and inf come last: a maximum of integers loses
+    // neither.
     static float largest(const Floats* t, int64_t count) {
         Ints most{};
         for (int64_t i = 0; i < count; ++i) {

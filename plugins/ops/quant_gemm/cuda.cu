@@ -5,9 +5,8 @@
 // So: on both bounds. This version is simple and right, and far from them: a warp an output, its lanes along
 // K, every code decoded once for kTokens tokens, sums in int32. Tensor cores, a kernel layout and fused
 // outputs come with the next one.
-#include "gpu.h"  // first: it has the integer types
-
 #include "formats.h"
+#include "gpu.h"
 
 namespace {
 
