@@ -27,7 +27,7 @@ SEEDS = range(5)
 def mistakes(tmp_path_factory):
     sources = [HERE / "mistakes.cu", PLUGINS / "cuda_on_host" / "emulator.cc"]
     out = tmp_path_factory.mktemp("emulator") / "mistakes"
-    return compile_cpp(out, sources, "-O1", "-Wno-unused-variable", folders=("cuda", "cuda_on_host"))
+    return compile_cpp(out, sources, "-O1", "-Wno-unused-variable", folders=("base", "cuda", "cuda_on_host"))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -58,8 +58,9 @@ creator = registry.get_creator("HadamardQuantize", "1", "dit2deploy")
 def make(block):
     field = trt.PluginField("block", numpy.array([block], numpy.int32), trt.PluginFieldType.INT32)
     return creator.create_plugin("node", trt.PluginFieldCollection([field]), trt.TensorRTPhase.BUILD)
-made = make(16).get_capability_interface(trt.PluginCapabilityType.CORE)
-assert made.plugin_name == "HadamardQuantize" and make(3) is None
+made = make(16)  # its interfaces live as long as it does
+assert made.get_capability_interface(trt.PluginCapabilityType.CORE).plugin_name == "HadamardQuantize"
+assert make(3) is None
 """
 
 
