@@ -4,6 +4,7 @@ import ctypes
 import functools
 import json
 import os
+import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ class _Attribute(ctypes.Structure):
 
 
 def library_path() -> Path:
-    """The kernel library: what $DIT2DEPLOY_LIBRARY names, else the one beside this package.
+    """The kernel library: what $DIT2DEPLOY_LIBRARY names, else the one that was installed with this package.
 
     Raises Misuse where there is none.
     """
     named = os.environ.get(LIBRARY_VARIABLE)
-    path = Path(named) if named else Path(__file__).resolve().parent.parent / "lib" / LIBRARY_NAME
+    # An editable install leaves the compiled library in site-packages, away from the package's sources.
+    homes = (Path(__file__).resolve().parent.parent, Path(sysconfig.get_path("platlib")) / "dit2deploy")
+    places = (Path(named),) if named else tuple(home / "lib" / LIBRARY_NAME for home in homes)
+    path = next((place for place in places if place.is_file()), places[0])
     if not path.is_file():
         cure = (
             f"Let {LIBRARY_VARIABLE} name a compiled {LIBRARY_NAME}, or unset it."

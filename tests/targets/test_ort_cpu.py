@@ -14,7 +14,7 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel, ort_cpu, reference
 from dit2deploy.targets.graph import bytes_by_part, float32_bytes, in_execution_order
 
-OLDEST = Path(os.environ.get("DIT2DEPLOY_OLDEST_ONNXRUNTIME", "/nowhere"))
+OLDEST = Path(os.environ.get("D2D_OLD_ORT", "/nowhere"))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_an_engine_opens_without_torch(bundle):
     assert done.stdout.strip() == "(2, 5, 48)", done.stderr
 
 
-@pytest.mark.skipif(not OLDEST.is_dir(), reason="$DIT2DEPLOY_OLDEST_ONNXRUNTIME names no folder with onnxruntime 1.18")
+@pytest.mark.skipif(not OLDEST.is_dir(), reason="$D2D_OLD_ORT names no folder with onnxruntime 1.18")
 def test_the_oldest_onnxruntime_runs_it_too(bundle, sample, tmp_path):
     """With inner values, which take another way there: links instead of a folder option."""
     np.save(tmp_path / "x.npy", sample.inputs["x"])
