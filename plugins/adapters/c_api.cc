@@ -14,6 +14,9 @@
 #ifdef D2D_HOST_CUDA
 #include "run_on_host.h"
 #endif
+#ifdef D2D_WITH_CUDA
+#include "cuda_driver.h"
+#endif
 
 #define D2D_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -192,6 +195,9 @@ D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const 
             for (const CudaLaunch& launch : definition.plan_cuda(values, in, out)) run_on_host(launch);
             return;
         }
+#endif
+#ifdef D2D_WITH_CUDA
+        if (isa && !std::strcmp(isa, "cuda")) return run_on_gpu(definition, values, in, out);
 #endif
         const Isa chosen = isa ? isa_from_name(isa) : isa_in_use();
         if (!isa_runs_here(chosen)) refuse(std::string(isa_name(chosen)) + " does not run on this CPU");

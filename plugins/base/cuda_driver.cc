@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <map>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -19,7 +20,6 @@ using Context = void*;
 using Module = void*;
 using Function = void*;
 
-// Names without suffix are the right ones for all of these.
 struct Driver {
     int (*context)(Context*);
     int (*load_module)(Module*, const void*);
@@ -27,6 +27,15 @@ struct Driver {
     int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                   CUstream_st*, void**, void**);
     int (*error_text)(int, const char**);
+    int (*init)(unsigned);
+    int (*device)(int*, int);
+    int (*primary_context)(Context*, int);
+    int (*set_context)(Context);
+    int (*allocate)(uint64_t*, size_t);
+    int (*free)(uint64_t);
+    int (*to_device)(uint64_t, const void*, size_t);
+    int (*to_host)(void*, uint64_t, size_t);
+    int (*synchronize)();
 };
 
 template <class F>
@@ -47,6 +56,15 @@ const Driver& driver() {
         find(library, "cuModuleGetFunction", found.get_function);
         find(library, "cuLaunchKernel", found.launch);
         find(library, "cuGetErrorString", found.error_text);
+        find(library, "cuInit", found.init);
+        find(library, "cuDeviceGet", found.device);
+        find(library, "cuDevicePrimaryCtxRetain", found.primary_context);
+        find(library, "cuCtxSetCurrent", found.set_context);
+        find(library, "cuMemAlloc_v2", found.allocate);  // the unsuffixed names take 32-bit sizes
+        find(library, "cuMemFree_v2", found.free);
+        find(library, "cuMemcpyHtoD_v2", found.to_device);
+        find(library, "cuMemcpyDtoH_v2", found.to_host);
+        find(library, "cuCtxSynchronize", found.synchronize);
         return found;
     }();
     return loaded;
@@ -111,6 +129,65 @@ void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream) {
                               parameters, nullptr),
               launch.function);
     }
+}
+
+namespace {
+
+size_t bytes_of(const Tensor& tensor) {
+    return static_cast<size_t>(tensor.shape.count()) * (tensor.dtype == DType::i8 ? 1 : 4);
+}
+
+// A copy of a host tensor on the device, freed with the object.
+class DeviceTensor {
+  public:
+    explicit DeviceTensor(const Tensor& host) : host_(host), size_(bytes_of(host)) {
+        check(driver().allocate(&address_, size_ ? size_ : 1), "allocating on the GPU");
+    }
+    ~DeviceTensor() { driver().free(address_); }
+    DeviceTensor(const DeviceTensor&) = delete;
+    DeviceTensor& operator=(const DeviceTensor&) = delete;
+
+    Tensor view() const { return {host_.dtype, host_.shape, reinterpret_cast<void*>(address_)}; }
+    void upload() const {
+        if (size_) check(driver().to_device(address_, host_.data, size_), "copying to the GPU");
+    }
+    void download() const {
+        if (size_) check(driver().to_host(host_.data, address_, size_), "copying from the GPU");
+    }
+
+  private:
+    Tensor host_;
+    size_t size_;
+    uint64_t address_ = 0;
+};
+
+std::vector<std::unique_ptr<DeviceTensor>> on_device(const std::vector<Tensor>& tensors) {
+    std::vector<std::unique_ptr<DeviceTensor>> copies;
+    for (const Tensor& tensor : tensors) copies.push_back(std::make_unique<DeviceTensor>(tensor));
+    return copies;
+}
+
+std::vector<Tensor> views(const std::vector<std::unique_ptr<DeviceTensor>>& copies) {
+    std::vector<Tensor> tensors;
+    for (const auto& copy : copies) tensors.push_back(copy->view());
+    return tensors;
+}
+
+}  // namespace
+
+void run_on_gpu(const Definition& definition, const Attributes& attributes, const std::vector<Tensor>& inputs,
+                const std::vector<Tensor>& outputs) {
+    int device = 0;
+    Context context = nullptr;
+    check(driver().init(0), "starting the CUDA driver");
+    check(driver().device(&device, 0), "asking for the first GPU");
+    check(driver().primary_context(&context, device), "opening the first GPU");
+    check(driver().set_context(context), "using the first GPU");
+    const auto from = on_device(inputs), to = on_device(outputs);
+    for (const auto& tensor : from) tensor->upload();
+    launch_cuda(definition.plan_cuda(attributes, views(from), views(to)), nullptr);
+    check(driver().synchronize(), "waiting for the GPU");
+    for (const auto& tensor : to) tensor->download();
 }
 
 }  // namespace d2d

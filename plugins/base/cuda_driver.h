@@ -16,4 +16,9 @@ void load_cuda_kernels();
 // Enqueues the launches on a stream of the current context: no synchronization, no allocation.
 void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream);
 
+// Runs one node on the first GPU with tensors in host memory: allocates, copies, waits. For tests of the
+// kernels.
+void run_on_gpu(const Definition& definition, const Attributes& attributes, const std::vector<Tensor>& inputs,
+                const std::vector<Tensor>& outputs);
+
 }  // namespace d2d

@@ -30,9 +30,9 @@ const char* d2d_describe(void);
 const char* d2d_isas(void);
 const char* d2d_isa_in_use(void);
 
-/* Runs one node on the CPU on `threads` threads (1 = the caller's). `isa` NULL = the one in use;
-   "cuda_on_host" = the CUDA source compiled for the host (only in the test library). 0: ok. Otherwise
-   d2d_last_error() tells why. */
+/* Runs one node on `threads` threads (1 = the caller's). `isa` NULL = the one in use; "cuda" = the first GPU,
+   with tensors in host memory all the same; "cuda_on_host" = the CUDA source compiled for the host (only in
+   the test library). 0: ok. Otherwise d2d_last_error() tells why. */
 int d2d_run(const char* op, const char* isa, int threads, const d2d_attribute* attributes,
             size_t attribute_count, const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
             size_t output_count);

@@ -1,4 +1,4 @@
-"""The same binary under other builds of ONNX Runtime: the adapter's tests once more, in a process of their own."""
+"""The same binary under other builds of ONNX Runtime: test_native_entries.py once more, in a process of its own."""
 
 import os
 import re
@@ -14,7 +14,7 @@ RUNTIMES = (("onnxruntime 1.18", "D2D_OLD_ORT", r"1\.18\."), ("onnxruntime-gpu",
 
 
 @pytest.mark.parametrize(("name", "variable", "version"), RUNTIMES, ids=[name for name, _, _ in RUNTIMES])
-def test_the_adapter_passes_its_tests_under(name, variable, version, library):
+def test_the_entries_pass_their_tests_under(name, variable, version, library):
     folder = os.environ.get(variable)
     if not folder or not (Path(folder) / "onnxruntime").is_dir():
         pytest.skip(f"${variable} names no folder with {name} (pip install --target)")
@@ -36,7 +36,7 @@ def test_the_adapter_passes_its_tests_under(name, variable, version, library):
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib"),
             *(f"--rootdir={ROOT}", f"--confcutdir={Path(__file__).parent}"),
-            str(Path(__file__).with_name("test_ort_adapter.py")),
+            str(Path(__file__).with_name("test_native_entries.py")),
         ],
         capture_output=True,
         text=True,
