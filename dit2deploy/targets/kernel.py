@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dit2deploy.base.errors import Failed, Misuse
+from dit2deploy.formats import by_name
 
 LIBRARY_VARIABLE = "DIT2DEPLOY_LIBRARY"
 LIBRARY_NAME = "libdit2deploy.so"
@@ -124,8 +125,14 @@ def run(
 def relayout(fmt: str, words: np.ndarray, k: int, *, library: Path | None = None) -> np.ndarray:
     """Packed interchange words, int32 [N, words(k)] of weight format `fmt`, in the kernels' layout 1 (int32, 2-D).
 
-    Raises Failed with the library's message for words that do not fit the format and `k`.
+    Raises Failed for words that do not fit the format and `k`.
     """
+    expected = by_name(fmt).words(k)
+    if words.ndim != 2 or words.shape[1] != expected:
+        raise Failed(
+            f"relayout to {fmt}: {k} weights are {expected} words a row, not {list(words.shape)}.",
+            "Make the checkpoint anew.",
+        )
     rows, columns = relayout_shape(fmt, words.shape[0], k, library=library)
     loaded = _load(library or library_path())
     held, out = np.ascontiguousarray(words, np.int32), np.zeros((rows, columns), np.int32)

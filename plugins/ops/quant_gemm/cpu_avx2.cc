@@ -1,12 +1,12 @@
-// The GEMMs for AVX2. Example: M 256, K 1152, N 4608 ternary on one core of a 2.6 GHz Zen 3, operands in the
-// caches.
-//   operations 1.36 G multiply-adds; vpmaddubsw makes 32 of them, two issue a cycle: 166 G/s = 8.2 ms   <-
-//   the bound bytes w 1.3 MB (2 bits) + q 0.3 MB + y 4.7 MB = 6.3 MB / 20 GB/s                        = 0.3
-//   ms
+// The GEMMs for AVX2. Example: M 256, K 1152, N 4608, one core of a 3.2 GHz Zen 3, operands in the caches.
+//   operations 1.36 G multiply-adds, two multiplier pipes                                            <- the bound
+//     ternary .. int4: 32 by vpmaddubsw and vpaddw; 12 of each were measured to take 7.5 cycles: 166 G/s = 8.2 ms
+//     int8 by 8 bits: 16 by vpmaddwd and vpaddd: 83 G/s = 16.3 ms
+//   bytes w 1.3 MB (ternary) .. 5.3 MB (int8) + q 0.3 MB + y 4.7 MB: below 0.6 ms at 20 GB/s
 // vpmaddubsw multiplies unsigned codes by signed activations and adds pairs in int16: exact as long as the
-// sums fit, which is what `bits` decides. Narrow codes add up in int16 over many quads before they are
-// widened (2 instructions for 32 multiply-adds, against the 3 of an int8 kernel); int8 by 8-bit activations
-// has no room: there |w| * sign(q, w) keeps a pair below 2 * 128 * 127 < 2**15 and is widened at once.
+// sums fit, which is what `bits` decides. They add up in int16 over many quads before they are widened, where
+// a usual int8 kernel widens each (3 instructions for 32 multiply-adds, and pairs that saturate). int8 by
+// 8-bit activations has no room for a pair: there both sides are int16.
 #include <immintrin.h>
 
 #include "tiles.h"
@@ -18,146 +18,124 @@ inline __m256i load(const uint8_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
-inline __m256i broadcast(const int8_t* from) {
-    int32_t four;
-    std::memcpy(&four, from, 4);
-    return _mm256_set1_epi32(four);
-}
-
-// Keeps what comes before in the order of the source: left alone, gcc 12 computes all products of a chunk
-// first and has to spill them to the stack, which halves the speed.
-inline void in_order(__m256i& value) { asm volatile("" : "+x"(value)); }
-
-// Codes of quad `Quad` of a chunk, outputs 8 * half .. 8 * half + 7.
-template <int Index, int Quad>
-inline __m256i codes(const uint8_t* chunk, int half) {
-    const uint8_t* at = chunk + 32 * half;
-    if constexpr (Index == 0)
-        return _mm256_and_si256(_mm256_srli_epi16(load(at), 2 * Quad), _mm256_set1_epi8(3));
-    if constexpr (Index == 1) {
-        const __m256i low = _mm256_and_si256(_mm256_srli_epi16(load(at + Quad / 4 * kVector), 2 * (Quad % 4)),
-                                             _mm256_set1_epi8(3));
-        const __m256i plane = load(at + 2 * kVector);
-        const __m256i shifted = Quad < 2 ? _mm256_slli_epi16(plane, 2 - (Quad < 2 ? Quad : 2))
-                                         : _mm256_srli_epi16(plane, Quad < 2 ? 0 : Quad - 2);
-        return _mm256_or_si256(low, _mm256_and_si256(shifted, _mm256_set1_epi8(4)));
+// One token, 16 outputs: a and b += products of the 4 bytes at q. In assembly, since gcc 12 moves the loads
+// and products of all tokens before the first sum, runs out of registers and halves the speed.
+struct AddCodes {
+    [[gnu::always_inline]] void operator()(const int8_t* q, __m256i first, __m256i second, __m256i& a,
+                                           __m256i& b) const {
+        __m256i four, product, sum_a = a, sum_b = b;
+        asm volatile(
+            "vpbroadcastd %4, %2\n\t"
+            "vpmaddubsw %2, %5, %3\n\t"
+            "vpmaddubsw %2, %6, %2\n\t"
+            "vpaddw %3, %0, %0\n\t"
+            "vpaddw %2, %1, %1"
+            : "+x"(sum_a), "+x"(sum_b), "=&x"(four), "=&x"(product)
+            : "m"(*reinterpret_cast<const int8_t (*)[4]>(q)), "x"(first), "x"(second));
+        a = sum_a;
+        b = sum_b;
     }
-    if constexpr (Index == 2)
-        return _mm256_and_si256(_mm256_srli_epi16(load(at), 4 * Quad), _mm256_set1_epi8(15));
-    return load(at);
-}
+};
 
-// Adds one chunk's products to the int16 sums of Tokens tokens.
-template <int Index, int Tokens, int Quad = 0>
-inline void add_chunk(const uint8_t* chunk, const int8_t* q, int64_t stride, __m256i (&sums)[Tokens][2]) {
-    if constexpr (Quad < chunk_shape(kFormats[Index]).quads) {
-        __m256i first = codes<Index, Quad>(chunk, 0), second = codes<Index, Quad>(chunk, 1);
-        in_order(first);
-        in_order(second);
-#pragma GCC unroll 8
-        for (int t = 0; t < Tokens; ++t) {
-            __m256i four = broadcast(q + t * stride + 4 * Quad);
-            in_order(four);
-            sums[t][0] = _mm256_add_epi16(sums[t][0], _mm256_maddubs_epi16(first, four));
-            in_order(sums[t][0]);
-            sums[t][1] = _mm256_add_epi16(sums[t][1], _mm256_maddubs_epi16(second, four));
-            in_order(sums[t][1]);
-        }
-        add_chunk<Index, Tokens, Quad + 1>(chunk, q, stride, sums);
+struct AddWords {
+    [[gnu::always_inline]] void operator()(const int8_t* q, __m256i first, __m256i second, __m256i& a,
+                                           __m256i& b) const {
+        __m256i two, product, sum_a = a, sum_b = b;
+        asm volatile(
+            "vpbroadcastd %4, %2\n\t"
+            "vpmaddwd %2, %5, %3\n\t"
+            "vpmaddwd %2, %6, %2\n\t"
+            "vpaddd %3, %0, %0\n\t"
+            "vpaddd %2, %1, %1"
+            : "+x"(sum_a), "+x"(sum_b), "=&x"(two), "=&x"(product)
+            : "m"(*reinterpret_cast<const int8_t (*)[4]>(q)), "x"(first), "x"(second));
+        a = sum_a;
+        b = sum_b;
     }
-}
+};
 
-template <int Index, int Tokens>
-void dot_narrow(const uint8_t* weights, const int8_t* q, int64_t stride, int64_t count, int64_t interval,
-                int32_t (*dots)[kTile]) {
-    constexpr ChunkShape shape = chunk_shape(kFormats[Index]);
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int t = 0; t < Tokens; ++t) std::memset(dots[t], 0, sizeof(dots[t]));
-    for (int64_t start = 0; start < count; start += interval) {
-        const int64_t end = least(count, start + interval);
-        __m256i sums[Tokens][2];
-#pragma GCC unroll 8
-        for (int t = 0; t < Tokens; ++t) sums[t][0] = sums[t][1] = _mm256_setzero_si256();
-        for (int64_t c = start; c < end; ++c)
-            add_chunk<Index, Tokens>(weights + c * shape.vectors * kVector, q + c * 4 * shape.quads, stride,
-                                     sums);
-#pragma GCC unroll 8
-        for (int t = 0; t < Tokens; ++t)
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half) {
-                auto* to = reinterpret_cast<__m256i*>(dots[t] + 8 * half);
-                _mm256_store_si256(
-                    to, _mm256_add_epi32(_mm256_load_si256(to), _mm256_madd_epi16(sums[t][half], ones)));
-            }
-    }
-}
-
-// int8 weights with sums that int16 has no room for: signs move to the activations, every pair is widened at
-// once.
+// The sums of some tokens, as a recursion: gcc keeps members in registers, but elements of an array in
+// memory.
 template <int Tokens>
-void dot_wide(const uint8_t* weights, const int8_t* q, int64_t stride, int64_t count,
-              int32_t (*dots)[kTile]) {
-    const __m256i ones = _mm256_set1_epi16(1), top = _mm256_set1_epi8(static_cast<char>(0x80));
-    __m256i sums[Tokens][2];
-#pragma GCC unroll 8
-    for (int t = 0; t < Tokens; ++t) sums[t][0] = sums[t][1] = _mm256_setzero_si256();
-    for (int64_t c = 0; c < count; ++c) {
-        const __m256i first = _mm256_xor_si256(load(weights + c * kVector), top);
-        const __m256i second = _mm256_xor_si256(load(weights + c * kVector + 32), top);
-        const __m256i first_size = _mm256_abs_epi8(first), second_size = _mm256_abs_epi8(second);
-#pragma GCC unroll 8
-        for (int t = 0; t < Tokens; ++t) {
-            const __m256i four = broadcast(q + t * stride + 4 * c);
-            const __m256i a = _mm256_maddubs_epi16(first_size, _mm256_sign_epi8(four, first));
-            const __m256i b = _mm256_maddubs_epi16(second_size, _mm256_sign_epi8(four, second));
-            sums[t][0] = _mm256_add_epi32(sums[t][0], _mm256_madd_epi16(a, ones));
-            sums[t][1] = _mm256_add_epi32(sums[t][1], _mm256_madd_epi16(b, ones));
-        }
+struct Sums {
+    __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
+    Sums<Tokens - 1> others;
+
+    template <class Add>
+    [[gnu::always_inline]] void add(const int8_t* q, int64_t stride, __m256i first, __m256i second,
+                                    const Add& one) {
+        one(q, first, second, a, b);
+        others.add(q + stride, stride, first, second, one);
     }
-#pragma GCC unroll 8
-    for (int t = 0; t < Tokens; ++t)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half)
-            _mm256_store_si256(reinterpret_cast<__m256i*>(dots[t] + 8 * half), sums[t][half]);
+
+    template <class Widen>
+    [[gnu::always_inline]] void add_to(int32_t* dots, const Widen& widen) const {
+        auto* to = reinterpret_cast<__m256i*>(dots);
+        _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), widen(a)));
+        _mm256_storeu_si256(to + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 1), widen(b)));
+        others.add_to(dots + kTile, widen);
+    }
+};
+
+template <>
+struct Sums<0> {
+    template <class Add>
+    void add(const int8_t*, int64_t, __m256i, __m256i, const Add&) {}
+    template <class Widen>
+    void add_to(int32_t*, const Widen&) const {}
+};
+
+// `steps` times 64 bytes of weights and 4 bytes of each token: a quad of codes, or half a quad of int16.
+template <int Tokens, class Add, class Widen>
+[[gnu::always_inline]] inline void add_stretch(const int8_t* q, int64_t stride, const uint8_t* weights,
+                                               int64_t steps, int32_t* dots, const Add& one,
+                                               const Widen& widen) {
+    Sums<Tokens> sums;
+    do {
+        sums.add(q, stride, load(weights), load(weights + 32), one);
+        weights += kVector;
+        q += 4;
+    } while (--steps);
+    sums.add_to(dots, widen);
 }
 
 class Micro {
   public:
-    static constexpr int kTokens = 4;
+    // 12 sums, 2 weights, an activation and a product fill the 16 registers.
+    static constexpr int kTokens = 6;
 
-    explicit Micro(int bits) : largest_((1 << (bits - 1)) - 1) {}
+    Micro(const FormatSpec& format, int bits) {
+        const int levels = format.planes == 3 ? 8 : format.radix;
+        interval_ = 32767 / (2 * (levels - 1) * ((1 << (bits - 1)) - 1));
+    }
 
-    // int8 weights keep their sign where the sums have no room for codes.
-    int32_t offset(const FormatSpec& format) const { return wide(format) ? 0 : format.offset; }
+    bool wide() const { return interval_ == 0; }
 
-    template <int Index>
-    void dot(const uint8_t* weights, const int8_t* q, int64_t stride, int tokens, int64_t count,
-             int32_t (*dots)[kTile]) const {
-        for (; tokens >= 4; tokens -= 4, q += 4 * stride, dots += 4)
-            part<Index, 4>(weights, q, stride, count, dots);
-        for (; tokens >= 2; tokens -= 2, q += 2 * stride, dots += 2)
-            part<Index, 2>(weights, q, stride, count, dots);
-        if (tokens) part<Index, 1>(weights, q, stride, count, dots);
+    void add(const int8_t* q, int64_t stride, const uint8_t* weights, int tokens, int64_t quads,
+             int32_t* dots) const {
+        switch (tokens) {
+            case 6: return part<6>(q, stride, weights, quads, dots);
+            case 5: return part<5>(q, stride, weights, quads, dots);
+            case 4: return part<4>(q, stride, weights, quads, dots);
+            case 3: return part<3>(q, stride, weights, quads, dots);
+            case 2: return part<2>(q, stride, weights, quads, dots);
+            default: return part<1>(q, stride, weights, quads, dots);
+        }
     }
 
   private:
-    static int levels(const FormatSpec& format) { return format.planes == 3 ? 8 : format.radix; }
-
-    // The largest sum of a pair of products in one int16.
-    int pair(const FormatSpec& format) const { return 2 * (levels(format) - 1) * largest_; }
-    bool wide(const FormatSpec& format) const { return pair(format) > 32767; }
-
-    template <int Index, int Tokens>
-    void part(const uint8_t* weights, const int8_t* q, int64_t stride, int64_t count,
-              int32_t (*dots)[kTile]) const {
-        constexpr FormatSpec format = kFormats[Index];
-        if constexpr (Index == 3)
-            if (wide(format)) return dot_wide<Tokens>(weights, q, stride, count, dots);
-        const int64_t interval = 32767 / pair(format) / chunk_shape(format).quads;
-        dot_narrow<Index, Tokens>(weights, q, stride, count, interval, dots);
+    template <int Tokens>
+    void part(const int8_t* q, int64_t stride, const uint8_t* weights, int64_t quads, int32_t* dots) const {
+        if (wide())
+            return add_stretch<Tokens>(q, stride, weights, 2 * quads, dots, AddWords{},
+                                       [](__m256i v) { return v; });
+        const __m256i ones = _mm256_set1_epi16(1);
+        for (int64_t i = 0; i < quads; i += interval_)
+            add_stretch<Tokens>(q + 4 * i, stride, weights + kVector * i, least(interval_, quads - i), dots,
+                                AddCodes{}, [&](__m256i v) { return _mm256_madd_epi16(v, ones); });
     }
 
-    int largest_;
+    int64_t interval_;  // quads whose products add up in int16; 0: not even one
 };
 
 }  // namespace

@@ -5,9 +5,9 @@
 // byte p of a 64-byte vector belongs to output p / 4 of the tile and to k 4 * quad + p % 4, as byte dot
 // products want it. A chunk holds
 //   ternary  4 quads in 1 vector:   bits 2f, 2f + 1 of each byte are the code of quad f
-//   int3     8 quads in 3 vectors:  the low two bits of quads 0-3 and 4-7 as in ternary; bit f of the third
-//   is the high one int4     2 quads in 1 vector:   bits 4f .. 4f + 3 int8     1 quad  in 1 vector:   the
-//   code itself
+//   int3     8 quads in 3 vectors:  the low two bits of quads 0-3 and of 4-7 as in ternary; bit f of the third is high
+//   int4     2 quads in 1 vector:   bits 4f .. 4f + 3
+//   int8     1 quad  in 1 vector:   the code itself
 // with codes 0 .. levels - 1 (w = code - offset). K is padded to whole chunks with codes 0; activations there
 // are zeros.
 #pragma once
