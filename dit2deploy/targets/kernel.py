@@ -127,13 +127,13 @@ def relayout(fmt: str, words: np.ndarray, k: int, *, library: Path | None = None
 
     Raises Failed for words that do not fit the format and `k`.
     """
+    rows, columns = relayout_shape(fmt, words.shape[0], k, library=library)
     expected = by_name(fmt).words(k)
     if words.ndim != 2 or words.shape[1] != expected:
         raise Failed(
             f"relayout to {fmt}: {k} weights are {expected} words a row, not {list(words.shape)}.",
             "Make the checkpoint anew.",
         )
-    rows, columns = relayout_shape(fmt, words.shape[0], k, library=library)
     loaded = _load(library or library_path())
     held, out = np.ascontiguousarray(words, np.int32), np.zeros((rows, columns), np.int32)
     _relayout(loaded, fmt, words.shape[0], k, held, out)

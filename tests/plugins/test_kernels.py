@@ -1,0 +1,153 @@
+"""The CPU kernels of all instruction sets compute the same bits as the portable ones, at the borders of their blocking.
+
+What they should compute is tests/ops/test_numerics.py's affair. Here: sums at the edge of int16, K that ends inside of
+a block or a quad, groups that end inside of a chunk, tails of tokens and outputs, weights at odd addresses, threads.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit2deploy.formats import FORMATS, INT8, TERNARY, Format, pack
+from dit2deploy.targets import kernel
+
+EMULATED = "libdit2deploy_emulated.so"
+# (M, K, N, G): tokens beside 6 and 12, K beside 4, 20480 / 64 quads and half of them, N beside 16 and 64.
+SHAPES = (
+    (1, 1, 1, 1),
+    (5, 3, 17, 1),
+    (6, 640, 16, 1),
+    (7, 643, 31, 1),
+    (11, 1280, 64, 1),
+    (12, 1281, 65, 1),
+    (13, 1284, 33, 1),
+    (25, 2601, 15, 1),
+    (7, 96, 20, 8),
+    (9, 60, 18, 5),
+    (4, 45, 17, 9),
+    (13, 2600, 18, 2),
+)
+
+
+@pytest.fixture(params=("avx2", "avx512_vnni", "neon", "emulated avx512_vnni"))
+def faces(request, library: Path) -> tuple[str, Path]:
+    """(instruction set, library that runs it)."""
+    isa = request.param.split()[-1]
+    if request.param != isa:
+        library = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / EMULATED
+        if not library.is_file():
+            pytest.skip(f"{library} was not built")
+    if isa not in kernel.isas(library=library):
+        pytest.skip(f"{library.name} does not run {isa} here")
+    return isa, library
+
+
+def at_odd_address(array: np.ndarray) -> np.ndarray:
+    """A copy at an address that is a multiple of 4, but of nothing more, as weights in a mapped file may be."""
+    room = np.empty(array.size + 16, array.dtype)
+    start = 1 + (-(room.ctypes.data // 4)) % 16
+    view = room[start : start + array.size].reshape(array.shape)
+    view[...] = array
+    assert view.ctypes.data % 8 == 4
+    return view
+
+
+def gemm_inputs(
+    fmt: Format, bits: int, m: int, k: int, n: int, groups: int, *, fill: str, rank: int, library: Path
+) -> list[np.ndarray]:
+    rng = np.random.default_rng(m * k + n)
+    largest, low, high = 2 ** (bits - 1) - 1, -fmt.offset, fmt.levels - 1 - fmt.offset
+    q = rng.integers(-largest, largest, (m, k), endpoint=True)
+    codes = rng.integers(low, high, (n, k), endpoint=True)
+    if fill == "largest":
+        q[:], codes[:] = largest, high
+    elif fill == "smallest":
+        q[:], codes[:] = -largest, low
+    elif fill == "opposite":
+        q[:], codes[:] = largest, low
+    inputs = [
+        q.astype(np.int8),
+        rng.uniform(0.01, 0.1, (m, 1)).astype(np.float32),
+        at_odd_address(kernel.relayout(fmt.name, pack(codes, fmt), k, library=library)),
+        rng.uniform(0.01, 0.1, (n, groups)).astype(np.float32),
+        rng.standard_normal(n, np.float32),
+    ]
+    if rank:
+        inputs += [rng.standard_normal((m, rank), np.float32), rng.standard_normal((n, rank), np.float32)]
+    return inputs
+
+
+def gemm(fmt: Format, inputs: list[np.ndarray], bits: int, *, isa: str, library: Path, threads: int = 1) -> np.ndarray:
+    name = f"{fmt.title}Gemm{'LowRank' if len(inputs) > 5 else ''}"
+    shape = (inputs[0].shape[0], inputs[3].shape[0])
+    attributes = {"bits": bits, "layout": 1}
+    return kernel.run(name, inputs, attributes, [shape], isa=isa, threads=threads, library=library)[0]
+
+
+@pytest.mark.parametrize("fill", ("random", "largest", "smallest", "opposite"))
+@pytest.mark.parametrize("bits", (2, 4, 7, 8))
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_gemms_agree_bit_for_bit(faces, library: Path, fmt: Format, bits: int, fill: str):
+    isa, path = faces
+    for index, (m, k, n, groups) in enumerate(SHAPES):
+        rank = (0, 3)[index % 2]
+        inputs = gemm_inputs(fmt, bits, m, k, n, groups, fill=fill, rank=rank, library=library)
+        got = gemm(fmt, inputs, bits, isa=isa, library=path, threads=1 + index % 3)
+        want = gemm(fmt, inputs, bits, isa="portable", library=library)
+        np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=str((m, k, n, groups)))
+
+
+@pytest.mark.parametrize("fmt", (TERNARY, INT8), ids=lambda fmt: fmt.name)
+def test_gemms_run_side_by_side(faces, library: Path, fmt: Format):
+    """Two sessions share the threads of one process: memory of a thread must not mix them up."""
+    isa, path = faces
+    shapes = ((13, 700, 33, 1), (7, 1301, 18, 1))
+    problems = [gemm_inputs(fmt, 8, *shape, fill="random", rank=0, library=library) for shape in shapes]
+    want = [gemm(fmt, inputs, 8, isa=isa, library=path) for inputs in problems]
+    wrong: list[int] = []
+
+    def many(index: int) -> None:
+        for _ in range(20):
+            got = gemm(fmt, problems[index], 8, isa=isa, library=path, threads=2)
+            if not np.array_equal(got, want[index]):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=many, args=(index,)) for index in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def rotations() -> Iterator[tuple[int, int]]:
+    """(K, block): every number of vectors that a stage joins, and K that is no multiple of a vector."""
+    yield from ((77, 1), (40, 4), (96, 2), (24, 8), (16, 16), (96, 32), (192, 64), (1152, 128), (768, 256))
+    yield from ((1536, 512), (1024, 1024), (8192, 4096), (32768, 32768))
+
+
+@pytest.mark.parametrize("clip", ("absmax", "gaussian"))
+@pytest.mark.parametrize(("k", "block"), rotations())
+def test_quantizers_agree_bit_for_bit(faces, library: Path, k: int, block: int, clip: str):
+    isa, path = faces
+    rng = np.random.default_rng(k + block)
+    x = rng.standard_normal((18, k), np.float32) * 10 ** rng.uniform(-3, 3, (18, 1)).astype(np.float32)
+    x[1], x[2] = 0, 1e-38
+    x[3, k // 2], x[4, 0], x[5, -1] = np.nan, np.inf, 3e38
+    x[6] = np.arange(k) % 16 - 7.5  # without a rotation: halves, which go to the even neighbour
+    qmax = np.array([1, 3, 7.5, 7, 15, 127], np.float32)
+    run = [
+        kernel.run(
+            "HadamardQuantize", [x, qmax], {"block": block, "clip": clip}, [(18, k), (18, 1)],
+            isa=one, threads=2, library=where,
+        )
+        for one, where in ((isa, path), ("portable", library))
+    ]  # fmt: skip
+    (q, s), (want_q, want_s) = run
+    np.testing.assert_array_equal(q, want_q)
+    np.testing.assert_array_equal(s, want_s)
+    assert np.isnan(s[3:5]).all() and not q[1:5].any() and s[1] == 0
