@@ -34,7 +34,7 @@ SHAPES = (
 
 
 @pytest.fixture(params=("avx2", "avx512_vnni", "neon", "emulated avx512_vnni"))
-def faces(request, library: Path) -> tuple[str, Path]:
+def face(request, library: Path) -> tuple[str, Path]:
     """(instruction set, library that runs it)."""
     isa = request.param.split()[-1]
     if request.param != isa:
@@ -91,8 +91,8 @@ def gemm(fmt: Format, inputs: list[np.ndarray], bits: int, *, isa: str, library:
 @pytest.mark.parametrize("fill", ("random", "largest", "smallest", "opposite"))
 @pytest.mark.parametrize("bits", (2, 4, 7, 8))
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_gemms_agree_bit_for_bit(faces, library: Path, fmt: Format, bits: int, fill: str):
-    isa, path = faces
+def test_gemms_agree_bit_for_bit(face, library: Path, fmt: Format, bits: int, fill: str):
+    isa, path = face
     for index, (m, k, n, groups) in enumerate(SHAPES):
         rank = (0, 3)[index % 2]
         inputs = gemm_inputs(fmt, bits, m, k, n, groups, fill=fill, rank=rank, library=library)
@@ -102,9 +102,9 @@ def test_gemms_agree_bit_for_bit(faces, library: Path, fmt: Format, bits: int, f
 
 
 @pytest.mark.parametrize("fmt", (TERNARY, INT8), ids=lambda fmt: fmt.name)
-def test_gemms_run_side_by_side(faces, library: Path, fmt: Format):
+def test_gemms_run_side_by_side(face, library: Path, fmt: Format):
     """Two sessions share the threads of one process: memory of a thread must not mix them up."""
-    isa, path = faces
+    isa, path = face
     shapes = ((13, 700, 33, 1), (7, 1301, 18, 1))
     problems = [gemm_inputs(fmt, 8, *shape, fill="random", rank=0, library=library) for shape in shapes]
     want = [gemm(fmt, inputs, 8, isa=isa, library=path) for inputs in problems]
@@ -132,8 +132,8 @@ def rotations() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("clip", ("absmax", "gaussian"))
 @pytest.mark.parametrize(("k", "block"), rotations())
-def test_quantizers_agree_bit_for_bit(faces, library: Path, k: int, block: int, clip: str):
-    isa, path = faces
+def test_quantizers_agree_bit_for_bit(face, library: Path, k: int, block: int, clip: str):
+    isa, path = face
     rng = np.random.default_rng(k + block)
     x = rng.standard_normal((18, k), np.float32) * 10 ** rng.uniform(-3, 3, (18, 1)).astype(np.float32)
     x[1], x[2] = 0, 1e-38

@@ -15,8 +15,9 @@
 namespace d2d {
 namespace {
 
-constexpr int64_t kTilesATask = 4;    // read the activations once for 64 outputs
-constexpr int64_t kTokensAPart = 16;  // of a task that prepares activations
+constexpr int64_t kTilesATask = 4;            // read the activations once for 64 outputs
+constexpr int64_t kTokensAPart = 16;          // of a task that prepares activations
+constexpr int64_t kFewActivations = 1 << 16;  // prepared before other threads would be awake
 constexpr int64_t kBytesABlock =
     20480;  // of a tile's unpacked weights: the rest of 32 KiB is for activations
 
@@ -188,7 +189,7 @@ class TiledGemm : public CpuKernel {
         int32_t* totals = nullptr;
         if (wide() || p.k % 4) rows = scratch<int8_t>(static_cast<size_t>(p.m * quads * quad), kPanel);
         if (!wide()) totals = scratch<int32_t>(static_cast<size_t>(p.m * p.groups), kSums);
-        parallel.run(static_cast<size_t>((p.m + kTokensAPart - 1) / kTokensAPart), [&](size_t part) {
+        const auto fill = [&](size_t part) {
             const int64_t first = static_cast<int64_t>(part) * kTokensAPart;
             const int64_t size = p.k / p.groups;
             for (int64_t m = first; m < least(p.m, first + kTokensAPart); ++m) {
@@ -197,7 +198,12 @@ class TiledGemm : public CpuKernel {
                 for (int64_t group = 0; totals && group < p.groups; ++group)
                     totals[m * p.groups + group] = sum_of(q + group * size, size);
             }
-        });
+        };
+        const auto parts = static_cast<size_t>((p.m + kTokensAPart - 1) / kTokensAPart);
+        if (p.m * p.k < kFewActivations)
+            for (size_t part = 0; part < parts; ++part) fill(part);
+        else
+            parallel.run(parts, fill);
         *sums = totals;
         return {rows ? rows : p.q, rows ? quads * quad : p.k, quad};
     }
