@@ -31,6 +31,6 @@ def command(out: Path, seed: int):
     else:
         progress.note(f"tensorrt-rtx is left out: {able.reason} {able.cure}")
     compile(
-        PATH, out, recipe="w1.58a4", targets=targets, classifier=CLASSIFIER, runs=15, quality_samples=100, seed=seed
+        PATH, out, recipe="w1.58a4", targets=targets, classifier=CLASSIFIER, runs=15, quality_samples=50, seed=seed
     )
     return summary(out)

@@ -17,16 +17,19 @@ def block_size(k: int) -> int:
 
 
 def fwht(x: torch.Tensor, block: int) -> torch.Tensor:
-    """The unnormalised fast Walsh-Hadamard transform of each block of the last axis, [.., K] float32.
+    """The unnormalised fast Walsh-Hadamard transform of each block of the last axis, [.., K] float32, without gradients.
 
     Every output is a fixed tree of additions, so all kernels agree bit for bit.
     """
-    shape, h = x.shape, 1
+    columns = x.reshape(-1, x.shape[-1]).T.contiguous()  # tokens side by side: a stage adds long runs of memory
+    other, h = torch.empty_like(columns), 1
     while h < block:
-        a, b = x.reshape(*shape[:-1], shape[-1] // (2 * h), 2, h).unbind(-2)
-        x = torch.stack((a + b, a - b), -2).reshape(shape)
-        h *= 2
-    return x
+        a, b = columns.view(-1, 2, h * columns.shape[1]).unbind(1)
+        total, difference = other.view(-1, 2, h * columns.shape[1]).unbind(1)
+        torch.add(a, b, out=total)
+        torch.sub(a, b, out=difference)
+        columns, other, h = other, columns, 2 * h
+    return columns.T.reshape(x.shape)
 
 
 def norm(block: int) -> float:
