@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,22 +72,34 @@ def demo(result: Mapping[str, Any]) -> str:
     return markdown(("", f"{result['model']}, `{result['method']}`"), rows)
 
 
-def ratios(result: Mapping[str, Any]) -> str:
-    """Of bench_*.py: rows with name, baseline, ratio, threads."""
-    header = ("", "against", "threads", "batch", "ratio (above 1: ours is faster)")
-    rows = [
-        (row["name"], row["baseline"], row["threads"], row.get("batch", ""), f"{row['ratio']:.2f}\u00d7")
-        for row in result["rows"]
-    ]
-    if not any(row[3] != "" for row in rows):
-        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
-    return markdown(header, rows)
+def ratios(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Of bench_*.py: one line for a name and a baseline, a column for each setting, in order of appearance."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        setting = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        setting += f", batch {row['batch']}" if "batch" in row else ""
+        cells.setdefault((row["name"], row["baseline"]), {})[setting] = f"{row['ratio']:.2f}\u00d7"
+    settings = list(dict.fromkeys(setting for line in cells.values() for setting in line))
+    lines = [(*key, *(line.get(setting, "") for setting in settings)) for key, line in cells.items()]
+    return markdown(("ratio, above 1: ours is faster", "against", *settings), lines)
+
+
+def gemm(result: Mapping[str, Any]) -> str:
+    """The first shape that was measured; the result file has the others."""
+    shape = result["rows"][0]["shape"]
+    m, k, n = shape
+    return f"M = {m}, K = {k}, N = {n}:\n\n" + ratios(row for row in result["rows"] if row["shape"] == shape)
 
 
 FIGURES = (
     Figure("demo", "demo.json", "make demo && python tools/figures.py --collect build/demo", demo),
-    Figure("gemm", "bench_gemm.json", "python tools/bench_gemm.py --out tools/results/bench_gemm.json", ratios),
-    Figure("model", "bench_model.json", "python tools/bench_model.py --out tools/results/bench_model.json", ratios),
+    Figure("gemm", "bench_gemm.json", "python tools/bench_gemm.py --out tools/results/bench_gemm.json", gemm),
+    Figure(
+        "model",
+        "bench_model.json",
+        "python tools/bench_model.py --out tools/results/bench_model.json",
+        lambda result: ratios(result["rows"]),
+    ),
 )
 
 

@@ -30,7 +30,5 @@ def command(out: Path, seed: int):
         targets.append("tensorrt-rtx")
     else:
         progress.note(f"tensorrt-rtx is left out: {able.reason} {able.cure}")
-    compile(
-        PATH, out, recipe="w1.58a4", targets=targets, classifier=CLASSIFIER, runs=15, quality_samples=50, seed=seed
-    )
+    compile(PATH, out, recipe="w1.58a4", targets=targets, classifier=CLASSIFIER, runs=15, quality_samples=50, seed=seed)
     return summary(out)

@@ -17,7 +17,7 @@ def block_size(k: int) -> int:
 
 
 def fwht(x: torch.Tensor, block: int) -> torch.Tensor:
-    """The unnormalised fast Walsh-Hadamard transform of each block of the last axis, [.., K] float32, without gradients.
+    """The unnormalised fast Walsh-Hadamard transform of each block of the last axis, [.., K] float32, no gradients.
 
     Every output is a fixed tree of additions, so all kernels agree bit for bit.
     """
