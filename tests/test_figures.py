@@ -39,7 +39,7 @@ def test_a_region_is_filled_from_its_file_and_checked(figures, root):
     assert figures.main(["--root", str(root), "--check"]) == 1
     assert figures.main(["--root", str(root)]) == 0
     text = (root / "README.md").read_text()
-    assert "| net step | torch-fp32 | 2 | 1 | 1.25\u00d7 |" in text
+    assert "| net step | torch-fp32 | 1.25\u00d7 |" in text
     assert "`python tools/bench_model.py --out tools/results/bench_model.json`" in text
     assert "C, 2 cores, 2026-01-02" in text
     assert "old" not in text
