@@ -66,8 +66,8 @@ def compile(
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `calibration` (a calibration set) that of
     calibrate. Intermediate artefacts lie in `work` (default: OUT.work beside the bundle) and are used again. Stopped at
-    any point, the same call goes on. Raises Misuse for bad input and Failed where parity is below its thresholds; the
-    report is written before that.
+    any point, the same call goes on. Measured is the first of `targets` that runs here. Raises Misuse for bad input and
+    Failed where parity is below its thresholds; the report is written before that.
     """
     from dit2deploy.stages.build import build
     from dit2deploy.stages.calibrate import calibrate
@@ -119,6 +119,9 @@ def compile(
     baseline = work / "onnx-float"
     journal.run("export float", baseline, {"model": source}, lambda: export_float(model, baseline))
 
+    # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
+    here = [name for name in targets if by_name(name).availability().can_run]
+    target = (here or list(targets))[0]
     made_from = {
         "onnx": _hash(fused),
         "baseline": _hash(baseline),
@@ -147,22 +150,27 @@ def compile(
         journal.run(
             "parity",
             out / PARITY,
-            {**bundle_hash, "steps": steps, "seed": seed},
-            lambda: parity(out, model=model, checkpoint=checkpoint, steps=steps, seed=seed),
+            {**bundle_hash, "target": target, "steps": steps, "seed": seed},
+            lambda: parity(out, target=target, model=model, checkpoint=checkpoint, steps=steps, seed=seed),
         )
     except Failed as error:
         failure = error
-    if classifier is not None:
+    if not here:
+        progress.note(f"no target of {', '.join(targets)} runs here: profile the bundle on its own device")
+    if classifier is not None and here:
         judge = Path(classifier)
         journal.run(
             "evaluate",
             out / QUALITY,
-            {**bundle_hash, **sampler, "samples": quality_samples, "classifier": _hash(judge)},
-            lambda: evaluate(out, classifier=judge, samples=quality_samples, **sampler),
+            {**bundle_hash, **sampler, "target": target, "samples": quality_samples, "classifier": _hash(judge)},
+            lambda: evaluate(out, target=target, classifier=judge, samples=quality_samples, **sampler),
         )
-    journal.run("profile", out / PROFILE, {**bundle_hash, "runs": runs}, lambda: profile(out, runs=runs))
+    if here:
+        measured = {**bundle_hash, "target": target, "runs": runs}
+        journal.run("profile", out / PROFILE, measured, lambda: profile(out, target=target, runs=runs))
     evidence = {name: _hash(out / name) for name in (PARITY, PROFILE, QUALITY) if (out / name).exists()}
-    journal.run("report", out / REPORT, {**bundle_hash, **evidence}, lambda: report(out))
+    drawn = {**bundle_hash, **evidence, "target": target}
+    journal.run("report", out / REPORT, drawn, lambda: report(out, target=target))
     if failure is not None:
         raise failure
     return Bundle.load(out)

@@ -74,7 +74,7 @@ def summary(out: Path):
     """The bundle in a short table: size, latency, parity, quality, and where the report is."""
     made = artefact.Bundle.load(out, check_hashes=False).manifest
     parity = read_json(out / artefact.PARITY)
-    profile = read_json(out / artefact.PROFILE)
+    profile = read_json(out / artefact.PROFILE) if (out / artefact.PROFILE).exists() else None
     quality = read_json(out / QUALITY) if (out / QUALITY).exists() else None
     held = sum(made.size.parts.values())
     values = {
@@ -84,13 +84,13 @@ def summary(out: Path):
         "weight_bytes": held,
         "size_ratio": made.size.ratio,
         "parity": parity["status"],
-        "latency": profile["latency"],
+        "latency": profile["latency"] if profile else None,
         "quality": quality,
         "targets": {name: list(record.engines) for name, record in made.targets.items()},
     }
     sizes = f"{options.megabytes(made.size.float32)} -> {options.megabytes(held)}"
     rows = [("weights, float32 -> engine", f"{sizes} ({made.size.ratio:.1f}x smaller)")]
-    rows += _latency(profile) + _parity(parity)
+    rows += (_latency(profile) if profile else []) + _parity(parity)
     if quality is not None:
         rows += quality_rows(quality)
     rows += [(f"engines for {name}", ", ".join(record.engines)) for name, record in made.targets.items()]

@@ -8,8 +8,10 @@ import pytest
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
+from dit2deploy.cli.compile import summary
 from dit2deploy.pipeline import compile
 from dit2deploy.stages.sample import sample
+from dit2deploy.targets import by_name
 
 SETTINGS = {"recipe": "w1.58a4", "samples": 1, "steps": 2, "runs": 3, "seed": 3}
 STAGES = ("calibrate", "search", "quantize", "export", "export float", "build", "parity", "profile", "report")
@@ -94,3 +96,17 @@ def test_a_target_that_cannot_be_built_is_told_before_work_starts(made, tmp_path
     with pytest.raises(Misuse, match="tensorrt-rtx cannot be built here"):
         compile(model, tmp_path / "bundle", targets=["tensorrt-rtx"], **SETTINGS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_for_another_machine_is_built_without_measurements(made, tmp_path):
+    model, _ = made
+    able = by_name("tensorrt-rtx").availability()
+    if not able.can_build or able.can_run:
+        pytest.skip(f"tensorrt-rtx must build here and not run: {able.reason or 'it runs'}")
+    out = tmp_path / "bundle"
+    compile(model, out, targets=["tensorrt-rtx"], **SETTINGS)
+    assert json.loads((out / PARITY).read_text())["status"] == "not run"
+    assert not (out / PROFILE).exists()
+    assert "<html" in (out / REPORT).read_text()
+    values, _ = summary(out)
+    assert values["latency"] is None and values["targets"]["tensorrt-rtx"]

@@ -5,7 +5,8 @@ from typing import Any
 
 from dit2deploy.artefacts.bundle import PARITY, Bundle
 from dit2deploy.artefacts.results import write_results
-from dit2deploy.base.errors import Failed
+from dit2deploy.base.errors import Failed, Misuse
+from dit2deploy.base.files import read_json
 from dit2deploy.base.progress import note
 from dit2deploy.stages.parity import checks
 from dit2deploy.stages.parity.evidence import GUIDANCE, SAMPLES, gather, problem_of
@@ -23,12 +24,13 @@ def parity(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compares the engine with the quantized PyTorch model (does it compute the model?), and both with full precision
-    (what did quantization cost?); writes parity.json and gives its content back.
+    (what did quantization cost?); writes parity.json and gives its content back. It holds the target asked for last.
 
     Only the first question has thresholds, those of the bundle's manifest. Values: SQNR in dB, largest absolute
     difference, cosine. Checks that cannot be made here are "not run", with the reason. Raises Misuse for a bundle
-    without this target or sources that do not fit, and, after writing, Failed where something is below its threshold;
-    its message names the first layer in execution order that is.
+    without this target, for sources that do not fit, and for a target that cannot run here where parity.json already
+    holds one that did; and, after writing, Failed where something is below its threshold: its message names the first
+    layer in execution order that is.
     """
     opened = Bundle.load(Path(bundle))
     opened.target(target)
@@ -44,6 +46,8 @@ def parity(
         }
     else:
         reason = f"{target} cannot run here: {able.reason}"
+        if _measured(opened):
+            raise Misuse(f"parity: {reason}", f"{able.cure} {opened.folder / PARITY} keeps what was measured before.")
         note(f"parity: {reason}")
         values = checks.nothing(reason, able.cure)
     status = checks.overall(values["engine_against_quantized"])
@@ -68,6 +72,12 @@ def parity(
         cause = checks.failure(result["engine_against_quantized"])
         raise Failed(f"{opened.folder}: {cause}", f"Read {opened.folder / PARITY}; build the bundle anew.")
     return result
+
+
+def _measured(bundle: Bundle) -> bool:
+    """Whether parity.json holds results that "not run" must not take the place of."""
+    path = bundle.folder / PARITY
+    return path.exists() and read_json(path, cure=f"Remove {path}.").get("status") in ("passed", "failed")
 
 
 def _told(reference: Reference) -> str:

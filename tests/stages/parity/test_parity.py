@@ -113,7 +113,13 @@ def test_a_target_that_cannot_run_is_neither_passed_nor_failed(folder, monkeypat
     checks += [check for who in result["against_full_precision"].values() for check in who.values()]
     assert {check["status"] for check in checks} == {"not run"}
     assert all("no NVIDIA driver" in check["reason"] and check["cure"] == "Use a GPU." for check in checks)
-    assert json.loads((folder / "parity.json").read_text())["status"] == "not run"
+    path = folder / "parity.json"
+    assert json.loads(path.read_text())["status"] == "not run"
+    measured = json.dumps({"status": "passed"})
+    path.write_text(measured)
+    with pytest.raises(Misuse, match="no NVIDIA driver"):
+        parity(folder, target="reference")
+    assert path.read_text() == measured
 
 
 def test_sources_of_another_bundle_are_refused(folder, tmp_path):
