@@ -24,8 +24,9 @@ def fwht(x: torch.Tensor, block: int) -> torch.Tensor:
     columns = x.reshape(-1, x.shape[-1]).T.contiguous()  # tokens side by side: a stage adds long runs of memory
     other, h = torch.empty_like(columns), 1
     while h < block:
-        a, b = columns.view(-1, 2, h * columns.shape[1]).unbind(1)
-        total, difference = other.view(-1, 2, h * columns.shape[1]).unbind(1)
+        pairs = len(columns) // (2 * h), 2, h, columns.shape[1]
+        a, b = columns.view(pairs).unbind(1)
+        total, difference = other.view(pairs).unbind(1)
         torch.add(a, b, out=total)
         torch.sub(a, b, out=difference)
         columns, other, h = other, columns, 2 * h
