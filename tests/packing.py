@@ -5,11 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit2deploy.artefacts import schema
-from dit2deploy.artefacts.checkpoint import CONFIG, MANIFEST, SCHEDULER, TENSORS, Checkpoint, CheckpointManifest
-from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
 from dit2deploy.artefacts.policy import LayerPolicy, Policy
-from dit2deploy.base.files import write_json, write_tensors
 from dit2deploy.formats import by_name, pack
 from dit2deploy.models import Family
 from dit2deploy.models.load import linears_of
@@ -89,12 +86,6 @@ def pack_checkpoint(
         elif leaf == "weight":
             packed = pack_layer(module.get_submodule(layer), policy.layers[layer])
             tensors |= {f"{layer}.{leaf}": part for leaf, part in packed.items()}
-    folder.mkdir(parents=True)
-    write_tensors(folder / TENSORS, tensors)
-    write_json(folder / CONFIG, {**module.config, "_class_name": policy.model})
-    if scheduler is not None:
-        write_json(folder / SCHEDULER, scheduler)
-    policy.save(folder / POLICY_FILE)
     manifest = CheckpointManifest(
         model=policy.model,
         model_sha256="0" * 64,
@@ -103,8 +94,8 @@ def pack_checkpoint(
         calibration_sha256="0" * 64,
         seed=0,
     )
-    schema.save(manifest, folder / MANIFEST)
-    return Checkpoint.load(folder)
+    config = {**module.config, "_class_name": policy.model}
+    return Checkpoint.save(folder, manifest, tensors=tensors, policy=policy, config=config, scheduler_config=scheduler)
 
 
 def tiny_module(family: Family, *, seed: int = 0) -> torch.nn.Module:

@@ -10,28 +10,41 @@ Of a quantized linear NAME there are
 All other tensors keep name, shape and dtype of the model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from dit2deploy.artefacts import schema
 from dit2deploy.artefacts.policy import FILE as POLICY_FILE
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, read_json, sha256_of_file
+from dit2deploy.base.files import (
+    TensorFile,
+    read_json,
+    sha256_of_file,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
 
 MANIFEST = "quantization_config.json"
 CONFIG = "config.json"
-TENSORS = "model.safetensors"
+TENSORS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
 SCHEDULER = "scheduler/scheduler_config.json"
 _CURE = "Make it anew with `dit2deploy quantize`."
 
 
+METHOD = "dit2deploy"  # quant_method, by which diffusers finds dit2deploy.diffusers
+
+
 class CheckpointManifest(schema.Record):
-    """quantization_config.json; `quant_method` is what diffusers looks for."""
+    """quantization_config.json: where the weights come from."""
 
     schema_version: Literal[1] = 1
-    quant_method: Literal["dit2deploy"] = "dit2deploy"
+    quant_method: Literal["dit2deploy"] = METHOD
     model: str  # class name of the transformer
     model_sha256: str  # of the full-precision weights
     model_path: str  # where they were (provenance; parity looks there first)
@@ -60,6 +73,28 @@ class Checkpoint:
         return sha256_of_file(self.folder / TENSORS)
 
     @classmethod
+    def save(
+        cls,
+        out: Path,
+        manifest: CheckpointManifest,
+        *,
+        tensors: Mapping[str, np.ndarray],
+        policy: Policy,
+        config: Mapping[str, Any],
+        scheduler_config: Mapping[str, Any] | None,
+    ) -> "Checkpoint":
+        """Writes the folder whole or not at all; tensors are read one at a time, in their order."""
+        told = {"quant_method": METHOD, "policy": policy.model_dump(mode="json")}  # all that diffusers needs
+        with whole_folder(out) as folder:
+            write_tensors(folder / TENSORS, tensors)
+            write_json(folder / CONFIG, {**config, "quantization_config": told})
+            if scheduler_config is not None:
+                write_json(folder / SCHEDULER, scheduler_config)
+            policy.save(folder / POLICY_FILE)
+            schema.save(manifest, folder / MANIFEST)
+        return cls.load(out)
+
+    @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
         """Raises Misuse for a checkpoint that is missing, broken, of a newer schema or of another policy."""
         manifest = schema.load(CheckpointManifest, folder / MANIFEST, cure=_CURE)
@@ -67,4 +102,5 @@ class Checkpoint:
         if policy.sha256 != manifest.policy_sha256:
             raise Misuse(f"{folder}: policy.json is not the policy that the weights were packed by.", _CURE)
         config = read_json(folder / CONFIG, cure=_CURE)
+        config.pop("quantization_config", None)  # the same policy, for diffusers
         return cls(folder, manifest, policy, config, TensorFile(folder / TENSORS, cure=_CURE))

@@ -1,6 +1,7 @@
 """Quantized checkpoints as PyTorch modules: the diffusers transformer with its linears swapped by name."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,18 +30,28 @@ def empty_quantized(config: Mapping[str, Any], policy: Policy, *, form: QuantFor
     with fake_parameters() as mode:
         module = build(config, where)
         policy.check_covers(config["_class_name"], linears_of(module))
-        groups = TimestepGroups(policy.timestep_bounds, known_family(config["_class_name"], where).timestep_scale)
-        for name, (n, k) in linears_of(module).items():
-            if policy.layers[name].is_quantized:
-                layer = QuantLinear(k, n, policy=policy.layers[name], groups=groups, form=form)
-                with mode:
-                    for leaf in ("weight", "down", "up"):
-                        if hasattr(layer, leaf):
-                            value = getattr(layer, leaf)
-                            setattr(layer, leaf, torch.empty(value.shape, dtype=value.dtype))
-                module.set_submodule(name, layer.eval())
-        groups.attach(module)
+        for layer in swap_linears(module, policy, form=form):
+            with mode:
+                for leaf in ("weight", "down", "up"):
+                    if hasattr(layer, leaf):
+                        value = getattr(layer, leaf)
+                        setattr(layer, leaf, torch.empty(value.shape, dtype=value.dtype))
     return module
+
+
+def swap_linears(module: torch.nn.Module, policy: Policy, *, form: QuantForm = "fused") -> list[QuantLinear]:
+    """Puts an empty QuantLinear in the place of each linear that the policy quantizes; attaches the timestep groups.
+
+    `module` is a diffusers transformer of a known family whose linears are those of the policy. Returns the new layers.
+    """
+    family = known_family(type(module).__name__, Path(CONFIG))
+    groups, layers = TimestepGroups(policy.timestep_bounds, family.timestep_scale), []
+    for name, (n, k) in linears_of(module).items():
+        if policy.layers[name].is_quantized:
+            layers.append(QuantLinear(k, n, policy=policy.layers[name], groups=groups, form=form).eval())
+            module.set_submodule(name, layers[-1])
+    groups.attach(module)
+    return layers
 
 
 def load_quantized(checkpoint: Checkpoint, *, form: QuantForm = "fused") -> torch.nn.Module:

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit2deploy.artefacts import schema
 from dit2deploy.artefacts.calibration_set import CalibrationSet
-from dit2deploy.artefacts.checkpoint import CONFIG, MANIFEST, SCHEDULER, TENSORS, Checkpoint, CheckpointManifest
-from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, whole_folder, write_json, write_tensors
+from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report
 from dit2deploy.models.load import ModelFolder, linears, load_transformer, open_model
@@ -76,13 +74,9 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
         done += 1
         report("quantize", done, len(names))
 
-    with whole_folder(out) as folder:
-        write_tensors(folder / TENSORS, _Assembled(source, parts))
-        write_json(folder / CONFIG, source.config)
-        if source.scheduler_config is not None:
-            write_json(folder / SCHEDULER, source.scheduler_config)
-        policy.save(folder / POLICY_FILE)
-        manifest = CheckpointManifest(
+    made = Checkpoint.save(
+        out,
+        CheckpointManifest(
             model=source.class_name,
             model_sha256=source.sha256,
             model_path=str(model.resolve()),
@@ -91,10 +85,14 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             seed=seed,
             layer_seconds={name: parts.seconds(name) for name in names},
             versions=versions("dit2deploy", "torch", "diffusers", "numpy"),
-        )
-        schema.save(manifest, folder / MANIFEST)
+        ),
+        tensors=_Assembled(source, parts),
+        policy=policy,
+        config=source.config,
+        scheduler_config=source.scheduler_config,
+    )
     parts.remove()
-    return Checkpoint.load(out)
+    return made
 
 
 def sha256_of_calibration(calibration: CalibrationSet) -> str:

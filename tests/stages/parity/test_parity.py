@@ -9,6 +9,7 @@ import pytest
 from polygraphy.comparator import Comparator, RunResults
 
 from dit2deploy.artefacts.bundle import MANIFEST, Bundle
+from dit2deploy.artefacts.checkpoint import TENSORS
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.stages.build import build
@@ -124,7 +125,7 @@ def test_a_target_that_cannot_run_is_neither_passed_nor_failed(folder, monkeypat
 
 def test_sources_of_another_bundle_are_refused(folder, tmp_path):
     other = shutil.copytree(sources().checkpoint, tmp_path / "other")
-    weights = other / "model.safetensors"
+    weights = other / TENSORS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)

@@ -1,0 +1,106 @@
+"""Quantized folders in diffusers: after `import dit2deploy.diffusers`, from_pretrained and save_pretrained know them.
+
+What is loaded is the PyTorch reference (packed weights, float32 arithmetic): exact and slow. For speed, build a bundle
+and use `dit2deploy.load`.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from diffusers.utils import is_accelerate_available
+
+from dit2deploy.artefacts.checkpoint import METHOD
+from dit2deploy.artefacts.policy import Policy
+from dit2deploy.models.load import linears_of
+from dit2deploy.nn.convert import swap_linears
+from dit2deploy.nn.quant_linear import QuantLinear
+
+
+class _Method(str, Enum):
+    """diffusers asks a quant_method for its `.value`."""
+
+    DIT2DEPLOY = METHOD
+
+
+class Dit2DeployConfig(QuantizationConfigMixin):
+    """`quantization_config` of a transformer that `dit2deploy quantize` made: its policy.
+
+    Raises pydantic's ValidationError (a ValueError) for a policy that is broken or newer.
+    """
+
+    def __init__(self, policy: Policy | Mapping[str, Any], **_unused: Any) -> None:
+        self.quant_method = _Method.DIT2DEPLOY  # type: ignore[assignment]  # the base knows diffusers' own methods only
+        self.policy = policy if isinstance(policy, Policy) else Policy.model_validate(policy)
+
+    def __repr__(self) -> str:  # the base's own needs a method that only some of diffusers' configs have
+        return f"Dit2DeployConfig({self.policy.method}, {len(self.policy.layers)} layers)"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD, "policy": self.policy.model_dump(mode="json")}
+
+
+class Dit2DeployQuantizer(DiffusersQuantizer):
+    """Swaps the linears by name before diffusers loads the weights, and keeps the packed tensors' own dtypes."""
+
+    requires_calibration = True  # diffusers then refuses full-precision folders: those go through `dit2deploy quantize`
+    quantization_config: Dit2DeployConfig
+
+    def validate_environment(self, *_unused: Any, **__: Any) -> None:
+        if not is_accelerate_available():
+            raise ImportError("diffusers loads quantized models by accelerate: pip install 'dit2deploy[diffusers]'")
+
+    def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
+        return torch.float32  # what the reference computes in, whatever was asked for
+
+    def _process_model_before_weight_loading(self, model: torch.nn.Module, **_unused: Any) -> None:
+        policy = self.quantization_config.policy
+        policy.check_covers(type(model).__name__, linears_of(model), where="quantization_config")
+        swap_linears(model, policy)
+        model.config.quantization_config = self.quantization_config
+
+    def _process_model_after_weight_loading(self, model: torch.nn.Module, **_unused: Any) -> torch.nn.Module:
+        return model
+
+    def check_if_quantized_param(
+        self, model: torch.nn.Module, param_value: torch.Tensor, param_name: str, state_dict: Any, **_unused: Any
+    ) -> bool:
+        return isinstance(model.get_submodule(param_name.rpartition(".")[0]), QuantLinear)
+
+    def check_quantized_param_shape(self, param_name: str, current: torch.Tensor, loaded: torch.Tensor) -> bool:
+        raise ValueError(
+            f"{param_name} is {list(loaded.shape)}, its policy asks for {list(current.shape)}: "
+            "the folder's config.json and weights do not belong together"
+        )
+
+    def create_quantized_param(
+        self,
+        model: torch.nn.Module,
+        param_value: torch.Tensor,
+        param_name: str,
+        target_device: Any,
+        *_unused: Any,
+        **__: Any,
+    ) -> None:
+        layer, _, leaf = param_name.rpartition(".")
+        module = model.get_submodule(layer)
+        empty = getattr(module, leaf)
+        value = param_value.to(target_device, empty.dtype)
+        setattr(module, leaf, torch.nn.Parameter(value, False) if isinstance(empty, torch.nn.Parameter) else value)
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+# diffusers has no other door for methods that live outside of it.
+auto.AUTO_QUANTIZER_MAPPING[METHOD] = Dit2DeployQuantizer
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = Dit2DeployConfig
