@@ -7,15 +7,13 @@ from typing import Any
 
 from dit2deploy import __version__
 from dit2deploy.artefacts.bundle import MANIFEST as BUNDLE_MANIFEST
-from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
+from dit2deploy.artefacts.bundle import PARITY, PROFILE, QUALITY, REPORT, Bundle
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
 from dit2deploy.models.load import open_model
-
-QUALITY = "quality.json"
 
 
 class _Journal:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit2deploy.artefacts.bundle import PARITY, PROFILE, Bundle
+from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.artefacts.results import write_results
-from dit2deploy.base.files import read_json, write_bytes
+from dit2deploy.base.files import write_bytes
+from dit2deploy.evaluate.headline import headline, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("tools") / "results"
@@ -37,45 +38,13 @@ class Figure:
 
 
 def demo(result: Mapping[str, Any]) -> str:
-    size, latency = result["size"], result["latency"]
-    engine = latency[0]
-    rows = [
-        (
-            "weights",
-            f"{size['bytes'] / 1e6:.2f} MB, {size['ratio']:.1f} times smaller than float32 "
-            f"({size['float32'] / 1e6:.2f} MB)",
-        ),
-        (
-            f"latency of one step, batch {engine['batch']}, {engine['threads']} threads",
-            f"engine {engine['p50_ms']:.2f} ms; "
-            + "; ".join(f"{row['label']} {row['p50_ms']:.2f} ms" for row in latency[1:]),
-        ),
-        ("engine is as fast as", "; ".join(f"{label} {ratio:.2f}\u00d7" for label, ratio in result["ratios"].items())),
-        ("parity, engine against quantized PyTorch", result["parity"]),
-    ]
-    quality = result["quality"]
-    if quality:
-        full = quality["full_precision"]
-        beside = (
-            f"; full precision {full['class_accuracy']:.1%}, {full['frechet_distance']:.1f}"
-            if "reason" not in full
-            else ""
-        )
-        own = quality["engine"]
-        rows.append(
-            (
-                f"class accuracy and FD of {quality['samples']} samples",
-                f"engine {own['class_accuracy']:.1%}, {own['frechet_distance']:.1f}{beside}",
-            )
-        )
-    rows.append(("engines", "; ".join(f"{name}: {', '.join(found)}" for name, found in result["targets"].items())))
-    return markdown(("", f"{result['model']}, `{result['method']}`"), rows)
+    return markdown((f"{result['model']}, {result['recipe']}", ""), rows(result))
 
 
-def ratios(rows: Iterable[Mapping[str, Any]]) -> str:
+def ratios(measured: Iterable[Mapping[str, Any]]) -> str:
     """Of bench_*.py: one line for a name and a baseline, a column for each setting, in order of appearance."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
+    for row in measured:
         setting = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
         setting += f", batch {row['batch']}" if "batch" in row else ""
         cells.setdefault((row["name"], row["baseline"]), {})[setting] = f"{row['ratio']:.2f}\u00d7"
@@ -106,37 +75,6 @@ FIGURES = (
 def markdown(header: tuple, rows: list[tuple]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def collect(folder: Path) -> dict[str, Any]:
-    """The headline figures of a bundle's own evidence, with the machine and versions that it names."""
-    bundle = Bundle.load(folder)
-    size, profile, parity = bundle.manifest.size, read_json(folder / PROFILE), read_json(folder / PARITY)
-    where = profile["headline"]
-    here = [row for row in profile["latency"] if all(row[key] == value for key, value in where.items())]
-    labels = {row["name"]: row["label"] for row in here}
-    checks = parity["engine_against_quantized"]
-    worst = {
-        name: (check.get("final") or min(check["values"], key=lambda value: value["sqnr_db"]))["sqnr_db"]
-        for name, check in checks.items()
-        if check["status"] != "not run"
-    }
-    quality = folder / "quality.json"
-    return {
-        "model": bundle.manifest.model,
-        "method": bundle.policy.method,
-        "measured": profile["date"],
-        "size": {"float32": size.float32, "bytes": sum(size.parts.values()), "ratio": size.ratio, "parts": size.parts},
-        "latency": here,
-        "ratios": {
-            labels[row["baseline"]]: row["ratio"]
-            for row in profile["ratios"]
-            if all(row[key] == value for key, value in where.items())
-        },
-        "parity": f"{parity['status']}: " + ", ".join(f"{name} {value:.0f} dB" for name, value in worst.items()),
-        "quality": read_json(quality) if quality.exists() else None,
-        "targets": {name: list(record.engines) for name, record in bundle.manifest.targets.items()},
-    }
 
 
 def filled(text: str, results: Path) -> str:
@@ -174,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     readme, results = options.root / "README.md", options.root / RESULTS
     if options.collect:
-        write_results(results / "demo.json", "demo", collect(options.collect))
+        write_results(results / "demo.json", "demo", headline(Bundle.load(options.collect)))
     before = readme.read_text()
     after = filled(before, results)
     if options.check:

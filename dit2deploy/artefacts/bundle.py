@@ -30,6 +30,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 REFERENCE = "reference/steps.safetensors"
 PARITY = "parity.json"
 PROFILE = "profile.json"
+QUALITY = "quality.json"
 REPORT = "report.html"
 _CURE = "Make it anew with `dit2deploy build`."
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "profile",
     "sample",
     "report",
+    "card",
     "inspect",
     "targets",
 )

@@ -1,15 +1,11 @@
 """dit2deploy compile"""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from dit2deploy.artefacts import bundle as artefact
-from dit2deploy.base.files import read_json
+from dit2deploy.artefacts.bundle import REPORT, Bundle
 from dit2deploy.cli import options
-
-QUALITY = "quality.json"
 
 
 @click.command()
@@ -39,64 +35,15 @@ def command(model: Path, out: Path, targets, **settings):
     return summary(out)
 
 
-def _latency(profile: dict[str, Any]) -> list[tuple[str, str]]:
-    there = profile["headline"]
-    at_headline = [row for row in profile["latency"] if all(row[name] == there[name] for name in there)]
-    what = f"latency of a step, p50, batch {there['batch']}, {there['threads']} threads"
-    return [(f"{what}: {row['label']}", f"{row['p50_ms']:.2f} ms") for row in at_headline]
-
-
-def _parity(parity: dict[str, Any]) -> list[tuple[str, str]]:
-    engine = parity["engine_against_quantized"]
-    rows = [("parity, engine against quantized PyTorch", parity["status"])]
-    if final := engine.get("trajectory", {}).get("final"):
-        rows.append(("  whole trajectory", f"SQNR {final['sqnr_db']:.1f} dB"))
-    cost = parity["against_full_precision"].get("engine", {}).get("trajectory", {})
-    if final := cost.get("final"):
-        rows.append(
-            ("cost of quantization, whole trajectory", f"SQNR {final['sqnr_db']:.1f} dB against full precision")
-        )
-    return rows
-
-
-def quality_rows(quality: dict[str, Any]) -> list[tuple[str, str]]:
-    def of(who: str) -> str:
-        found = quality[who]
-        if "class_accuracy" not in found:
-            return f"not measured: {found['reason']}"
-        return f"{100 * found['class_accuracy']:.1f} % read as asked, FD {found['frechet_distance']:.2f}"
-
-    what = f"quality of {quality['samples']} samples"
-    return [(f"{what}, engine", of("engine")), (f"{what}, full precision", of("full_precision"))]
-
-
 def summary(out: Path):
-    """The bundle in a short table: size, latency, parity, quality, and where the report is."""
-    made = artefact.Bundle.load(out, check_hashes=False).manifest
-    parity = read_json(out / artefact.PARITY)
-    profile = read_json(out / artefact.PROFILE) if (out / artefact.PROFILE).exists() else None
-    quality = read_json(out / QUALITY) if (out / QUALITY).exists() else None
-    held = sum(made.size.parts.values())
-    values = {
-        "bundle": str(out),
-        "report": str(out / artefact.REPORT),
-        "float32_bytes": made.size.float32,
-        "weight_bytes": held,
-        "size_ratio": made.size.ratio,
-        "parity": parity["status"],
-        "latency": profile["latency"] if profile else None,
-        "quality": quality,
-        "targets": {name: list(record.engines) for name, record in made.targets.items()},
-    }
-    sizes = f"{options.megabytes(made.size.float32)} -> {options.megabytes(held)}"
-    rows = [("weights, float32 -> engine", f"{sizes} ({made.size.ratio:.1f}x smaller)")]
-    rows += (_latency(profile) if profile else []) + _parity(parity)
-    if quality is not None:
-        rows += quality_rows(quality)
-    rows += [(f"engines for {name}", ", ".join(record.engines)) for name, record in made.targets.items()]
-    table = options.table(str(out), ("", ""), rows)
+    """The bundle in a short table: size, latency, parity, quality, engines, and where the report is."""
+    from dit2deploy.evaluate.headline import headline, rows
+
+    found = headline(Bundle.load(out, check_hashes=False))
+    values = {"bundle": str(out), "report": str(out / REPORT), **found}
+    table = options.table(str(out), ("", ""), rows(found))
     table.show_header = False
     table.columns[1].justify = "left"
-    table.caption = f"report: {out / artefact.REPORT}"
+    table.caption = f"report: {out / REPORT}"
     table.caption_justify = "left"
     return values, table

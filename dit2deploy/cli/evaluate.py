@@ -20,7 +20,7 @@ def command(bundle: Path, classifier: Path, samples: int, steps: int, guidance: 
     \b
     dit2deploy evaluate bundle/ --classifier classifier.safetensors --samples 500
     """
-    from dit2deploy.cli.compile import quality_rows
+    from dit2deploy.evaluate.headline import quality_rows
     from dit2deploy.stages.evaluate import evaluate
 
     result = evaluate(bundle, classifier=classifier, samples=samples, steps=steps, guidance=guidance, seed=seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.artefacts.bundle import QUALITY, Bundle
 from dit2deploy.artefacts.results import write_results
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file
@@ -16,7 +16,6 @@ from dit2deploy.evaluate.quality import Classifier
 from dit2deploy.nn import at_hand
 from dit2deploy.targets import by_name
 
-QUALITY = "quality.json"
 _BATCH = 50
 _NOTE = (
     "FD is the Fréchet distance to real digits in this classifier's features, in squared feature units: no FID, and "

@@ -109,4 +109,4 @@ def test_a_bundle_for_another_machine_is_built_without_measurements(made, tmp_pa
     assert not (out / PROFILE).exists()
     assert "<html" in (out / REPORT).read_text()
     values, _ = summary(out)
-    assert values["latency"] is None and values["targets"]["tensorrt-rtx"]
+    assert values["speed"] is None and values["targets"]["tensorrt-rtx"]

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dit2deploy import __version__
-from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
+from dit2deploy.artefacts.bundle import PARITY, PROFILE, QUALITY, REPORT, Bundle
 from dit2deploy.artefacts.results import circumstances
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json, write_bytes
@@ -18,7 +18,6 @@ from dit2deploy.stages.report import facts, parity_charts
 from dit2deploy.stages.report.pictures import Pictures, draw
 
 _TEMPLATE = "report.html.j2"
-QUALITY = "quality.json"
 
 
 def report(
