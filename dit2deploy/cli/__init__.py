@@ -14,6 +14,7 @@ from dit2deploy.base.errors import Dit2DeployError
 COMMANDS = (
     "demo",
     "compile",
+    "fuse-lora",
     "calibrate",
     "search",
     "quantize",
@@ -39,7 +40,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"dit2deploy.cli.{cmd_name}").command
+        return importlib.import_module(f"dit2deploy.cli.{cmd_name.replace('-', '_')}").command
 
 
 def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:

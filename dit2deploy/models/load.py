@@ -84,8 +84,8 @@ class ModelFolder:
 def open_model(path: Path) -> ModelFolder:
     """Opens the folder of a pipeline (model_index.json, transformer/, scheduler/) or of a transformer.
 
-    Raises Misuse for a folder that is none of these, for weights that are missing or truncated, for weights that are
-    pickles, and for an architecture that is not known here.
+    Raises Misuse for a folder that is none of these, for a quantized model, for weights that are missing or truncated,
+    for weights that are pickles, and for an architecture that is not known here.
     """
     path = Path(path)
     if not path.is_dir():
@@ -101,6 +101,8 @@ def open_model(path: Path) -> ModelFolder:
     class_name = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(class_name, str):
         raise Misuse(f"{folder / CONFIG}: names no class (`_class_name`).", _CURE)
+    if config.get("quantization_config"):
+        raise Misuse(f"{folder}: is quantized already.", "Give the full-precision model that it was made from.")
     scheduler = pipeline / SCHEDULER if (pipeline / INDEX).is_file() else None
     return ModelFolder(
         folder=folder,

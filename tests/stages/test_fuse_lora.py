@@ -1,0 +1,81 @@
+"""A LoRA ends up in the weights, whatever its file calls the factors; what is no LoRA of the model is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dit2deploy.base import files
+from dit2deploy.base.errors import Misuse
+from dit2deploy.models.load import load_transformer, open_model
+from dit2deploy.stages.fuse_lora import fuse_lora
+
+LAYER = "transformer_blocks.0.attn1.to_q"
+
+
+def factors(folder, rank=3):
+    n, k = open_model(folder).tensors.shape(f"{LAYER}.weight")
+    random = np.random.default_rng(0)
+    return random.standard_normal((rank, k), np.float32), random.standard_normal((n, rank), np.float32)
+
+
+def written(path, tensors, metadata=None):
+    files.write_tensors(path, tensors, metadata)
+    return path
+
+
+def weight(folder):
+    return open_model(folder).tensors.read(f"{LAYER}.weight")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "down", "up"),
+    (
+        ("transformer.", "lora_A.weight", "lora_B.weight"),
+        ("base_model.model.", "lora_A.default.weight", "lora_B.default.weight"),
+        ("", "lora_down.weight", "lora_up.weight"),
+    ),
+)
+@pytest.mark.parametrize("alpha", ("none", "tensor", "metadata"))
+def test_the_weights_are_the_sum(tiny_dit_folder, tmp_path, prefix, down, up, alpha):
+    a, b = factors(tiny_dit_folder)
+    tensors = {f"{prefix}{LAYER}.{down}": a, f"{prefix}{LAYER}.{up}": b}
+    metadata = None
+    if alpha == "tensor":
+        tensors[f"{prefix}{LAYER}.alpha"] = np.array(6.0, np.float32)
+    if alpha == "metadata":
+        metadata = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 6, "transformer.r": 3})}
+    made = fuse_lora(tiny_dit_folder, written(tmp_path / "l.safetensors", tensors, metadata), tmp_path / "o", scale=0.5)
+    strength = 0.5 * (1.0 if alpha == "none" else 2.0)
+    np.testing.assert_allclose(weight(made.folder), weight(tiny_dit_folder) + strength * (b @ a), atol=1e-6)
+    before, after = (load_transformer(folder)[0].state_dict() for folder in (tiny_dit_folder, tmp_path / "o"))
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [f"{LAYER}.weight"]
+    assert made.scheduler_config == open_model(tiny_dit_folder).scheduler_config
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    (
+        (lambda a, b: {f"{LAYER}.lora_A.weight": a}, "lacks one of its two factors"),
+        (lambda a, b: {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": b[:-1]}, "is not its weight's"),
+        (lambda a, b: {"blocks.9.lora_A.weight": a, "blocks.9.lora_B.weight": b}, "belongs to no linear layer"),
+        (lambda a, b: {f"{LAYER}.lora_magnitude_vector": a}, "DoRA"),
+        (lambda a, b: {"text_encoder.x.lora_A.weight": a}, "holds no LoRA of a transformer"),
+        (lambda a, b: {f"{LAYER}.lora_A.weight": a * np.nan, f"{LAYER}.lora_B.weight": b}, "NaN or inf"),
+    ),
+    ids=("half", "shape", "layer", "dora", "text", "nan"),
+)
+def test_what_is_no_lora_of_this_model_is_refused(tiny_dit_folder, tmp_path, change, match):
+    path = written(tmp_path / "l.safetensors", change(*factors(tiny_dit_folder)))
+    with pytest.raises(Misuse, match=match):
+        fuse_lora(tiny_dit_folder, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_folder_is_no_model(tiny_checkpoint, tmp_path):
+    """As diffusers saves it: config.json alone says that it is quantized."""
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_checkpoint.folder / name).read_bytes())
+    with pytest.raises(Misuse, match="is quantized already"):
+        open_model(tmp_path)
