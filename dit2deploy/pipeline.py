@@ -101,8 +101,8 @@ def compile(
         journal.run(
             "search",
             policy_file,
-            {"model": source, "recipe": recipe, "seed": seed},
-            lambda: search(model, policy_file, recipe=recipe, seed=seed),
+            {"model": source, "recipe": recipe, "calibration": _hash(calibration_set), "seed": seed},
+            lambda: search(model, policy_file, recipe=recipe, calibration=calibration_set, seed=seed),
         )
     checkpoint = work / "checkpoint"
     chosen = Policy.load(policy_file)

@@ -10,7 +10,7 @@ from dit2deploy.cli import options
 
 @click.command()
 @click.argument("model", type=options.PATH)
-@click.option("--recipe", default="w1.58a4", show_default=True, help="w8a8, w4a4, w3a3 or w1.58a4.")
+@click.option("--recipe", default="w1.58a4", show_default=True, help="Of `dit2deploy search`.")
 @click.option("--policy", type=options.PATH, help="A policy.json in place of the recipe.")
 @click.option("--calibration", type=options.PATH, help="A calibration set in place of a new one.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Calibration trajectories.")

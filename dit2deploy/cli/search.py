@@ -7,30 +7,79 @@ import click
 from dit2deploy.cli import options
 
 
+def _widths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of bits.", param_hint="--bits") from None
+
+
 @click.command()
 @click.argument("model", type=options.PATH)
-@click.option("--recipe", default="w1.58a4", show_default=True, help="w8a8, w4a4, w3a3 or w1.58a4.")
+@click.option(
+    "--recipe",
+    default="w1.58a4",
+    show_default=True,
+    help="Uniform: w8a8, w4a8, w4a4, w3a3, w1.58a8, w1.58a4. Mixed precision: robuq-ampn, treeq-tss, adatsq.",
+)
 @click.option("--low-rank", type=click.IntRange(0), help="Rank of the side branch.  [default: the recipe's]")
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
 @click.option("--rounding", type=click.Choice(("nearest", "gptq")), help="[default: the recipe's]")
 @click.option("--clip", type=click.Choice(("absmax", "gaussian")), help="Of activations.  [default: the recipe's]")
+@click.option("--calibration", type=options.PATH, help="Mixed: what is measured on, from `dit2deploy calibrate`.")
+@click.option("--budget", type=float, help="Mixed: average bits of the block linears.  [default: 3]")
+@click.option(
+    "--weighting",
+    type=click.Choice(("macs", "parameters", "layers")),
+    help="Mixed: what a layer counts in the average.  [default: macs]",
+)
+@click.option("--base", help="Mixed: the uniform recipe that says all else.  [default: w1.58a4]")
+@click.option(
+    "--allocate",
+    type=click.Choice(("activations", "weights")),
+    help="robuq-ampn, treeq-tss: whose bits.  [default: activations]",
+)
+@click.option("--bits", callback=_widths, help="Mixed: activation widths to choose from.  [default: 2,3,4,5,6,8]")
+@click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss: samples compared.  [default: 32]")
+@click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")
+@click.option("--lam", type=click.FloatRange(0, 1), help="treeq-tss: noise of the other layers.  [default: 1]")
+@click.option("--refine", is_flag=True, default=None, help="treeq-tss: swap widths at the end.")
+@click.option("--groups", type=click.IntRange(1), help="adatsq: timestep groups.  [default: 5]")
+@click.option("--beam", type=click.IntRange(1), help="adatsq: paths that are kept.  [default: 32]")
+@click.option("--trajectories", type=click.IntRange(1), help="adatsq: samples that are denoised.  [default: 4]")
+@click.option("--point", type=click.IntRange(0), help="No search: take this point of the front beside --out.")
 @options.out("The policy to write, e.g. policy.json.")
 @options.common
-def command(model: Path, recipe: str, out: Path, seed: int, **overrides):
+def command(model: Path, recipe: str, out: Path, seed: int, point: int | None, **overrides):
     """Find out what every layer of MODEL becomes, and write it down fully resolved.
+
+    Mixed-precision recipes measure the model, leave the front of bits and error beside the policy (.front.json, .png),
+    and go on where they were stopped (.journal.jsonl).
 
     \b
     dit2deploy search dit-xl-2/ --recipe w1.58a4 -o policy.json
     dit2deploy search dit-xl-2/ --recipe w4a4 --group-size 64 --low-rank 32 -o policy.json
+    dit2deploy search dit-xl-2/ --recipe robuq-ampn --budget 3 --calibration calibration/ -o policy.json
+    dit2deploy search dit-xl-2/ --recipe treeq-tss --base w4a4 --allocate weights --calibration calibration/ -o p.json
+    dit2deploy search dit-xl-2/ --recipe adatsq --groups 5 --beam 32 --calibration calibration/ -o policy.json
+    dit2deploy search dit-xl-2/ --point 4 -o policy.json
     """
-    from dit2deploy.stages.search import search
+    from dit2deploy.stages.search import search, take_point
 
     given = {name: value for name, value in overrides.items() if value is not None}
-    policy = search(model, out, recipe=recipe, seed=seed, **given)
+    policy = (
+        take_point(model, out, point) if point is not None else search(model, out, recipe=recipe, seed=seed, **given)
+    )
     counts: dict[str, int] = {}
     for layer in policy.layers.values():
         bits = "/".join(map(str, layer.activation_bits)) or "-"
         key = f"{layer.weight} A{bits}"
         counts[key] = counts.get(key, 0) + 1
+    average = policy.options.get("average_bits")
     text = f"{out}: " + ", ".join(f"{count} layers {key}" for key, count in counts.items())
-    return {"out": str(out), "method": policy.method, "layers": counts}, text
+    if average is not None:
+        text += f"; {average:g} bits on average"
+    values = {"out": str(out), "method": policy.method, "layers": counts}
+    return values | ({"average_bits": average} if average is not None else {}), text

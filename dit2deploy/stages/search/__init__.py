@@ -3,26 +3,44 @@
 from pathlib import Path
 from typing import Any
 
+from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.stages.search import uniform
+from dit2deploy.stages.search import mixed, uniform
+from dit2deploy.stages.search.front import take_point
 from dit2deploy.stages.search.problem import Problem
 
-RECIPES = (*uniform.RECIPES,)
+__all__ = ["RECIPES", "search", "take_point"]
+
+RECIPES = (*uniform.RECIPES, *mixed.RECIPES)
 
 
-def search(model: Path, out: Path, *, recipe: str = "w1.58a4", seed: int = 0, **overrides: Any) -> Policy:
+def search(
+    model: Path,
+    out: Path,
+    *,
+    recipe: str = "w1.58a4",
+    calibration: Path | CalibrationSet | None = None,
+    seed: int = 0,
+    **overrides: Any,
+) -> Policy:
     """Writes the policy that a recipe makes for `model` (a diffusers folder) to the file `out`, and returns it.
 
-    `overrides` are options of the recipe (uniform.Options). Raises Misuse for a recipe or an option that does not
-    exist and for values that do not fit the model.
+    `overrides` are options of the recipe: uniform.Options, for mixed-precision recipes also mixed.Options. Those
+    measure on a `calibration` set (its folder); uniform recipes need none. Beside `out`, a mixed-precision recipe
+    leaves the front of bits and error (.front.json, .front.png) and the journal of its measurements (.journal.jsonl),
+    by which a killed search goes on: the same inputs and seed give the same policy to the last byte.
+
+    Raises Misuse for a recipe or an option that does not exist, for values that do not fit the model, and for a
+    calibration set that is missing, of another model, or too small.
     """
     from dit2deploy.models.load import linears, open_model  # torch: not for those who only want the list
 
+    model, out = Path(model), Path(out)
     known = {entry.name: entry for entry in RECIPES}
     if recipe not in known:
         raise Misuse(f"search: there is no recipe {recipe!r}.", f"Known: {', '.join(known)}.")
-    source = open_model(Path(model))
+    source = open_model(model)
     shapes = linears(source)
     problem = Problem(
         model=source.class_name,
@@ -31,6 +49,17 @@ def search(model: Path, out: Path, *, recipe: str = "w1.58a4", seed: int = 0, **
         training_steps=(source.scheduler_config or {}).get("num_train_timesteps", 1000),
         seed=seed,
     )
-    policy = known[recipe].search(problem, **overrides)
-    policy.save(Path(out))
+    chosen = known[recipe]
+    if isinstance(chosen, uniform.UniformRecipe):
+        policy = chosen.search(problem, **overrides)
+    else:
+        if calibration is None:
+            raise Misuse(
+                f"recipe {recipe}: measures on calibration data, and no set is given.",
+                f"Make one with `dit2deploy calibrate {model} -o calibration/` and search with --calibration; "
+                "`dit2deploy compile` then takes the policy by --policy.",
+            )
+        held = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(Path(calibration))
+        policy = chosen.search(problem, source, held, out, **overrides)
+    policy.save(out)
     return policy

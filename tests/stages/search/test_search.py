@@ -5,8 +5,8 @@ import pytest
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.load import linears, open_model
-from dit2deploy.stages.search import RECIPES, search
-from dit2deploy.stages.search.uniform import default_hadamard, default_rank
+from dit2deploy.stages.search import search
+from dit2deploy.stages.search.uniform import RECIPES, default_hadamard, default_rank
 
 BLOCK = "transformer_blocks.0.ff.net.0.proj"
 MODULATION = "transformer_blocks.1.norm1.linear"

@@ -1,0 +1,183 @@
+"""Policies tried on the real network without packing it: linears that switch between formats and widths at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.formats import by_name, unpack
+from dit2deploy.models.load import linears_of
+from dit2deploy.nn.timestep_groups import TimestepGroups
+from dit2deploy.ops.hadamard_quantize import hadamard_quantize
+from dit2deploy.quantizers.linear import quantize_linear
+
+
+class _Form(NamedTuple):
+    """A layer's weight in one format: y = (q . weight) * scale * s + bias, + up . (down . x)."""
+
+    weight: torch.Tensor  # float32 [N, K] in the rotated space: the codes; dequantized where groups share scales
+    scale: torch.Tensor  # float32 [N]
+    bias: torch.Tensor  # float32 [N]
+    branch: tuple[torch.Tensor, torch.Tensor] | None  # down [r, K], up [N, r]
+
+
+class _Codes:
+    """The newest quantized input: the projections q, k and v ask for the same one, one after the other."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[Any, ...] = ()
+        self._given: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def of(self, x: torch.Tensor, qmax: torch.Tensor, block: int, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
+        same = self._asked and self._asked[0] is x and self._asked[2:] == (block, clip)
+        if self._given is None or not same or not torch.equal(self._asked[1], qmax):
+            q, s = hadamard_quantize(x, qmax, block=block, clip=clip)
+            self._asked, self._given = (x, qmax, block, clip), (q.float(), s)
+        return self._given
+
+    def forget(self) -> None:
+        self._asked, self._given = (), None
+
+
+class SimulatedLinear(torch.nn.Module):
+    """x float32 [.., K] -> y float32 [.., N] as QuantLinear computes it, for any LayerPolicy; at first unquantized.
+
+    A weight format is made when it is first asked for and kept as float32 [N, K]: four bytes a weight and format.
+    Weights round to nearest, also where the policy says GPTQ: a search tries formats more often than it can solve.
+    """
+
+    def __init__(self, source: torch.nn.Linear, *, groups: TimestepGroups, codes: _Codes, seed: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = source.in_features, source.out_features
+        self.weight, self.bias = source.weight, source.bias
+        self._groups, self._codes, self._seed = groups, codes, seed
+        self._forms: dict[tuple, _Form] = {}
+        self._form: _Form | None = None
+        self._policy = LayerPolicy(weight="float")
+        self._qmax = torch.empty(0)
+        self._strength = 1.0
+
+    def choose(self, policy: LayerPolicy, *, strength: float = 1.0) -> None:
+        """Computes as `policy` says from now on; `strength` 0 .. 1 moves only that far from full precision."""
+        self._policy, self._strength = policy, strength
+        self._form = self._made(policy) if policy.is_quantized and strength > 0 else None
+        self._qmax = 2.0 ** (torch.tensor(policy.activation_bits) - 1) - 1
+
+    def _made(self, policy: LayerPolicy) -> _Form:
+        key = policy.weight, policy.group_size, policy.hadamard, policy.low_rank
+        if key not in self._forms:
+            with torch.inference_mode(False):
+                bias = None if self.bias is None else self.bias.detach().numpy()
+                nearest = policy.model_copy(update={"rounding": "nearest"})
+                tensors = quantize_linear(self.weight.detach().numpy(), bias, nearest, seed=self._seed)
+                codes = torch.from_numpy(unpack(tensors["weight"], by_name(policy.weight), self.in_features)).float()
+                scales = torch.from_numpy(tensors["weight_scale"])
+                if scales.shape[1] == 1:  # codes times codes are exact, hence equal to the reference to the last bit
+                    weight, scale = codes, scales[:, 0]
+                else:
+                    weight = (codes.reshape(*scales.shape, -1) * scales.unsqueeze(-1)).reshape(codes.shape)
+                    scale = torch.ones(self.out_features)
+                branch = None
+                if policy.low_rank:
+                    branch = torch.from_numpy(tensors["down"]).float(), torch.from_numpy(tensors["up"]).float()
+                self._forms[key] = _Form(weight, scale, torch.from_numpy(tensors["bias"]), branch)
+        return self._forms[key]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._form is None:
+            return torch.nn.functional.linear(x, self.weight, self.bias)
+        form, policy = self._form, self._policy
+        q, s = self._codes.of(x, self._groups.qmax(self._qmax), policy.hadamard, policy.clip)
+        y = (q @ form.weight.T) * form.scale * s + form.bias
+        if form.branch is not None:
+            down, up = form.branch
+            y = y + (x @ down.T) @ up.T
+        if self._strength < 1:
+            exact = torch.nn.functional.linear(x, self.weight, self.bias)
+            y = exact + self._strength * (y - exact)
+        return y
+
+
+class Simulation:
+    """A transformer whose linears are all SimulatedLinear; `layers` by name, in the model's order."""
+
+    def __init__(self, module: torch.nn.Module, *, bounds: Sequence[int], timestep_scale: float, seed: int = 0) -> None:
+        """Takes `module` (full precision, eval) over: its linears are replaced in place.
+
+        `bounds` are the ends of the timestep groups, as in a Policy; `timestep_scale` is the family's.
+        """
+        self.module = module
+        self._codes = _Codes()
+        groups = TimestepGroups(bounds, timestep_scale)
+        self.layers: dict[str, SimulatedLinear] = {}
+        for name in linears_of(module):
+            layer = SimulatedLinear(module.get_submodule(name), groups=groups, codes=self._codes, seed=seed)
+            module.set_submodule(name, layer)
+            self.layers[name] = layer
+        groups.attach(module)
+
+    def choose(self, layers: Mapping[str, LayerPolicy], *, strength: float = 1.0) -> None:
+        """Switches these layers; see SimulatedLinear.choose."""
+        for name, policy in layers.items():
+            self.layers[name].choose(policy, strength=strength)
+
+    def choose_policy(self, policy: Policy) -> None:
+        """Switches every layer; the policy's timestep bounds must be those of the simulation."""
+        self.choose(policy.layers)
+
+    def choose_float(self) -> None:
+        """Switches every layer to full precision."""
+        for layer in self.layers.values():
+            layer.choose(LayerPolicy(weight="float"))
+
+    def call(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The output of one call, keyword arguments by name, without gradients."""
+        with torch.inference_mode():
+            output = self.module(**inputs, return_dict=False)[0]
+        self._codes.forget()
+        return output
+
+
+def blocks_of(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The transformer's blocks by name: the members of every ModuleList at its top, in order of registration."""
+    return {
+        f"{name}.{index}": block
+        for name, child in module.named_children()
+        if isinstance(child, torch.nn.ModuleList)
+        for index, block in child.named_children()
+    }
+
+
+@contextmanager
+def recording(blocks: Sequence[torch.nn.Module]) -> Iterator[dict[int, Any]]:
+    """Yields a dictionary that holds, after a call, what each block gave, by its place in `blocks`."""
+    given: dict[int, Any] = {}
+
+    def keep(index: int, module: torch.nn.Module, arguments: tuple, output: Any) -> None:
+        given[index] = output
+
+    handles = [block.register_forward_hook(partial(keep, index)) for index, block in enumerate(blocks)]
+    try:
+        yield given
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replaying(blocks: Sequence[torch.nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
+    """Within, these blocks give the recorded outputs and compute nothing."""
+    for block, output in zip(blocks, outputs, strict=True):
+        block.forward = partial(_given, output)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _given(output: Any, *_arguments: Any, **_keywords: Any) -> Any:
+    return output

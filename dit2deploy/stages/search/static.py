@@ -1,0 +1,110 @@
+"""AMPN and TSS on a model: bits that hold for all timesteps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dit2deploy.artefacts.policy import LayerPolicy, Policy, Weight
+from dit2deploy.base.progress import note, report
+from dit2deploy.formats import FORMATS
+from dit2deploy.stages.search import ampn, tss, uniform
+from dit2deploy.stages.search.measure import Measure, items_of
+from dit2deploy.stages.search.pareto import Point, best_within
+from dit2deploy.stages.search.task import Found, Options, Task
+from dit2deploy.stages.search.units import Choice, Layers, Unit, at_widths, prepare
+
+
+def knapsack(task: Task) -> Found:
+    """AMPN (ampn.py)."""
+    return _static(task, _knapsack)
+
+
+def tree(task: Task) -> Found:
+    """TSS (tss.py); the environment's strength is ENG's knob [inferred, methods.md 4.2]."""
+    return _static(task, _tree, strength=task.options.lam)
+
+
+def _static(task: Task, search: Callable[..., list[Point]], *, strength: float = 1.0) -> Found:
+    """A search whose choices hold for all timesteps; `search(task, layers, measure, choices, target)`; the environment
+    is the choice `target`, the nearest to the budget, at `strength`."""
+    options, seed = task.options, task.problem.seed
+    parts: list[Any] = []
+
+    def inputs(config: Any) -> Mapping[str, Any]:
+        parts.extend(items_of(task.calibration, task.source.family, config, options.items, seed=seed))
+        return parts[0]
+
+    layers = prepare(task, inputs, (task.problem.training_steps,))
+    choices = [_choices(unit, layers.base, options, task.base_overrides) for unit in layers.units]
+    target = min(range(len(choices[0])), key=lambda index: abs(choices[0][index].bits - options.budget))
+    environment = [Choice(row[target].bits, row[target].layers, strength) for row in choices]
+    measure = Measure(
+        layers.network, Choice(8, layers.base.layers), layers.units, choices, environment, parts, task.journal
+    )
+    found = search(task, layers, measure, choices, target)
+    every = [(index,) * len(choices) for index in range(len(choices[0]))]
+    found += [Point(choices[0][what[0]].bits, measure.mean(what), what) for what in every]
+    note(f"search: {task.journal.measured} measurements")
+
+    def policies(what: tuple[int, ...]) -> dict[str, LayerPolicy]:
+        return {
+            name: layer for row, index in zip(choices, what, strict=True) for name, layer in row[index].layers.items()
+        }
+
+    points = [Point(point.cost, point.error, policies(point.what)) for point in found]
+    return Found(layers.base, points, points[-len(every) :])
+
+
+def _choices(unit: Unit, base: Policy, options: Options, overrides: Mapping[str, Any]) -> list[Choice]:
+    """By rising bits: activation widths for the base's weights, or weight formats for the base's activations."""
+    if options.allocate == "weights":
+        return [Choice(fmt.bits, _in_format(unit, base, fmt.name, overrides)) for fmt in FORMATS]
+    return [
+        Choice(
+            width,
+            {
+                name: at_widths(base.layers[name], [width], overrides.get("clip") or uniform.default_clip([width]))
+                for name in unit.layers
+            },
+        )
+        for width in options.bits
+    ]
+
+
+def _in_format(unit: Unit, base: Policy, weight: Weight, overrides: Mapping[str, Any]) -> dict[str, LayerPolicy]:
+    rounding = overrides.get("rounding") or uniform.default_rounding(weight)
+    return {name: base.layers[name].model_copy(update={"weight": weight, "rounding": rounding}) for name in unit.layers}
+
+
+def _knapsack(
+    task: Task, layers: Layers, measure: Measure, choices: Sequence[Sequence[Choice]], target: int
+) -> list[Point]:
+    bits = [choice.bits for choice in choices[0]]
+    expected = len(choices) * (len(bits) - 1) + 1 + ampn.BUDGETS
+    done = 0
+
+    def errors(what: tuple[int, ...]) -> float:
+        nonlocal done
+        error = measure.mean(tuple(tss.OPEN if index == target else index for index in what))
+        done = min(done + 1, expected - 1)
+        report("search: sensitivities", done, expected)
+        return error
+
+    report("search: sensitivities", 0, expected)
+    found = ampn.search(errors, layers.weights, bits, environment=(target,) * len(choices), budget=task.options.budget)
+    report("search: sensitivities", expected, expected)
+    return found
+
+
+def _tree(
+    task: Task, layers: Layers, measure: Measure, choices: Sequence[Sequence[Choice]], target: int
+) -> list[Point]:
+    costs = [[share * choice.bits for choice in row] for share, row in zip(layers.shares, choices, strict=True)]
+    blocks: dict[int, list[int]] = {}
+    for index, unit in enumerate(layers.units):
+        blocks.setdefault(unit.block, []).append(index)
+    parts = len(measure.parts)
+    found = tss.search(measure.errors, costs, list(blocks.values()), parts=parts, survivors=task.options.survivors)
+    if task.options.refine:
+        start = best_within(found, task.options.budget)
+        found = [*found, tss.refine(start, measure.errors, costs, parts=parts, budget=task.options.budget)]
+    return found
