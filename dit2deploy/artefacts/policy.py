@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dit2deploy.artefacts import schema
 from dit2deploy.base.errors import Misuse
@@ -14,6 +14,9 @@ FILE = "policy.json"
 _CURE = "Write it anew with `dit2deploy search`."
 
 Weight = Literal["ternary", "int3", "int4", "int8", "float"]
+
+# Fields of a layer that came after the first policies were written, and their defaults.
+_LATER = {"branch_init": "alternating", "hessian": "uniform", "smoothing": 0.0}
 
 
 class LayerPolicy(schema.Record):
@@ -26,10 +29,30 @@ class LayerPolicy(schema.Record):
     hadamard: Annotated[int, Field(ge=1)] = 1  # block of the Hadamard transform; 1: none
     low_rank: Annotated[int, Field(ge=0)] = 0  # rank of the side branch; 0: none
     rounding: Literal["nearest", "gptq"] = "nearest"
+    # Where the branch comes from, see quantizers/low_rank.py. "residual", "weight", "alternating": V1, V2 and V3 of
+    # methods.md 3.3; "weighted": V3 in the norm of the layer's inputs (4.3).
+    branch_init: Literal["residual", "weight", "alternating", "weighted"] = "alternating"
+    # How the calibration's steps count in the second moments of the inputs; "fisher": AdaTSQ, quantizers/temporal.py.
+    hessian: Literal["uniform", "fisher"] = "uniform"
+    # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: stages/quantize/smoothing.py.
+    smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
     def is_quantized(self) -> bool:
         return self.weight != "float"
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether the second moments of the layer's inputs decide about its tensors."""
+        weighted = self.low_rank > 0 and self.branch_init == "weighted"
+        return self.is_quantized and (self.rounding == "gptq" or weighted)
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields of _LATER that are at their defaults: a policy that does not use them stays the same to
+        the last byte, and so do the hashes that older checkpoints and bundles hold of it."""
+        told = serialize(self)
+        return {name: value for name, value in told.items() if name not in _LATER or _LATER[name] != value}
 
 
 class Policy(schema.Record):

@@ -53,36 +53,44 @@ def quantize_linear(
     """The checkpoint's tensors of a layer, by suffix: weight, weight_scale, bias, qmax, and down and up of a branch.
 
     weight [N, K] and bias [N] of any float dtype; hessian float32 [K, K] of the layer's inputs before rotation (X^T X
-    times any number), needed where the policy rounds by GPTQ. Layout and dtypes: artefacts/checkpoint.py.
-    Raises ValueError for a weight, bias or Hessian that is not finite, and where GPTQ lacks its Hessian.
+    times any number), needed where `policy.needs_moments`. Layout and dtypes: artefacts/checkpoint.py.
+    Of a smoothed layer, weight, bias and hessian are those after its factors were folded.
+    Raises ValueError for a weight, bias or Hessian that is not finite, and for a Hessian that is missing.
     """
     matrix = torch.from_numpy(np.asarray(weight, np.float32))
     n, k = matrix.shape
     offsets = np.zeros(n, np.float32) if bias is None else np.asarray(bias, np.float32)
     if not torch.isfinite(matrix).all() or not np.isfinite(offsets).all():
         raise ValueError("the weight or the bias holds NaN or inf")
-    if policy.rounding == "gptq" and hessian is None:
-        raise ValueError("GPTQ needs the Hessian of the layer's inputs")
+    if policy.needs_moments and hessian is None:
+        raise ValueError("GPTQ and weighted branches need the Hessian of the layer's inputs")
     fmt = by_name(policy.weight)
     groups = k // (policy.group_size or k)
 
     tensors: dict[str, np.ndarray] = {}
     with threads_for(n, k):
-        if policy.low_rank:
+        branch_first = policy.low_rank and policy.branch_init != "residual"
+        if branch_first:
             up, down = low_rank.split(
                 matrix,
                 policy.low_rank,
                 lambda rest: _there_and_back(rest, fmt, groups, policy.hadamard),
                 seed=seed,
+                alternations=0 if policy.branch_init == "weight" else low_rank.ALTERNATIONS,
+                root=low_rank.moments_root(hessian) if policy.branch_init == "weighted" else None,
             )
             matrix = matrix - low_rank.branch(up, down)
-            tensors = {"down": down.numpy(), "up": up.numpy()}
-        matrix = rotate(matrix, policy.hadamard)
-        scales = mse_scales(matrix, fmt, groups=groups)
+        rotated = rotate(matrix, policy.hadamard)
+        scales = mse_scales(rotated, fmt, groups=groups)
         if policy.rounding == "gptq":
-            codes = gptq(matrix, scales, fmt, inverse_factor(rotate_hessian(hessian, policy.hadamard)))
+            codes = gptq(rotated, scales, fmt, inverse_factor(rotate_hessian(hessian, policy.hadamard)))
         else:
-            codes = round_to_nearest(matrix, scales, fmt)
+            codes = round_to_nearest(rotated, scales, fmt)
+        if policy.low_rank and not branch_first:  # V1: the branch takes what the codes, whoever chose them, leave
+            left = matrix - rotate(dequantize(codes, scales), policy.hadamard)
+            up, down = low_rank.truncated_svd(left, policy.low_rank, seed=seed)
+        if policy.low_rank:
+            tensors = {"down": down.numpy(), "up": up.numpy()}
     return {
         "weight": _pack(codes.numpy(), fmt),
         "weight_scale": scales.numpy(),

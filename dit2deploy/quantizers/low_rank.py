@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import torch
 
+from dit2deploy.quantizers.gptq import DAMP
+
 OVERSAMPLING = 2  # directions followed for each one wanted
 POWER_ITERATIONS = 8
 ALTERNATIONS = 4  # at most; they end at the first that does not help
+TINY = 1e-30
 
 
 def truncated_svd(weight: torch.Tensor, rank: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,23 +36,66 @@ def branch(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return up.float() @ down.float()
 
 
+def weighted_svd(
+    weight: torch.Tensor, rank: int, root: torch.Tensor, *, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The branch of that rank that changes the layer's outputs as the weight does: ||(W - up down) L|| is least.
+
+    root float32 [K, K] is any L with L L^T = C, the second moments of the layer's inputs, see `moments_root`
+    (methods.md 4.3 at k = l = 1). [inferred] With U the first left singular vectors of W L, the branch is U U^T W:
+    its product with L is SVD_r(W L), as 4.3 has it, and L, which may be all but singular, is not inverted.
+    """
+    left = truncated_svd(weight @ root, rank, seed=seed)[0].float()
+    basis = torch.linalg.qr(left).Q  # singular vectors from the float16 factor: orthonormal again
+    down = basis.T @ weight
+    size = down.norm(dim=1).clamp_min(TINY).sqrt()
+    return (basis * size).half(), (down / size.unsqueeze(1)).half()
+
+
+def moments_root(hessian: torch.Tensor) -> torch.Tensor:
+    """L float32 [K, K] with L L^T = C for the second moments C [K, K] of a layer's inputs, scaled to a mean diagonal
+    of 1 and damped as for GPTQ. Raises ValueError for moments that are not finite."""
+    if not torch.isfinite(hessian).all():
+        raise ValueError("the second moments of the inputs are not finite")
+    moments = hessian.double()
+    moments = moments / moments.diagonal().mean().clamp_min(TINY)
+    return torch.linalg.cholesky(moments + DAMP * torch.eye(len(moments), dtype=torch.float64)).float()
+
+
 def split(
-    weight: torch.Tensor, rank: int, quantized: Callable[[torch.Tensor], torch.Tensor], *, seed: int
+    weight: torch.Tensor,
+    rank: int,
+    quantized: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    seed: int,
+    alternations: int = ALTERNATIONS,
+    root: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The branch (up, down) of a float32 weight [N, K] whose remainder is quantized.
 
     The branch comes first (methods.md 3.3, V2): SVD_r of the weight. Then, in turn, SVD_r of what quantizing the
-    remainder leaves (V3, SVDQuant step 4) for as long as the squared error of the sum falls. `quantized` maps a
-    remainder [N, K] to its dequantized codes. The remainder is taken from the float16 branch, so that quantization
-    makes up for the rounding of the branch as well.
+    remainder leaves (V3, SVDQuant step 4) for as long as the squared error of the sum falls, `alternations` times at
+    most. `quantized` maps a remainder [N, K] to its dequantized codes. The remainder is taken from the float16 branch,
+    so that quantization makes up for the rounding of the branch as well. With `root` (see `moments_root`) all this
+    happens in the norm of the layer's inputs: 4.3 starts from the residual, ours from the weight [inferred, as V2 and
+    V3 gain far more than V1].
     """
-    best = truncated_svd(weight, rank, seed=seed)
+
+    def fit(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return truncated_svd(matrix, rank, seed=seed) if root is None else weighted_svd(matrix, rank, root, seed=seed)
+
+    def size(error: torch.Tensor) -> torch.Tensor:
+        return (error if root is None else error @ root).square().sum()
+
+    best = fit(weight)
+    if not alternations:
+        return best
     left_over = quantized(weight - branch(*best))
-    least = (weight - branch(*best) - left_over).square().sum()
-    for _ in range(ALTERNATIONS):
-        candidate = truncated_svd(weight - left_over, rank, seed=seed)
+    least = size(weight - branch(*best) - left_over)
+    for _ in range(alternations):
+        candidate = fit(weight - left_over)
         left_over = quantized(weight - branch(*candidate))
-        error = (weight - branch(*candidate) - left_over).square().sum()
+        error = size(weight - branch(*candidate) - left_over)
         if error >= least:
             break
         best, least = candidate, error

@@ -57,6 +57,9 @@ def test_a_policy_for_another_model_is_refused(model, linears, text):
         (lambda p: p["layers"]["a"].update(activation_bits=[1]), "activation_bits"),
         (lambda p: p["layers"]["a"].update(activation_bits=[4, 4]), "timestep groups"),
         (lambda p: p["layers"]["a"].update(hadamard=48), "power of two"),
+        (lambda p: p["layers"]["a"].update(branch_init="random"), "layers.a.branch_init"),
+        (lambda p: p["layers"]["a"].update(hessian="late"), "layers.a.hessian"),
+        (lambda p: p["layers"]["a"].update(smoothing=1.5), "layers.a.smoothing"),
         (lambda p: p.update(timestep_bounds=[500, 100]), "rise"),
     ],
 )
@@ -73,3 +76,60 @@ def test_no_json_is_refused(tmp_path, content):
     (tmp_path / "policy.json").write_bytes(content)
     with pytest.raises(Misuse, match=r"policy\.json"):
         Policy.load(tmp_path / "policy.json")
+
+
+OLD = """{
+  "schema_version": 1,
+  "kind": "policy",
+  "method": "uniform",
+  "options": {},
+  "seed": 0,
+  "model": "Net",
+  "timestep_bounds": [
+    1000
+  ],
+  "layers": {
+    "a": {
+      "weight": "int4",
+      "group_size": null,
+      "activation_bits": [
+        4
+      ],
+      "clip": "absmax",
+      "hadamard": 1,
+      "low_rank": 0,
+      "rounding": "gptq"
+    }
+  }
+}
+"""
+
+
+def test_a_policy_from_before_the_options_keeps_its_bytes_and_its_hash(tmp_path):
+    """Checkpoints and bundles hold the hash of their policy."""
+    (tmp_path / "old.json").write_text(OLD)
+    old = Policy.load(tmp_path / "old.json")
+    old.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == OLD
+    assert old.sha256 == "a6de8ce11baff5668a1934a719286358dbaeb875374b8735870a17792995aa17"
+    layer = old.layers["a"]
+    assert (layer.branch_init, layer.hessian, layer.smoothing) == ("alternating", "uniform", 0)
+
+
+@pytest.mark.parametrize("change", [{"branch_init": "weighted"}, {"hessian": "fisher"}, {"smoothing": 0.3}])
+def test_an_option_that_is_used_is_written(tmp_path, change):
+    layers = {"a": LayerPolicy(weight="int4", activation_bits=(4,), **change), "b": LayerPolicy(weight="float")}
+    policy = _policy(layers=layers)
+    policy.save(tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text())["layers"]["a"].items() >= change.items()
+    assert Policy.load(tmp_path / "p.json") == policy
+    assert policy.sha256 != _policy(layers=layers | {"a": LayerPolicy(weight="int4", activation_bits=(4,))}).sha256
+
+
+def test_moments_are_needed_by_gptq_and_weighted_branches():
+    def needs(**changes) -> bool:
+        return LayerPolicy(**{"weight": "int4", "activation_bits": (4,), **changes}).needs_moments
+
+    assert needs(rounding="gptq") and needs(low_rank=2, branch_init="weighted")
+    assert not needs() and not needs(branch_init="weighted") and not needs(low_rank=2)
+    assert not LayerPolicy(weight="float", rounding="gptq").needs_moments

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dit2deploy.formats import TERNARY
-from dit2deploy.quantizers.low_rank import branch, split, truncated_svd
+from dit2deploy.quantizers.low_rank import branch, moments_root, split, truncated_svd, weighted_svd
 from dit2deploy.quantizers.round_to_nearest import absmean_scales, dequantize, round_to_nearest
 
 
@@ -68,3 +68,48 @@ def test_the_same_seed_gives_the_same_branch():
     first, again, other = (truncated_svd(weight, 4, seed=seed)[0] for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def second_moments(k: int) -> torch.Tensor:
+    """Of inputs whose channels are mixed and of very different power."""
+    x = normal(2000, k, seed=5) @ (normal(k, k, seed=6) * torch.linspace(1, 0.05, k).unsqueeze(1))
+    return x.T @ x / len(x)
+
+
+def test_weighted_branch_is_the_best_of_its_rank_on_the_layers_outputs():
+    """methods.md 4.3, k = l = 1: least ||(W - AB) C^1/2|| is what SVD_r of W C^1/2 leaves."""
+    weight, moments = normal(48, 64), second_moments(64)
+    root = moments_root(moments)
+    torch.testing.assert_close(root @ root.T, moments / moments.diagonal().mean() + 0.01 * torch.eye(64))
+    found = weight - branch(*weighted_svd(weight, 6, root, seed=0))
+    least = torch.linalg.svdvals(weight @ root)[6:].square().sum()
+    assert (found @ root).square().sum() <= least * 1.002
+    plain = weight - branch(*truncated_svd(weight, 6, seed=0))
+    assert (plain @ root).square().sum() > 1.1 * least
+
+
+def test_white_inputs_weigh_nothing():
+    weight = normal(48, 64)
+    expected = branch(*truncated_svd(weight, 6, seed=0))
+    found = branch(*weighted_svd(weight, 6, moments_root(torch.eye(64)), seed=0))
+    assert sqnr_db(expected, found) > 35
+
+
+def test_weighted_alternation_is_better_where_inputs_are():
+    weight, moments = normal(48, 64), second_moments(64)
+    root, errors = moments_root(moments), {}
+    for name, given in (("plain", None), ("weighted", root)):
+        made = branch(*split(weight, 6, absmean_ternary, seed=0, root=given))
+        errors[name] = ((weight - made - absmean_ternary(weight - made)) @ root).square().sum()
+    assert errors["weighted"] < 0.95 * errors["plain"]
+
+
+def test_without_alternation_the_branch_is_that_of_the_weight():
+    weight = decaying(64)
+    first, alone = truncated_svd(weight, 4, seed=0), split(weight, 4, absmean_ternary, seed=0, alternations=0)
+    assert torch.equal(branch(*first), branch(*alone))
+
+
+def test_moments_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="finite"):
+        moments_root(torch.full((4, 4), float("nan")))

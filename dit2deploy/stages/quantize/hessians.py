@@ -1,6 +1,6 @@
-"""Second moments of the layers' inputs, gathered over the calls of a calibration set."""
+"""What is gathered of the layers' inputs over the calls of a calibration set: second moments, maxima, samples."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -25,43 +25,36 @@ def passes(layers: Mapping[str, int], *, budget: int = BUDGET) -> Iterator[list[
         yield run
 
 
-def gather(network: torch.nn.Module, names: Sequence[str], calibration: CalibrationSet) -> dict[str, torch.Tensor]:
+def gather(
+    network: torch.nn.Module,
+    names: Sequence[str],
+    calibration: CalibrationSet,
+    *,
+    weights: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, torch.Tensor]:
     """The mean of x x^T over all tokens x of each layer's input, float32 [K, K], by layer name.
 
-    `network` is the full-precision transformer. Raises Misuse for a layer that no call reaches and for inputs that
-    are not finite.
+    `network` is the full-precision transformer. `weights` gives layers a weight for each call, of mean 1, as
+    `quantizers.temporal.step_weights` makes them (AdaTSQ's H' = sum_t alpha_t X_t^T X_t); layers without weigh all
+    calls alike, which is what ones give as well, bit for bit. Raises Misuse for a layer that no call reaches and for
+    inputs that are not finite.
     """
     sums: dict[str, torch.Tensor] = {}
     tokens: dict[str, int] = {}
     last: list[tuple[torch.Tensor, torch.Tensor]] = []  # the newest input and its product: q, k and v share it
 
-    def see(name: str, x: torch.Tensor) -> None:
+    def see(name: str, x: torch.Tensor, index: int) -> None:
         if not last or last[0][0] is not x:
             rows = x.reshape(-1, x.shape[-1]).float()
             last[:] = [(x, rows.T @ rows)]
-        product = last[0][1]
-        sums[name] = sums[name].add_(product) if name in sums else product.clone()
+        share = weights[name][index] if weights and name in weights else 1.0
+        if name not in sums:
+            sums[name] = torch.zeros_like(last[0][1])
+        sums[name].add_(last[0][1], alpha=share)
         tokens[name] = tokens.get(name, 0) + x.numel() // x.shape[-1]
 
-    def hook(name: str):
-        return lambda module, arguments, keywords: see(name, arguments[0] if arguments else keywords["input"])
-
-    hooks = [network.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
-    try:
-        for index in track(range(len(calibration)), "gather inputs"):
-            call = {name: torch.from_numpy(value) for name, value in calibration.call(index).items()}
-            with torch.no_grad():
-                network(**call, return_dict=False)
-            last.clear()
-    finally:
-        for handle in hooks:
-            handle.remove()
+    watch(network, names, calibration, see)
     for name in names:
-        if name not in sums:
-            raise Misuse(
-                f"layer {name}: no call of the calibration set reaches it.",
-                "Give it the rounding `nearest` in the policy.",
-            )
         sums[name] /= tokens[name]
         if not torch.isfinite(sums[name]).all():
             raise Misuse(
@@ -69,3 +62,70 @@ def gather(network: torch.nn.Module, names: Sequence[str], calibration: Calibrat
                 "Look for NaN or inf in the model's weights.",
             )
     return sums
+
+
+def channel_maxima(
+    network: torch.nn.Module, names: Sequence[str], calibration: CalibrationSet
+) -> dict[str, torch.Tensor]:
+    """max |x_j| over all tokens of each layer's input, float32 [K], by layer name; raises as `gather` does."""
+    maxima: dict[str, torch.Tensor] = {}
+
+    def see(name: str, x: torch.Tensor, index: int) -> None:
+        largest = x.reshape(-1, x.shape[-1]).float().abs().amax(0)
+        maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
+
+    watch(network, names, calibration, see)
+    return maxima
+
+
+def sample_inputs(
+    network: torch.nn.Module, names: Sequence[str], calibration: CalibrationSet, *, tokens: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """About `tokens` random tokens of each layer's input, float32 [M, K], as many of each call; raises as `gather`."""
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    each = -(-tokens // len(calibration))
+
+    def see(name: str, x: torch.Tensor, index: int) -> None:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + index))[:each]
+        kept[name].append(rows[drawn])
+
+    watch(network, names, calibration, see)
+    return {name: torch.cat(parts) for name, parts in kept.items()}
+
+
+def watch(
+    network: torch.nn.Module,
+    names: Sequence[str],
+    calibration: CalibrationSet,
+    see: Callable[[str, torch.Tensor, int], None],
+) -> None:
+    """Runs the network over the calibration set; `see(name, x, call)` is given each input [.., K] of these layers.
+
+    Raises Misuse for a layer that no call reaches.
+    """
+    seen: set[str] = set()
+    current = 0
+
+    def hook(name: str):
+        def take(module: torch.nn.Module, arguments: tuple, keywords: Mapping[str, torch.Tensor]) -> None:
+            seen.add(name)
+            see(name, arguments[0] if arguments else keywords["input"], current)
+
+        return take
+
+    hooks = [network.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
+    try:
+        for current in track(range(len(calibration)), "gather inputs"):
+            call = {name: torch.from_numpy(value) for name, value in calibration.call(current).items()}
+            with torch.no_grad():
+                network(**call, return_dict=False)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    for name in names:
+        if name not in seen:
+            raise Misuse(
+                f"layer {name}: no call of the calibration set reaches it.",
+                "Give it the rounding `nearest` and no smoothing in the policy.",
+            )

@@ -17,7 +17,10 @@ from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report
 from dit2deploy.models.load import ModelFolder, linears, load_transformer, open_model
 from dit2deploy.quantizers.linear import quantize_linear
-from dit2deploy.stages.quantize.hessians import gather, passes
+from dit2deploy.quantizers.temporal import effective_size, step_weights
+from dit2deploy.stages.quantize.fisher import fisher_scores
+from dit2deploy.stages.quantize.hessians import channel_maxima, gather, passes
+from dit2deploy.stages.quantize.smoothing import Channels, channels_of, smoothed
 
 ALGORITHM = 1  # part of each part's key: raise it when the same inputs give other codes
 
@@ -26,11 +29,13 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
     """Packs each linear layer of `model` as `policy` says and writes the checkpoint to the folder `out`.
 
     `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time; the network
-    itself is loaded only where a layer rounds by GPTQ, to gather the second moments of its inputs over the
-    calibration set. Finished layers are kept in `OUT.parts/` until the checkpoint is whole, so a killed run goes on;
-    a part counts only for the same layer policy, weights, calibration set and seed.
+    itself is loaded only where a layer needs the second moments of its inputs (GPTQ, weighted branches), Fisher scores
+    or smoothing, to gather them over the calibration set. Smoothing changes the layers before the smoothed ones too,
+    so that the network stays the same function. Finished layers are kept in `OUT.parts/` until the checkpoint is
+    whole, so a killed run goes on; a part counts only for the same layer policy, weights, calibration set and seed.
 
-    Raises Misuse for a policy or calibration set of another model and for weights with NaN or inf.
+    Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, and for smoothing that
+    has nowhere to go.
     """
     model, out = Path(model), Path(out)
     source = open_model(model)
@@ -42,11 +47,16 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             "Make it anew with `dit2deploy calibrate`.",
         )
     calibration_sha256 = sha256_of_calibration(calibration)
+    folds = list(smoothed(policy, shapes))
+    touched = {name: [] for name in shapes}  # what smoothing does to a layer depends on its neighbours' alpha
+    for fold, alpha in folds:
+        for name in (*fold.readers, fold.producer):
+            touched[name].append([fold.producer, *fold.readers, alpha])
     parts = Parts(
         out.with_name(f"{out.name}.parts"),
         {
             name: sha256_of_json(
-                [ALGORITHM, name, layer.model_dump(mode="json"), source.sha256, calibration_sha256, seed]
+                [ALGORITHM, name, layer.model_dump(mode="json"), source.sha256, calibration_sha256, seed, touched[name]]
             )
             for name, layer in policy.layers.items()
             if layer.is_quantized
@@ -58,12 +68,26 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
         note(f"quantize: {kept} of {len(names)} layers were done by an earlier run")
     done = kept
     report("quantize", done, len(names))
-    for name, hessian in _with_hessians(missing, model, policy, shapes, calibration):
+    folded = {}
+    if folds:
+        network, _ = load_transformer(model)
+        weights = {name: source.tensors.read(f"{name}.weight") for fold, _ in folds for name in fold.readers}
+        maxima = channel_maxima(network, [fold.readers[0] for fold, _ in folds], calibration)
+        folded = channels_of(folds, shapes, weights, maxima)
+    for name, hessian in _with_hessians(missing, model, policy, shapes, calibration, seed=seed):
         begun = time.perf_counter()
+        channels = folded.get(name, Channels())
         try:
+            if hessian is not None and channels.columns is not None:
+                inverse = 1 / torch.from_numpy(channels.columns)
+                hessian = hessian * inverse * inverse.unsqueeze(1)
+            weight = source.tensors.read(f"{name}.weight")
+            bias = source.tensors.read(f"{name}.bias") if f"{name}.bias" in source.tensors else None
+            if bias is None and channels.shift is not None:
+                bias = np.zeros(len(weight), np.float32)
             tensors = quantize_linear(
-                source.tensors.read(f"{name}.weight"),
-                source.tensors.read(f"{name}.bias") if f"{name}.bias" in source.tensors else None,
+                channels.apply("weight", weight),
+                None if bias is None else channels.apply("bias", bias),
                 policy.layers[name],
                 hessian=hessian,
                 seed=seed,
@@ -86,7 +110,7 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             layer_seconds={name: parts.seconds(name) for name in names},
             versions=versions("dit2deploy", "torch", "diffusers", "numpy"),
         ),
-        tensors=_Assembled(source, parts),
+        tensors=_Assembled(source, parts, folded),
         policy=policy,
         config=source.config,
         scheduler_config=source.scheduler_config,
@@ -107,16 +131,29 @@ def _with_hessians(
     policy: Policy,
     shapes: Mapping[str, tuple[int, int]],
     calibration: CalibrationSet,
+    *,
+    seed: int,
 ) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Each layer with the Hessian that its rounding needs; first those that need none, as they need no network."""
-    needy = {name: shapes[name][1] for name in names if policy.layers[name].rounding == "gptq"}
+    """Each layer with the second moments that it needs; first those that need none, as they need no network."""
+    needy = {name: shapes[name][1] for name in names if policy.layers[name].needs_moments}
     for name in names:
         if name not in needy:
             yield name, None
     if needy:
         network, _ = load_transformer(model)
         for run in passes(needy):
-            hessians = gather(network, run, calibration)
+            timed = [name for name in run if policy.layers[name].hessian == "fisher"]
+            weights = {
+                name: step_weights(scores)
+                for name, scores in (fisher_scores(network, timed, calibration, seed=seed) if timed else {}).items()
+            }
+            if weights:
+                sizes = [effective_size(value) for value in weights.values()]
+                note(
+                    f"quantize: Fisher weights of {len(calibration)} steps count as {min(sizes):.1f} to "
+                    f"{max(sizes):.1f} equal ones"
+                )
+            hessians = gather(network, run, calibration, weights=weights)
             for name in run:
                 yield name, hessians.pop(name)
 
@@ -150,8 +187,8 @@ class Parts:
 class _Assembled(Mapping[str, np.ndarray]):
     """The checkpoint's tensors in the model's order, each read from the model or from its part when asked for."""
 
-    def __init__(self, source: ModelFolder, parts: Parts) -> None:
-        self._source = source
+    def __init__(self, source: ModelFolder, parts: Parts, folded: Mapping[str, Channels]) -> None:
+        self._source, self._folded = source, folded
         # Name in the checkpoint -> where it lies: a part and the name there, or None and the name in the model.
         self._places: dict[str, tuple[TensorFile | None, str]] = {}
         for tensor in source.tensors:
@@ -169,6 +206,9 @@ class _Assembled(Mapping[str, np.ndarray]):
         value = self._source.tensors.read(stored)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise Misuse(f"{self._source.folder}: {name} holds NaN or inf.", "Check the model's weights.")
+        layer, _, leaf = stored.rpartition(".")
+        if layer in self._folded:  # left in full precision before a smoothed one
+            return self._folded[layer].apply(leaf, value).astype(value.dtype)
         return value
 
     def __iter__(self) -> Iterator[str]:

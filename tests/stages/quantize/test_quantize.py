@@ -74,6 +74,53 @@ def test_packed_layer_stands_for_the_weight(weight, least, group_size, rank):
     assert tensors["qmax"].tolist() == [7, 127] and not tensors["bias"].any()
 
 
+def decaying(size: int) -> np.ndarray:
+    """Singular values k**-0.5."""
+    u, v = (np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))[0] for seed in (1, 2))
+    return ((u * np.arange(1, size + 1) ** -0.5) @ v.T).astype(np.float32)
+
+
+def test_branches_gain_in_the_order_that_was_measured():
+    """methods.md 3.3: V1 below V2 below V3, all above none."""
+    matrix, found = decaying(256), []
+    for rank, branch in ((0, "alternating"), (8, "residual"), (8, "weight"), (8, "alternating")):
+        layer = LayerPolicy(weight="ternary", activation_bits=(4,), hadamard=64, low_rank=rank, branch_init=branch)
+        tensors = quantize_linear(matrix, None, layer)
+        found.append(sqnr_db(torch.from_numpy(matrix), float_weight(tensors, layer, 256)))
+    assert found[0] + 0.2 < found[1] < found[2] < found[3]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_the_residual_branch_takes_what_the_codes_leave(rounding):
+    """V1: codes are those without a branch, whoever rounds."""
+    matrix, hessian = decaying(64), torch.eye(64)
+    layer = LayerPolicy(weight="int3", activation_bits=(4,), rounding=rounding)
+    plain = quantize_linear(matrix, None, layer, hessian=hessian)
+    layer = layer.model_copy(update={"low_rank": 4, "branch_init": "residual"})
+    tensors = quantize_linear(matrix, None, layer, hessian=hessian)
+    np.testing.assert_array_equal(tensors["weight"], plain["weight"])
+    left = torch.from_numpy(matrix) - float_weight(tensors, layer, 64)
+    least = torch.linalg.svdvals(torch.from_numpy(matrix) - float_weight(plain, layer_without_branch(layer), 64))[4:]
+    assert left.square().sum() <= 1.002 * least.square().sum()
+
+
+def layer_without_branch(layer: LayerPolicy) -> LayerPolicy:
+    return layer.model_copy(update={"low_rank": 0})
+
+
+def test_a_weighted_branch_serves_the_inputs_that_there_are():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2000, 64)) @ (rng.standard_normal((64, 64)) * np.linspace(1, 0.02, 64)[:, None])
+    x, matrix, found = torch.from_numpy(x).float(), rng.standard_normal((48, 64)).astype(np.float32), {}
+    for branch in ("alternating", "weighted"):
+        layer = LayerPolicy(weight="ternary", activation_bits=(8,), hadamard=64, low_rank=6, branch_init=branch)
+        tensors = quantize_linear(matrix, None, layer, hessian=x.T @ x)
+        found[branch] = sqnr_db(x @ torch.from_numpy(matrix).T, x @ float_weight(tensors, layer, 64).T)
+    assert found["weighted"] > found["alternating"] + 0.5
+    with pytest.raises(ValueError, match="weighted branches need the Hessian"):
+        quantize_linear(matrix, None, layer)
+
+
 def test_gptq_works_on_rotated_inputs():
     """Correlated inputs, rotation on: GPTQ gains on the layer's output only if the Hessian is rotated too."""
     rng = np.random.default_rng(0)

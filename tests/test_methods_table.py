@@ -1,0 +1,165 @@
+"""The table's network is the reference, its rows are what they say, and a killed run goes on where it stopped."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.demo import CLASSIFIER
+from dit2deploy.models.dit import DIT
+from dit2deploy.models.load import linears, load_transformer, open_model
+from dit2deploy.nn.convert import load_quantized
+from dit2deploy.stages.calibrate import calibrate
+from dit2deploy.stages.quantize import quantize
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("methods_table", ROOT / "tools" / "methods_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dit_folder, tmp_path_factory):
+    """The tiny pipeline with images of 16 x 16, which the demo's classifier reads, and a width of 64."""
+    folder = tmp_path_factory.mktemp("tiny16")
+    config = {**DIT.tiny, "sample_size": 16, "num_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    diffusers.DiTTransformer2DModel(**config).save_pretrained(folder / "transformer")
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((tiny_dit_folder / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibration(model, tmp_path_factory):
+    return calibrate(model, tmp_path_factory.mktemp("calibration") / "set", samples=2, steps=2)
+
+
+def arguments(model, out, *more: str) -> list[str]:
+    small = ["--seeds", "2", "--samples", "3", "--steps", "2", "--calibration-samples", "2", "--threads", "1"]
+    places = ["--model", str(model), "--classifier", str(CLASSIFIER), "--out", str(out)]
+    return [*places, "--document", str(out / "methods.md"), *small, *more]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"hadamard": 64, "clip": "gaussian", "low_rank": 2}, {"group_size": 16, "clip": "gaussian"}]
+)
+def test_the_quick_network_is_the_reference(tool, model, calibration, tmp_path, changes):
+    case = tool.Case(model, tool.COLUMNS[1], calibration, tmp_path, rank=2, seed=0)
+    policy = tool.with_blocks(case, case.uniform(), **changes)
+    made = quantize(model, policy, calibration, tmp_path / "out")
+    network, family = load_transformer(model)
+    inputs = family.inputs(network.config, batch=3, seed=0)
+    with torch.inference_mode():
+        slow = load_quantized(made)(**inputs).sample.numpy()
+        quick = tool.quicken(load_quantized(made))(**inputs).sample.numpy()
+    # A tie of rounding may fall the other way: far below what quantization costs.
+    assert tool.sqnr_db(slow, quick) > 45
+
+
+def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
+    blocks = tool.block_linears(model)
+    made = {}
+    for row in tool.ROWS:
+        policy = row.make(tool.Case(model, tool.COLUMNS[4], calibration, tmp_path, rank=2, seed=0))
+        policy.check_covers("DiTTransformer2DModel", linears(open_model(model)))
+        made[row.name] = [policy.layers[name] for name in blocks]
+        assert all(layer.weight == "ternary" and layer.activation_bits == (3,) for layer in made[row.name])
+    plain = LayerPolicy(weight="ternary", activation_bits=(3,))
+    assert set(made["RTN"]) == {plain}
+    assert all(layer.hadamard >= 64 and layer.clip == "absmax" for layer in made["RTN + Hadamard"])
+    assert all(layer.rounding == "gptq" and layer.low_rank == 0 for layer in made["QuaRot-like"])
+    assert {layer.smoothing for layer in made["SmoothQuant"]} == {0.0, 0.5}
+    assert {layer.branch_init for layer in made["RobuQ PTQ"]} == {"weight"}
+    assert {layer.rounding for layer in made["RobuQ PTQ"]} == {"nearest"}
+    assert {layer.hessian for layer in made["AdaTSQ GPTQ"]} == {"fisher"}
+    assert all(layer.group_size and layer.low_rank == 2 for layer in made["SVDQuant-like"])
+    assert len({json.dumps([layer.model_dump(mode="json") for layer in layers]) for layers in made.values()}) == len(
+        tool.ROWS
+    )
+
+
+def test_a_table_is_measured_once_and_goes_on(tool, model, tmp_path, monkeypatch, capsys):
+    more = ["--rows", "RTN", "branch v3", "--columns", "W8A8", "W1.58A2"]
+    measured, measure, allowed = [], tool.measure, 3
+
+    def counted(row, case, *rest):
+        if len(measured) == allowed:
+            raise KeyboardInterrupt
+        measured.append((row.name, case.column.name, case.seed))
+        return measure(row, case, *rest)
+
+    monkeypatch.setattr(tool, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main(arguments(model, tmp_path, *more))
+    assert not (tmp_path / tool.RESULT).exists()
+    journal = tmp_path / tool.JOURNAL
+    journal.write_text(journal.read_text() + '{"key": "cut sho')
+
+    allowed = 8
+    capsys.readouterr()
+    assert tool.main(arguments(model, tmp_path, *more)) == 0
+    assert len(measured) == len(set(measured)) == 8
+    assert "5 cells to measure" in capsys.readouterr().out
+    result = json.loads((tmp_path / tool.RESULT).read_text())
+    assert {"date", "machine", "versions", "command", "model_sha256"} <= set(result)
+    cells = {(cell["row"], cell["column"]): cell["values"] for cell in result["cells"]}
+    assert len(cells) == 4
+    assert cells["RTN", "W8A8"]["sqnr_db"][0] > cells["RTN", "W1.58A2"]["sqnr_db"][0] + 15
+    assert cells["RTN", "W1.58A2"]["activation_bits"] == [2, 0]
+    assert cells["branch V3", "W1.58A2"]["weight_bits"][0] > cells["RTN", "W1.58A2"]["weight_bits"][0] > 1.6
+    assert cells["RTN", "W8A8"]["sqnr_db"][1] > 0
+
+    document = (tmp_path / "methods.md").read_text()
+    (tmp_path / "methods.md").unlink()
+    assert tool.main(arguments(model, tmp_path, "--render")) == 0
+    assert (tmp_path / "methods.md").read_text() == document and len(measured) == 8
+
+
+def test_the_document_shows_the_result(tool):
+    values = {key: [1.25, 0.5] for key, *_ in (*tool.QUALITY, *tool.COST)}
+    text = tool.render(
+        {
+            "rendered_by": "cmd",
+            "date": "2026-01-02T03:04:05",
+            "machine": {"cpu": "C", "cores": 2},
+            "versions": {"torch": "2"},
+            "samples": 5,
+            "steps": 4,
+            "guidance": 1.5,
+            "seeds": [0, 1],
+            "full_precision": {"accuracy": [1.0, 0.0], "fd": [2.0, 0.25]},
+            "rows": {"R": "what R is", "S": "what S is"},
+            "cells": [{"row": "R", "column": "A", "values": values}, {"row": "S", "column": "B", "values": values}],
+        }
+    )
+    assert "| R | 1.2 ± 0.5 |  |" in text and "| S |  | 1.2 ± 0.5 |" in text
+    assert "| R | what R is |" in text
+    assert "class accuracy 1.000, FD 2.00 ± 0.25" in text
+    assert text.count("\n## ") == len(tool.QUALITY) + len(tool.COST)
+
+
+def test_means_and_deviations(tool):
+    assert tool.summary([{"a": 1.0}, {"a": 3.0}]) == {"a": [2.0, pytest.approx(np.sqrt(2))]}
+    assert tool.summary([{"a": 1.0}]) == {"a": [1.0, 0.0]}
+
+
+def test_misuse_is_told(tool, model, tmp_path, capsys):
+    assert tool.main(arguments(model, tmp_path, "--render")) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert tool.main(arguments(model, tmp_path, "--rows", "nothing")) == 2
+    assert "RTN + Hadamard" in capsys.readouterr().err
+    with pytest.raises(Misuse, match="column"):
+        tool.chosen(tool.COLUMNS, ["W5A5"], "column")
