@@ -18,6 +18,7 @@ COMMANDS = (
     "calibrate",
     "search",
     "quantize",
+    "finetune",
     "export",
     "build",
     "parity",

@@ -1,0 +1,170 @@
+"""Stage finetune: trains a quantized checkpoint to answer as the full-precision model does; the policy stays."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.artefacts.checkpoint import CONFIG, MANIFEST, SCHEDULER, TENSORS, Checkpoint
+from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, whole_folder, write_json, write_tensors
+from dit2deploy.base.machine import versions
+from dit2deploy.models.load import load_transformer, open_model, put
+from dit2deploy.nn.convert import check_fits, empty_quantized
+from dit2deploy.nn.train_linear import make_trainable
+from dit2deploy.stages.finetune.examples import Images, batches, pool_of
+from dit2deploy.stages.finetune.settings import Settings
+from dit2deploy.stages.finetune.training import Training, packed, train
+
+_FLOAT = LayerPolicy(weight="float")
+ALGORITHM = 1  # part of the state's key: raise it when the same inputs train to another result
+JOURNAL = "finetune.json"  # beside the tensors: what was trained, and how the loss went
+
+
+def finetune(
+    model: Path,
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    calibration: CalibrationSet,
+    settings: Settings | None = None,
+    data: Path | None = None,
+    minutes: float | None = None,
+    save_every: int = 100,
+    seed: int = 0,
+) -> Checkpoint:
+    """Trains the checkpoint's codes, scales, biases and branches and writes a checkpoint of the same policy to `out`.
+
+    `model` is the diffusers folder that the checkpoint was made of. It teaches: the loss is the squared error to its
+    output (quantization-aware training as RobuQ does it, https://arxiv.org/abs/2509.23582; that a teacher gives
+    the targets is our inference, methods.md 3.6) on the calibration set's calls and, for class-conditional models, on
+    trajectories that it samples anew. `data`, a safetensors file of `images` float32 [N, C, H, W] in the model's
+    latent space and `labels` int64 [N], adds noised images to each batch, and the loss of plain training.
+    Layers that are not quantized stay as they are. Runs on the CPU in float32.
+
+    `minutes` end the training earlier, with the learning rate fully decayed. A killed run goes on from `OUT.parts/`,
+    which is written every `save_every` steps; on one thread the result is bit for bit that of a run that was not
+    killed, unless `minutes` cut it. The checkpoint's manifest still tells how it was quantized; how it was trained is
+    told by `finetune.json` beside it: hashes of the inputs, settings, losses.
+
+    Raises Misuse for a checkpoint or calibration set of another model and for data that does not fit the model;
+    Failed where the loss is not finite.
+    """
+    model, out, settings = Path(model), Path(out), settings or Settings()
+    settings.check()
+    source = open_model(model)
+    _check_belongs(source.sha256, model, checkpoint, calibration)
+    check_fits(empty_quantized(checkpoint.config, checkpoint.policy), checkpoint)
+    teacher, family = load_transformer(model)
+    images = None if data is None else Images.load(Path(data), source, teacher.config)
+    student = _student(model, checkpoint)
+    made_of = {
+        "model_sha256": source.sha256,
+        "checkpoint_sha256": checkpoint.sha256,
+        "policy_sha256": checkpoint.policy.sha256,
+        "calibration_sha256": sha256_of_file(calibration.tensors.path),
+        "data_sha256": None if data is None else sha256_of_file(Path(data)),
+        "settings": dataclasses.asdict(settings),
+        "seed": seed,
+    }
+    parts = out.with_name(f"{out.name}.parts")
+    pool_key = sha256_of_json(
+        [source.sha256, made_of["calibration_sha256"], calibration.manifest.guidance, settings.trajectories, seed]
+    )
+    pool_file = parts / f"pool-{pool_key}.safetensors"
+    if not pool_file.exists():
+        pool = pool_of(teacher, source, calibration, trajectories=settings.trajectories, seed=seed)
+        write_tensors(pool_file, pool)
+    pool = TensorFile(pool_file, cure=f"Remove {parts} and run again.")
+
+    generator = torch.Generator().manual_seed(seed)
+    training = Training(student, settings, generator)
+    drawn = batches(
+        {name: pool.read(name) for name in pool},
+        images,
+        teacher,
+        calls=family.conditioning != "class",
+        batch=settings.batch,
+        generator=generator,
+    )
+    key = sha256_of_json([ALGORITHM, made_of])
+    train(training, drawn, minutes=minutes, save_every=save_every, state=parts / "state.safetensors", key=key)
+    training.use_average()
+
+    with whole_folder(out) as folder:
+        write_tensors(folder / TENSORS, _Trained(checkpoint, packed(training)))
+        write_json(folder / CONFIG, checkpoint.config)
+        if checkpoint.scheduler_config is not None:
+            write_json(folder / SCHEDULER, checkpoint.scheduler_config)
+        checkpoint.policy.save(folder / POLICY_FILE)
+        schema.save(checkpoint.manifest, folder / MANIFEST)
+        done = {"steps": training.step, "seconds": round(training.seconds, 1), "losses": training.losses}
+        machine = {"versions": versions("dit2deploy", "torch", "diffusers", "numpy")}
+        write_json(folder / JOURNAL, {**made_of, **done, **machine})
+    shutil.rmtree(parts, ignore_errors=True)
+    return Checkpoint.load(out)
+
+
+def _check_belongs(model_sha256: str, model: Path, checkpoint: Checkpoint, calibration: CalibrationSet) -> None:
+    for where, found, verb in (
+        (checkpoint.folder, checkpoint.manifest.model_sha256, "quantize"),
+        (calibration.folder, calibration.manifest.model_sha256, "calibrate"),
+    ):
+        if found != model_sha256:
+            raise Misuse(f"{where}: was made of another model than {model}.", f"Make it anew with `dit2deploy {verb}`.")
+    if not any(layer.is_quantized for layer in checkpoint.policy.layers.values()):
+        raise Misuse(f"{checkpoint.folder}: its policy quantizes no layer.", "There is nothing to train.")
+
+
+def _student(model: Path, checkpoint: Checkpoint) -> torch.nn.Module:
+    """The checkpoint's network, trainable. What is not quantized comes from the checkpoint too: quantization may have
+    folded factors into it (SmoothQuant)."""
+    network, family = load_transformer(model)
+    make_trainable(network, checkpoint.policy, _Layers(checkpoint), timestep_scale=family.timestep_scale)
+    for name in network.state_dict():
+        if not checkpoint.policy.layers.get(name.rpartition(".")[0], _FLOAT).is_quantized:
+            put(network, name, torch.from_numpy(checkpoint.tensors.read(name)).float())
+    return network
+
+
+class _Layers(Mapping[str, Mapping[str, np.ndarray]]):
+    """A checkpoint's tensors by layer and suffix, read when asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __getitem__(self, layer: str) -> dict[str, np.ndarray]:
+        suffixes = ["weight", "weight_scale", "bias", "qmax"]
+        if self._checkpoint.policy.layers[layer].low_rank:
+            suffixes += ["down", "up"]
+        return {suffix: self._checkpoint.tensors.read(f"{layer}.{suffix}") for suffix in suffixes}
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, layer in self._checkpoint.policy.layers.items() if layer.is_quantized)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class _Trained(Mapping[str, np.ndarray]):
+    """The tensors of a checkpoint in their order, those of trained layers replaced."""
+
+    def __init__(self, checkpoint: Checkpoint, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        self._tensors = checkpoint.tensors
+        self._trained = {f"{name}.{suffix}": value for name, held in layers.items() for suffix, value in held.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._trained[name] if name in self._trained else self._tensors.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
