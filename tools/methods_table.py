@@ -143,10 +143,6 @@ def branch(case: Case, **changes: Any) -> Policy:
     return with_blocks(case, policy, **changes)
 
 
-def branch_without_clip(case: Case) -> Policy:
-    return with_blocks(case, branch(case), clip="absmax")
-
-
 ROWS = (
     Row("RTN", "round to nearest, absmax tokens", uniform),
     Row("RTN + Hadamard", "the same in rotated space", partial(uniform, hadamard=None)),
@@ -157,14 +153,17 @@ ROWS = (
     Row("ViDiT-Q-like", "smoothing searched, Hadamard, nearest", partial(smooth, alpha=None, hadamard=None)),
     Row("QuaRot-like", "Hadamard, GPTQ, absmax tokens", partial(uniform, hadamard=None, rounding="gptq")),
     Row("SVDQuant-like", "smoothing searched, branch, groups of 64, GPTQ", smooth_branch),
-    Row(
-        "RobuQ PTQ", "Hadamard, clip, branch by V2, nearest", partial(branch, rounding="nearest", branch_init="weight")
-    ),
+    Row("RobuQ PTQ", "Hadamard, clip, V2 branch, nearest", partial(branch, rounding="nearest", branch_init="weight")),
     Row("branch V1", "Hadamard, clip, GPTQ, branch of the residual", partial(branch, branch_init="residual")),
     Row("branch V2", "Hadamard, clip, GPTQ, branch of the weight", partial(branch, branch_init="weight")),
     Row("branch V3", "the recipes' own: branch alternating", branch),
-    Row("branch V3, no clip", "V3 with absmax tokens", branch_without_clip),
+    Row("branch V3, no clip", "V3 with absmax tokens", partial(branch, clip="absmax")),
     Row("branch weighted", "V3 in the norm of the inputs", partial(branch, branch_init="weighted")),
+    Row(
+        "branch weighted, no clip",
+        "the same with absmax tokens",
+        partial(branch, branch_init="weighted", clip="absmax"),
+    ),
     Row("AdaTSQ GPTQ", "V3, Hessian weighted by Fisher scores", partial(branch, hessian="fisher")),
 )
 
@@ -442,7 +441,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 seed=seed,
             )
             reference = draw(network, scheduler, options, seed)
-            journal.add(FULL, "", seed, judged(judge, reference.images, network.config["num_embeds_ada_norm"]))
+            if journal.get(FULL, "", seed) is None:
+                journal.add(FULL, "", seed, judged(judge, reference.images, network.config["num_embeds_ada_norm"]))
             for _, row, column in (cell for cell in missing if cell[0] == seed):
                 case = Case(options.model, column, calibration, folder, rank, seed)
                 values = measure(row, case, reference, judge, scheduler, options)

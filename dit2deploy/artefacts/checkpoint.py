@@ -52,6 +52,7 @@ class CheckpointManifest(schema.Record):
     calibration_sha256: str
     seed: int
     layer_seconds: dict[str, float] = {}
+    training: dict[str, Any] = {}  # of a checkpoint that was finetuned: its inputs, settings, losses
     versions: dict[str, str] = {}
 
 

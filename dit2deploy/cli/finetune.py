@@ -52,9 +52,7 @@ def command(
     """
     from dit2deploy.artefacts.calibration_set import CalibrationSet
     from dit2deploy.artefacts.checkpoint import Checkpoint
-    from dit2deploy.base.files import read_json
     from dit2deploy.stages.finetune import Settings, finetune
-    from dit2deploy.stages.finetune.finetune import JOURNAL
 
     made = finetune(
         model,
@@ -66,7 +64,7 @@ def command(
         minutes=minutes,
         seed=seed,
     )
-    journal = read_json(made.folder / JOURNAL)
+    journal = made.manifest.training
     first, last = journal["losses"][0][1], journal["losses"][-1][1]
     return (
         {"out": str(out), "steps": journal["steps"], "seconds": journal["seconds"], "loss": [first, last]},

@@ -57,6 +57,15 @@ class Family:
         """What the layer of that name is for."""
         return next((role for pattern, role in self.roles if re.fullmatch(pattern, layer)), "other")
 
+    def classes_and_shape(self, config: Config) -> tuple[int, tuple[int, ...]]:
+        """(number of classes, which is the null label too; shape of one latent) of a class-conditional model.
+
+        Raises ValueError for another family.
+        """
+        if self.null_label is None or self.latent_shape is None:
+            raise ValueError(f"the family {self.name} is not class-conditional")
+        return self.null_label(config), self.latent_shape(config)
+
 
 def random_inputs(seed: int, **specs: tuple[int, ...]) -> Inputs:
     """float32 normal tensors of the shapes given, from one generator."""

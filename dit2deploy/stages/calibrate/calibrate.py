@@ -90,9 +90,7 @@ def _present(out: Path, wanted: CalibrationManifest) -> CalibrationSet | None:
 def _denoise(
     network: torch.nn.Module, family: Family, manifest: CalibrationManifest, scheduler: Scheduler
 ) -> Iterator[dict[str, np.ndarray]]:
-    if family.null_label is None or family.latent_shape is None:
-        raise ValueError(f"the class-conditional family {family.name} lacks null_label or latent_shape")
-    classes = family.null_label(network.config)
+    classes, shape = family.classes_and_shape(network.config)
     samples = len(manifest.seeds)
     calls: list[dict[str, np.ndarray]] = []
 
@@ -109,7 +107,7 @@ def _denoise(
         labels=np.arange(samples) * classes // samples if samples < classes else np.arange(samples) % classes,
         steps=manifest.steps,
         guidance=manifest.guidance,
-        noise=initial_noise(manifest.seeds, family.latent_shape(network.config)),
+        noise=initial_noise(manifest.seeds, shape),
         null_label=classes,
     )
     report("calibrate", 0, manifest.steps)

@@ -45,7 +45,7 @@ def fresh(
     They are sampled as the calibration set was: the same number of DDIM steps, the same guidance.
     """
     family, manifest = source.family, calibration.manifest
-    classes = family.null_label(teacher.config)
+    classes, shape = family.classes_and_shape(teacher.config)
     labels = np.random.default_rng([FIRST_SEED, seed]).integers(classes, size=count)
     scheduler = Scheduler.from_config(source.scheduler_config)
     seeds = [FIRST_SEED + seed * count + index for index in range(count)]
@@ -67,7 +67,7 @@ def fresh(
             labels=labels[at : at + TOGETHER],
             steps=manifest.steps,
             guidance=manifest.guidance,
-            noise=initial_noise(seeds[at : at + TOGETHER], family.latent_shape(teacher.config)),
+            noise=initial_noise(seeds[at : at + TOGETHER], shape),
             null_label=classes,
         )
         for _ in steps:
@@ -112,7 +112,7 @@ class Images:
             )
         file = TensorFile(path)
         images, labels = file.read("images"), file.read("labels")
-        shape, classes = source.family.latent_shape(config), source.family.null_label(config)
+        classes, shape = source.family.classes_and_shape(config)
         if images.dtype != np.float32 or images.shape[1:] != shape or not len(images):
             raise Misuse(
                 f"{path}: images are {images.dtype} {list(images.shape)}.",

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit2deploy.artefacts import schema
 from dit2deploy.artefacts.calibration_set import CalibrationSet
-from dit2deploy.artefacts.checkpoint import CONFIG, MANIFEST, SCHEDULER, TENSORS, Checkpoint
-from dit2deploy.artefacts.policy import FILE as POLICY_FILE
+from dit2deploy.artefacts.checkpoint import Checkpoint
 from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, whole_folder, write_json, write_tensors
+from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
 from dit2deploy.models.load import load_transformer, open_model, put
 from dit2deploy.nn.convert import check_fits, empty_quantized
@@ -25,7 +23,6 @@ from dit2deploy.stages.finetune.training import Training, packed, train
 
 _FLOAT = LayerPolicy(weight="float")
 ALGORITHM = 1  # part of the state's key: raise it when the same inputs train to another result
-JOURNAL = "finetune.json"  # beside the tensors: what was trained, and how the loss went
 
 
 def finetune(
@@ -51,8 +48,8 @@ def finetune(
 
     `minutes` end the training earlier, with the learning rate fully decayed. A killed run goes on from `OUT.parts/`,
     which is written every `save_every` steps; on one thread the result is bit for bit that of a run that was not
-    killed, unless `minutes` cut it. The checkpoint's manifest still tells how it was quantized; how it was trained is
-    told by `finetune.json` beside it: hashes of the inputs, settings, losses.
+    killed, unless `minutes` cut it. The manifest still tells how the checkpoint was quantized; its field `training`
+    how it was trained: hashes of the inputs, settings, losses.
 
     Raises Misuse for a checkpoint or calibration set of another model and for data that does not fit the model;
     Failed where the loss is not finite.
@@ -98,18 +95,23 @@ def finetune(
     train(training, drawn, minutes=minutes, save_every=save_every, state=parts / "state.safetensors", key=key)
     training.use_average()
 
-    with whole_folder(out) as folder:
-        write_tensors(folder / TENSORS, _Trained(checkpoint, packed(training)))
-        write_json(folder / CONFIG, checkpoint.config)
-        if checkpoint.scheduler_config is not None:
-            write_json(folder / SCHEDULER, checkpoint.scheduler_config)
-        checkpoint.policy.save(folder / POLICY_FILE)
-        schema.save(checkpoint.manifest, folder / MANIFEST)
-        done = {"steps": training.step, "seconds": round(training.seconds, 1), "losses": training.losses}
-        machine = {"versions": versions("dit2deploy", "torch", "diffusers", "numpy")}
-        write_json(folder / JOURNAL, {**made_of, **done, **machine})
+    training_record = {
+        **made_of,
+        "steps": training.step,
+        "seconds": round(training.seconds, 1),
+        "losses": training.losses,
+        "versions": versions("dit2deploy", "torch", "diffusers", "numpy"),
+    }
+    made = Checkpoint.save(
+        out,
+        checkpoint.manifest.model_copy(update={"training": training_record}),
+        tensors=_Trained(checkpoint, packed(training)),
+        policy=checkpoint.policy,
+        config=checkpoint.config,
+        scheduler_config=checkpoint.scheduler_config,
+    )
     shutil.rmtree(parts, ignore_errors=True)
-    return Checkpoint.load(out)
+    return made
 
 
 def _check_belongs(model_sha256: str, model: Path, checkpoint: Checkpoint, calibration: CalibrationSet) -> None:

@@ -21,7 +21,7 @@ def fisher_scores(
     one of the fake-quantized network would depend on what it decides about. Items have a v of their own, so that they
     add up without cross terms. Holds one gradient of the weights asked for. A layer that a call does not reach has 0.
     """
-    weights = [network.get_submodule(name).weight for name in names]
+    weights = [network.get_parameter(f"{name}.weight") for name in names]
     scores: dict[str, list[float]] = {name: [] for name in names}
     for weight in weights:
         weight.requires_grad_(True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
@@ -30,7 +31,7 @@ def gather(
     names: Sequence[str],
     calibration: CalibrationSet,
     *,
-    weights: Mapping[str, Sequence[float]] | None = None,
+    weights: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The mean of x x^T over all tokens x of each layer's input, float32 [K, K], by layer name.
 

@@ -61,7 +61,7 @@ def _smoothed_error(
     *,
     seed: int,
 ) -> float:
-    weights = [network.get_submodule(reader).weight.detach() for reader in fold.readers]
+    weights = [network.get_parameter(f"{reader}.weight").detach() for reader in fold.readers]
     c = torch.ones(x.shape[1])
     if alpha:
         largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
@@ -100,7 +100,7 @@ def search_group_sizes(
     choices: dict[str, list[tuple[int | None, float, float]]] = {}  # size, error, bits of scales
     for name in track(names, "search group sizes"):
         n, k = linears[name]
-        weight = network.get_submodule(name).weight.detach()
+        weight = network.get_parameter(f"{name}.weight").detach()
         choices[name] = []
         for size in (None, *(size for size in sizes if k % size == 0 and size < k)):
             layer = policy.layers[name].model_copy(update={"group_size": size})

@@ -11,7 +11,7 @@ from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import TENSORS, Checkpoint
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
-from dit2deploy.base.files import read_json, write_tensors
+from dit2deploy.base.files import write_tensors
 from dit2deploy.cli import main
 from dit2deploy.models.flux import FLUX
 from dit2deploy.models.load import load_transformer, open_model
@@ -21,7 +21,7 @@ from dit2deploy.sampling import Scheduler
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.finetune import Settings, finetune
 from dit2deploy.stages.finetune.examples import Images, answer, fresh
-from dit2deploy.stages.finetune.finetune import JOURNAL, _student
+from dit2deploy.stages.finetune.finetune import _student
 from dit2deploy.stages.finetune.training import Training, packed
 from dit2deploy.stages.quantize import quantize
 from tests import packing
@@ -81,7 +81,7 @@ def test_training_lowers_the_error_on_trajectories_it_never_saw(
     assert {name.rpartition(".")[0] for name in changed} <= quantized
     suffixes = {name.rpartition(".")[2] for name in changed}
     assert suffixes == {"weight_scale", "bias", "up", "down"} | ({"weight"} if trained == "all" else set())
-    journal = read_json(made.folder / JOURNAL)
+    journal = made.manifest.training
     assert journal["steps"] == 40 and journal["checkpoint_sha256"] == checkpoint.sha256
     assert journal["losses"][-1][0] == 40 and not (tmp_path / "out.parts").exists()
 
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(model, checkpoint, calibration, 
     stop()
     assert any("goes on from step 4" in note for note in notes)
     assert (killed.folder / TENSORS).read_bytes() == (whole.folder / TENSORS).read_bytes()
-    losses = [read_json(made.folder / JOURNAL)["losses"] for made in (killed, whole)]
+    losses = [made.manifest.training["losses"] for made in (killed, whole)]
     assert losses[0] == losses[1]
 
 
@@ -147,7 +147,7 @@ def test_families_without_trajectories_learn_from_recorded_calls(family, tmp_pat
     checkpoint = quantize(tmp_path / "model", policy, calibration, tmp_path / "checkpoint")
     settings = dataclasses.replace(TINY, steps=20, trained="all", learning_rate=0.01)
     made = finetune(tmp_path / "model", checkpoint, tmp_path / "out", calibration=calibration, settings=settings)
-    losses = [line[1] for line in read_json(made.folder / JOURNAL)["losses"]]
+    losses = [line[1] for line in made.manifest.training["losses"]]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
     with pytest.raises(Misuse, match="class-conditional"):
         finetune(tmp_path / "model", checkpoint, tmp_path / "b", calibration=calibration, data=tmp_path / "x")
@@ -156,7 +156,7 @@ def test_families_without_trajectories_learn_from_recorded_calls(family, tmp_pat
 def test_minutes_end_it_early_and_decayed(model, checkpoint, calibration, tmp_path):
     settings = dataclasses.replace(TINY, steps=100_000)
     made = finetune(model, checkpoint, tmp_path / "out", calibration=calibration, settings=settings, minutes=0.02)
-    assert 1 <= read_json(made.folder / JOURNAL)["steps"] < 1000
+    assert 1 <= made.manifest.training["steps"] < 1000
 
 
 def test_a_loss_that_is_not_finite_is_told(model, checkpoint, calibration, tmp_path):
@@ -235,5 +235,5 @@ def test_the_command_trains(model, checkpoint, calibration, images, tmp_path, ca
     ]
     main(["finetune", str(model), str(checkpoint.folder), "--calibration", str(calibration.folder), *arguments])
     assert "2 steps" in capsys.readouterr().out
-    assert read_json(tmp_path / "out" / JOURNAL)["settings"]["schedule"] == [8, 4]
+    assert Checkpoint.load(tmp_path / "out").manifest.training["settings"]["schedule"] == [8, 4]
     assert Checkpoint.load(tmp_path / "out").policy == checkpoint.policy
