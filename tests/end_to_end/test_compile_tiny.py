@@ -110,3 +110,12 @@ def test_a_bundle_for_another_machine_is_built_without_measurements(made, tmp_pa
     assert "<html" in (out / REPORT).read_text()
     values, _ = summary(out)
     assert values["speed"] is None and values["targets"]["tensorrt-rtx"]
+
+
+def test_a_mixed_precision_recipe_measures_on_the_calibration_set(made, tmp_path):
+    model, _ = made
+    settings = {"samples": 4, "steps": 4, "runs": 3, "recipe": "robuq-ampn"}
+    bundle = compile(model, tmp_path / "bundle", **settings)
+    assert bundle.policy.method == "robuq-ampn"
+    assert len({layer.activation_bits for layer in bundle.policy.layers.values()}) > 2
+    assert (tmp_path / "bundle.work" / "policy.front.json").exists()

@@ -56,8 +56,7 @@ def search(
         if calibration is None:
             raise Misuse(
                 f"recipe {recipe}: measures on calibration data, and no set is given.",
-                f"Make one with `dit2deploy calibrate {model} -o calibration/` and search with --calibration; "
-                "`dit2deploy compile` then takes the policy by --policy.",
+                f"Make one with `dit2deploy calibrate {model} -o calibration/` and search with --calibration.",
             )
         held = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(Path(calibration))
         policy = chosen.search(problem, source, held, out, **overrides)
