@@ -46,7 +46,8 @@ class SimulatedLinear(torch.nn.Module):
     """x float32 [.., K] -> y float32 [.., N] as QuantLinear computes it, for any LayerPolicy; at first unquantized.
 
     A weight format is made when it is first asked for and kept as float32 [N, K]: four bytes a weight and format.
-    Weights round to nearest, also where the policy says GPTQ: a search tries formats more often than it can solve.
+    Weights round to nearest and branches know nothing of the inputs, also where the policy says GPTQ or "weighted": a
+    search tries formats more often than it can solve. Smoothing is left out: it changes no full-precision function.
     """
 
     def __init__(self, source: torch.nn.Linear, *, groups: TimestepGroups, codes: _Codes, seed: int) -> None:
@@ -67,11 +68,12 @@ class SimulatedLinear(torch.nn.Module):
         self._qmax = 2.0 ** (torch.tensor(policy.activation_bits) - 1) - 1
 
     def _made(self, policy: LayerPolicy) -> _Form:
-        key = policy.weight, policy.group_size, policy.hadamard, policy.low_rank
+        init = "alternating" if policy.branch_init == "weighted" else policy.branch_init
+        key = policy.weight, policy.group_size, policy.hadamard, policy.low_rank, init
         if key not in self._forms:
             with torch.inference_mode(False):
                 bias = None if self.bias is None else self.bias.detach().numpy()
-                nearest = policy.model_copy(update={"rounding": "nearest"})
+                nearest = policy.model_copy(update={"rounding": "nearest", "branch_init": init})
                 tensors = quantize_linear(self.weight.detach().numpy(), bias, nearest, seed=self._seed)
                 codes = torch.from_numpy(unpack(tensors["weight"], by_name(policy.weight), self.in_features)).float()
                 scales = torch.from_numpy(tensors["weight_scale"])

@@ -46,6 +46,22 @@ def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, tmp_path, mo
     torch.testing.assert_close(network.call(inputs), exact)
 
 
+def test_branches_of_other_starts_are_other_forms():
+    """ "weighted" needs moments that a search does not have: there it is tried as "alternating"."""
+    torch.manual_seed(0)
+    source = torch.nn.Sequential(torch.nn.Linear(32, 24))
+    x = torch.randn(5, 32)
+    network = Simulation(source, bounds=(1000,), timestep_scale=1.0)
+    given = {}
+    for init in ("alternating", "residual", "weight", "weighted"):
+        policy = LayerPolicy(weight="ternary", activation_bits=(8,), low_rank=4, branch_init=init)
+        network.choose({"0": policy})
+        given[init] = source(x)
+    assert torch.equal(given["weighted"], given["alternating"])
+    assert not torch.equal(given["residual"], given["alternating"])
+    assert not torch.equal(given["residual"], given["weight"])
+
+
 def test_strength_moves_a_layer_part_of_the_way():
     torch.manual_seed(0)
     source = torch.nn.Sequential(torch.nn.Linear(32, 8))
