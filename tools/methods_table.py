@@ -138,15 +138,15 @@ def grouped(case: Case) -> Policy:
 
 def branch(case: Case, **changes: Any) -> Policy:
     """Hadamard, gaussian clip and a low-rank branch: RobuQ's layer."""
-    rounding = changes.pop("rounding", "gptq")
-    policy = case.uniform(hadamard=None, clip=None, rounding=rounding, low_rank=case.rank)
-    return with_blocks(case, policy, **changes)
+    chosen = {"clip": "gaussian", "rounding": "gptq", **changes}
+    policy = case.uniform(hadamard=None, clip=chosen["clip"], rounding=chosen["rounding"], low_rank=case.rank)
+    return with_blocks(case, policy, **chosen)
 
 
 ROWS = (
     Row("RTN", "round to nearest, absmax tokens", uniform),
     Row("RTN + Hadamard", "the same in rotated space", partial(uniform, hadamard=None)),
-    Row("RTN + Hadamard + clip", "and RobuQ's gaussian clip up to 5 bits", partial(uniform, hadamard=None, clip=None)),
+    Row("RTN + Hadamard + clip", "and RobuQ's gaussian clip", partial(uniform, hadamard=None, clip="gaussian")),
     Row("GPTQ", "GPTQ, absmax tokens", partial(uniform, rounding="gptq")),
     Row("Q-DiT-like", "GPTQ, group sizes searched (0.25 bits of scales a weight), symmetric", grouped),
     Row("SmoothQuant", "alpha 0.5 where it folds, round to nearest", partial(smooth, alpha=0.5)),
@@ -156,8 +156,8 @@ ROWS = (
     Row("RobuQ PTQ", "Hadamard, clip, V2 branch, nearest", partial(branch, rounding="nearest", branch_init="weight")),
     Row("branch V1", "Hadamard, clip, GPTQ, branch of the residual", partial(branch, branch_init="residual")),
     Row("branch V2", "Hadamard, clip, GPTQ, branch of the weight", partial(branch, branch_init="weight")),
-    Row("branch V3", "the recipes' own: branch alternating", branch),
-    Row("branch V3, no clip", "V3 with absmax tokens", partial(branch, clip="absmax")),
+    Row("branch V3", "Hadamard, clip, GPTQ, branch alternating", branch),
+    Row("branch V3, no clip", "the recipes' own at 4 bits: V3 with absmax tokens", partial(branch, clip="absmax")),
     Row("branch weighted", "V3 in the norm of the inputs", partial(branch, branch_init="weighted")),
     Row(
         "branch weighted, no clip",

@@ -14,7 +14,9 @@ from dit2deploy.stages.search.problem import Problem
 Rounding = Literal["nearest", "gptq"]
 Clip = Literal["absmax", "gaussian"]
 
-GAUSSIAN_UP_TO = 5  # bits; above, the largest value of a token costs less than clipping it (methods.md 1.3)
+# bits; above, the largest value of a token costs less than clipping it. For Gaussian tokens that is so from 6 bits on
+# (methods.md 1.3); rotated tokens of the demo lose by the clip at 4 bits already (docs/methods.md).
+GAUSSIAN_UP_TO = 3
 LARGEST_HADAMARD = 512
 LARGEST_RANK = 16
 
@@ -28,7 +30,7 @@ class Options:
     group_size: int | None = None  # weights that share a scale, along K; None or 0: a whole row
     low_rank: int | None = None  # None: by `default_rank`
     rounding: Rounding | None = None  # "nearest" or "gptq", also of modulation linears below 8 bits
-    clip: Clip | None = None  # None: gaussian up to 5 bits (of the first group), absmax above
+    clip: Clip | None = None  # None: by `default_clip`
     hadamard: int | None = None  # block; None: by `default_hadamard`; 1: none
     modulation: Weight | None = None  # weight format of the modulation (adaLN) linears
 

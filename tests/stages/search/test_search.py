@@ -29,7 +29,7 @@ def test_every_recipe_covers_the_model_and_is_read_back(model, tmp_path, recipe)
     block = policy.layers[BLOCK]
     assert block.weight == {"1.58": "ternary", "3": "int3", "4": "int4", "8": "int8"}[weight]
     assert block.activation_bits == (int(bits),)
-    assert block.clip == ("gaussian" if int(bits) <= 5 else "absmax")
+    assert block.clip == ("gaussian" if int(bits) <= 3 else "absmax")
     assert block.hadamard == 16  # K = 48
     assert block.rounding == ("nearest" if weight == "8" else "gptq")
 
