@@ -9,7 +9,7 @@ import numpy as np
 
 from dit2deploy.artefacts import schema
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, whole_folder, write_tensors
+from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, whole_folder, write_tensors
 
 MANIFEST = "manifest.json"
 TENSORS = "inputs.safetensors"
@@ -42,6 +42,12 @@ class CalibrationSet:
 
     def __len__(self) -> int:
         return len(self.manifest.timesteps)
+
+    @property
+    def sha256(self) -> str:
+        """Of what the set holds: not of the command or the versions that made it."""
+        kept = self.manifest.model_dump(mode="json", exclude={"command", "versions"})
+        return sha256_of_json([kept, sha256_of_file(self.tensors.path)])
 
     def call(self, index: int) -> dict[str, np.ndarray]:
         """Keyword arguments of one call of the transformer, [B, ..] each."""

@@ -12,7 +12,7 @@ from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, write_tensors
+from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report
 from dit2deploy.models.load import ModelFolder, linears, load_transformer, open_model
@@ -46,7 +46,7 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             f"{calibration.folder}: was recorded on another model than {model}.",
             "Make it anew with `dit2deploy calibrate`.",
         )
-    calibration_sha256 = sha256_of_calibration(calibration)
+    calibration_sha256 = calibration.sha256
     folds = list(smoothed(policy, shapes))
     touched = {name: [] for name in shapes}  # what smoothing does to a layer depends on its neighbours' alpha
     for fold, alpha in folds:
@@ -117,12 +117,6 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
     )
     parts.remove()
     return made
-
-
-def sha256_of_calibration(calibration: CalibrationSet) -> str:
-    """Of what the set holds: not of the command or the versions that made it."""
-    kept = calibration.manifest.model_dump(mode="json", exclude={"command", "versions"})
-    return sha256_of_json([kept, sha256_of_file(calibration.tensors.path)])
 
 
 def _with_hessians(

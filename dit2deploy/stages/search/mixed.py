@@ -9,7 +9,6 @@ from dit2deploy.artefacts import schema
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import sha256_of_file, sha256_of_json
 from dit2deploy.stages.search import uniform
 from dit2deploy.stages.search.front import Front, FrontPoint, front_file
 from dit2deploy.stages.search.journal import Journal
@@ -50,12 +49,7 @@ class MixedRecipe:
                 f"{calibration.folder}: was recorded on another model than {source.folder}.",
                 "Make it anew with `dit2deploy calibrate`.",
             )
-        calibration_sha256 = sha256_of_json(
-            [
-                calibration.manifest.model_dump(mode="json", exclude={"command", "versions"}),
-                sha256_of_file(calibration.tensors.path),
-            ]
-        )
+        calibration_sha256 = calibration.sha256
         stamp = [ALGORITHM, source.sha256, calibration_sha256, options.base, rest, options.items, problem.seed]
         journal = Journal(out.with_suffix(".journal.jsonl"), stamp=stamp)
         found = self.find(Task(problem, source, calibration, options, rest, journal))
