@@ -9,6 +9,7 @@ from dit2deploy import __version__
 from dit2deploy.artefacts.bundle import MANIFEST as BUNDLE_MANIFEST
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, QUALITY, REPORT, Bundle
 from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.artefacts.checkpoint import Checkpoint
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
@@ -48,6 +49,7 @@ def compile(
     *,
     recipe: str = "w1.58a4",
     policy: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     targets: Sequence[str] = ("ort-cpu",),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: str | Path | None = None,
@@ -62,10 +64,11 @@ def compile(
 ) -> Bundle:
     """Takes a diffusers folder to a bundle with parity, profile and report.
 
-    `policy` (a policy.json) takes the place of the search by `recipe`; `calibration` (a calibration set) that of
-    calibrate. Intermediate artefacts lie in `work` (default: OUT.work beside the bundle) and are used again. Stopped at
-    any point, the same call goes on. Measured is the first of `targets` that runs here. Raises Misuse for bad input and
-    Failed where parity is below its thresholds; the report is written before that.
+    `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
+    search and quantize; `calibration` (a calibration set) that of calibrate. Intermediate artefacts lie in `work`
+    (default: OUT.work beside the bundle) and are used again. Stopped at any point, the same call goes on. Measured is
+    the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
+    the report is written before that.
     """
     from dit2deploy.stages.build import build
     from dit2deploy.stages.calibrate import calibrate
@@ -85,6 +88,13 @@ def compile(
         if not able.can_build:
             raise Misuse(f"{name} cannot be built here: {able.reason}", able.cure)
     source = open_model(model).sha256
+    if checkpoint is not None:
+        if policy is not None:
+            raise Misuse(
+                "both a policy and a checkpoint are given.", "A checkpoint holds its policy: leave the policy out."
+            )
+        if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source:
+            raise Misuse(f"{checkpoint}: was not made from {model}.", "Give the model that it was quantized from.")
     journal = _Journal(work / "stages.json")
     sampler = {"steps": steps, "guidance": guidance, "seed": seed}
 
@@ -96,24 +106,25 @@ def compile(
             {"model": source, "samples": samples, **sampler},
             lambda: calibrate(model, calibration_set, samples=samples, **sampler),
         )
-    policy_file = Path(policy) if policy else work / "policy.json"
-    if policy is None:
+    packed = Path(checkpoint) if checkpoint else work / "checkpoint"
+    if checkpoint is None:
+        policy_file = Path(policy) if policy else work / "policy.json"
+        if policy is None:
+            journal.run(
+                "search",
+                policy_file,
+                {"model": source, "recipe": recipe, "calibration": _hash(calibration_set), "seed": seed},
+                lambda: search(model, policy_file, recipe=recipe, calibration=calibration_set, seed=seed),
+            )
+        chosen = Policy.load(policy_file)
         journal.run(
-            "search",
-            policy_file,
-            {"model": source, "recipe": recipe, "calibration": _hash(calibration_set), "seed": seed},
-            lambda: search(model, policy_file, recipe=recipe, calibration=calibration_set, seed=seed),
+            "quantize",
+            packed,
+            {"model": source, "policy": chosen.sha256, "calibration": _hash(calibration_set), "seed": seed},
+            lambda: quantize(model, chosen, CalibrationSet.load(calibration_set), packed, seed=seed),
         )
-    checkpoint = work / "checkpoint"
-    chosen = Policy.load(policy_file)
-    journal.run(
-        "quantize",
-        checkpoint,
-        {"model": source, "policy": chosen.sha256, "calibration": _hash(calibration_set), "seed": seed},
-        lambda: quantize(model, chosen, CalibrationSet.load(calibration_set), checkpoint, seed=seed),
-    )
     fused = work / "onnx"
-    journal.run("export", fused, {"checkpoint": _hash(checkpoint)}, lambda: export(checkpoint, fused, form="fused"))
+    journal.run("export", fused, {"checkpoint": _hash(packed)}, lambda: export(packed, fused, form="fused"))
     baseline = work / "onnx-float"
     journal.run("export float", baseline, {"model": source}, lambda: export_float(model, baseline))
 
@@ -149,7 +160,7 @@ def compile(
             "parity",
             out / PARITY,
             {**bundle_hash, "target": target, "steps": steps, "seed": seed},
-            lambda: parity(out, target=target, model=model, checkpoint=checkpoint, steps=steps, seed=seed),
+            lambda: parity(out, target=target, model=model, checkpoint=packed, steps=steps, seed=seed),
         )
     except Failed as error:
         failure = error

@@ -1,33 +1,28 @@
-"""Trains the small digit reader that judges the demo model, and stores what it makes of real digits beside it."""
+"""Trains the small network that judges a model's pictures, and stores what it makes of real ones beside it."""
 
 import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
+from pictures import HELD_OUT, PICTURES, Pictures
 from torch import nn
-from train_demo import digits, place, random_shifts
 
 from dit2deploy.base.files import write_tensors
 from dit2deploy.evaluate.quality import Classifier, moments
 
-HELD_OUT = 500
 FEATURES = 32
+BATCH = 64
+REAL = 10_000  # pictures whose moments are stored
 
 EXAMPLE = """example:
-  python tools/train_classifier.py --out dit2deploy/demo/classifier.safetensors"""
+  python tools/train_classifier.py digits --out dit2deploy/demo/classifier.safetensors
+  python tools/train_classifier.py shapes --batches 6000 --out build/shapes/classifier.safetensors"""
 
 
-def split(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the digits that are trained on, and of the 500 that are held out (stratified by class)."""
-    _, labels = digits()
-    return train_test_split(np.arange(len(labels)), test_size=HELD_OUT, random_state=seed, stratify=labels)
-
-
-def build_model() -> nn.Sequential:
+def build_model(pictures: Pictures) -> nn.Sequential:
     layers = {
-        "conv1": nn.Conv2d(1, 16, 3, padding=1),
+        "conv1": nn.Conv2d(pictures.channels, 16, 3, padding=1),
         "relu1": nn.ReLU(),
         "halve1": nn.MaxPool2d(2),
         "conv2": nn.Conv2d(16, 32, 3, padding=1),
@@ -35,9 +30,9 @@ def build_model() -> nn.Sequential:
         "halve2": nn.MaxPool2d(2),
         "flatten": nn.Flatten(),
         "drop": nn.Dropout(0.3),
-        "features": nn.Linear(512, FEATURES),
+        "features": nn.Linear(32 * (pictures.size // 4) ** 2, FEATURES),
         "relu3": nn.ReLU(),
-        "logits": nn.Linear(FEATURES, 10),
+        "logits": nn.Linear(FEATURES, len(pictures.names)),
     }
     model = nn.Sequential()
     for name, layer in layers.items():
@@ -45,58 +40,53 @@ def build_model() -> nn.Sequential:
     return model
 
 
-def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, seed: int) -> None:
+def train(model: nn.Module, pictures: Pictures, batches: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches)
     model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images), generator=generator).split(64):
-            placed = place(images[batch], random_shifts(len(batch), generator))
-            # A little noise: the reader must not stumble over the last grain that a sampler leaves on the paper.
-            placed = placed + 0.1 * torch.randn(placed.shape, generator=generator)
-            value = nn.functional.cross_entropy(model(placed), labels[batch], label_smoothing=0.05)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+    for _ in range(batches):
+        images, labels = pictures.reader(BATCH, generator)
+        # A little noise: the reader must not stumble over the last grain that a sampler leaves.
+        images = images + 0.1 * torch.randn(images.shape, generator=generator)
+        value = nn.functional.cross_entropy(model(images), labels, label_smoothing=0.05)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
         schedule.step()
     model.eval()
-
-
-def every_shift(images: torch.Tensor) -> np.ndarray:
-    """The digits at all nine places, float32 [9 N, 1, 16, 16]."""
-    shifts = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2))
-    return torch.cat([place(images, shift.expand(len(images), 2)) for shift in shifts]).numpy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=60, help="passes over the digits (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of split, weights and batches (default 0)")
+    parser.add_argument("pictures", choices=sorted(PICTURES), help="what it learns to read")
+    parser.add_argument("--batches", type=int, default=1260, help=f"of {BATCH} pictures (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default 0)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("dit2deploy/demo/classifier.safetensors"))
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
 
-    images, labels = digits()
-    seen, held_out = split(options.seed)
-    model = build_model()
-    train(model, images[seen], labels[seen], options.epochs, options.seed)
+    pictures = PICTURES[options.pictures]
+    model = build_model(pictures)
+    train(model, pictures, options.batches, options.seed)
 
     tensors = {name: value.numpy() for name, value in model.state_dict().items()}
     moving = {"real.mean": np.zeros(FEATURES), "real.covariance": np.zeros((FEATURES, FEATURES))}
     reader = Classifier(tensors | moving, {})
-    mean, covariance = moments(reader.features(every_shift(images[seen])))
-    accuracy = reader.class_accuracy(every_shift(images[held_out]), np.tile(labels[held_out].numpy(), 9))
+    real, _ = pictures.reader(REAL, torch.Generator().manual_seed(options.seed + 1))
+    mean, covariance = moments(reader.features(real.numpy()))
+    images, labels = pictures.held_out(10 * HELD_OUT, options.seed)
+    accuracy = reader.class_accuracy(images.numpy(), labels.numpy())
     metadata = {
         "held_out_accuracy": f"{accuracy:.4f}",
-        "held_out": f"{HELD_OUT} digits at 9 places each",
-        "real": f"moments of the features of the other {len(seen)} digits at 9 places each",
+        "held_out": f"{10 * HELD_OUT} pictures that it was not trained on",
+        "real": f"moments of the features of {REAL} pictures that it was trained on",
         "seed": str(options.seed),
-        "epochs": str(options.epochs),
+        "batches": str(options.batches),
     }
     write_tensors(options.out, tensors | {"real.mean": mean, "real.covariance": covariance}, metadata)
     print(f"{options.out}: held-out accuracy {accuracy:.4f}, {options.out.stat().st_size} bytes")

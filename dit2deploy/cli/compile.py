@@ -12,6 +12,7 @@ from dit2deploy.cli import options
 @click.argument("model", type=options.PATH)
 @click.option("--recipe", default="w1.58a4", show_default=True, help="Of `dit2deploy search`.")
 @click.option("--policy", type=options.PATH, help="A policy.json in place of the recipe.")
+@click.option("--checkpoint", type=options.PATH, help="A checkpoint of MODEL in place of search and quantize.")
 @click.option("--calibration", type=options.PATH, help="A calibration set in place of a new one.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Calibration trajectories.")
 @click.option("--work", type=options.PATH, help="Folder of intermediate artefacts.  [default: OUT.work]")
@@ -28,6 +29,7 @@ def command(model: Path, out: Path, targets, **settings):
 
     \b
     dit2deploy compile dit-xl-2/ --recipe w1.58a4 --target ort-cpu -o bundle/
+    dit2deploy compile dit-xl-2/ --checkpoint dit-xl-2-w1.58a4-qat/ -o bundle/
     """
     from dit2deploy.pipeline import compile
 

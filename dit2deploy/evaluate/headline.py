@@ -17,6 +17,7 @@ def headline(bundle: Bundle) -> dict[str, Any]:
     return {
         "model": bundle.manifest.model,
         "recipe": bundle.policy.options.get("recipe", bundle.policy.method),
+        "training": bundle.manifest.provenance.get("training"),
         "size": {"float32": size.float32, "bytes": sum(size.parts.values()), "ratio": size.ratio, "parts": size.parts},
         "speed": _speed(profile) if profile else None,
         "parity": _parity(parity) if parity else None,
@@ -34,6 +35,8 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{size['float32'] / 1e6:.2f} MB -> {size['bytes'] / 1e6:.2f} MB ({size['ratio']:.1f}x smaller)",
         )
     ]
+    if training := found.get("training"):
+        lines.append(("training of the quantized weights", training))
     if speed := found["speed"]:
         setting = f"p50, batch {speed['batch']}, {speed['threads']} threads"
         for row in speed["latency"]:

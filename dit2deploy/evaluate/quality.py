@@ -1,4 +1,4 @@
-"""How good generated digits are: read by a small classifier, and as a Fréchet distance to real ones (numpy only)."""
+"""How good generated pictures are: read by a small classifier, and as a Fréchet distance to real ones (numpy only)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ _CHUNK = 256  # images at a time: keeps the unfolded convolution input below 20 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A convolutional network over 16 x 16 digits, and what it makes of the real ones.
+    """A convolutional network over small square pictures, and what it makes of the real ones.
 
-    3 x 3 convolution, ReLU, 2 x 2 maximum, twice; a linear layer to the features; ReLU; a linear layer to 10 logits.
+    3 x 3 convolution, ReLU, 2 x 2 maximum, twice; a linear layer to the features; ReLU; a linear layer to the logits.
     """
 
     tensors: dict[str, np.ndarray]
@@ -35,16 +35,22 @@ class Classifier:
 
     @property
     def real_moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [F] and covariance [F, F] (float64) of the features of real digits."""
+        """Mean [F] and covariance [F, F] (float64) of the features of real pictures."""
         return self.tensors["real.mean"], self.tensors["real.covariance"]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the pictures that it reads."""
+        size = 4 * round((self.tensors["features.weight"].shape[1] / len(self.tensors["conv2.bias"])) ** 0.5)
+        return self.tensors["conv1.weight"].shape[1], size, size
+
     def features(self, images: np.ndarray) -> np.ndarray:
-        """float32 [N, F], before their ReLU, of images [N, 1, 16, 16] in -1 (paper) .. 1 (ink)."""
+        """float32 [N, F], before their ReLU, of images [N, C, H, W] in -1..1."""
         images = np.asarray(images, dtype=np.float32)
-        if images.ndim != 4 or images.shape[1:] != (1, 16, 16):
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
             raise Misuse(
                 f"Classifier: images have the shape {images.shape}.",
-                "Give [N, 1, 16, 16] in -1..1.",
+                f"Give [N, {', '.join(map(str, self.image_shape))}] in -1..1.",
             )
         chunks = [self._features(images[at : at + _CHUNK]) for at in range(0, len(images), _CHUNK)]
         return np.concatenate([np.zeros((0, len(self.tensors["features.bias"])), np.float32), *chunks])
@@ -56,12 +62,12 @@ class Classifier:
         return x.reshape(len(x), -1) @ self.tensors["features.weight"].T + self.tensors["features.bias"]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """float32 [N, 10] of images [N, 1, 16, 16] in -1..1."""
+        """float32 [N, classes] of images [N, C, H, W] in -1..1."""
         active = np.maximum(self.features(images), 0)
         return active @ self.tensors["logits.weight"].T + self.tensors["logits.bias"]
 
     def class_accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Share (0..1) of images [N, 1, 16, 16] that are read as the labels [N] they were asked for."""
+        """Share (0..1) of images [N, C, H, W] that are read as the labels [N] they were asked for."""
         labels = np.asarray(labels)
         if labels.shape != (len(images),) or not len(images):
             raise Misuse(
@@ -71,7 +77,7 @@ class Classifier:
         return float(np.mean(self.logits(images).argmax(axis=1) == labels))
 
     def distance_to_real(self, images: np.ndarray) -> float:
-        """Fréchet distance (FD) of images [N, 1, 16, 16] to the real digits, in squared feature units."""
+        """Fréchet distance (FD) of images [N, C, H, W] to the real ones, in squared feature units."""
         return frechet_distance_of_moments(*moments(self.features(images)), *self.real_moments)
 
 

@@ -130,6 +130,8 @@ def _provenance(
         made["policy_sha256"] = checkpoint.manifest.policy_sha256
         made["model_path"] = checkpoint.manifest.model_path
         made["model_sha256"] = checkpoint.manifest.model_sha256
+        if training := checkpoint.manifest.training:
+            made["training"] = f"{training['steps']} steps in {training['seconds'] / 60:.0f} min"
     if model is not None:
         from dit2deploy.models.load import open_model
 

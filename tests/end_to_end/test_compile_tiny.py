@@ -9,6 +9,7 @@ from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
 from dit2deploy.cli.compile import summary
+from dit2deploy.demo import PATH
 from dit2deploy.pipeline import compile
 from dit2deploy.stages.sample import sample
 from dit2deploy.targets import by_name
@@ -88,6 +89,22 @@ def test_a_changed_bundle_is_an_error_and_not_built_upon(made):
             compile(model, out, **SETTINGS)
     finally:
         path.write_bytes(whole)
+
+
+def test_a_checkpoint_takes_the_place_of_search_and_quantize(made, tmp_path):
+    model, out = made
+    work = out.with_name(f"{out.name}.work")
+    given = {"checkpoint": work / "checkpoint", "calibration": work / "calibration"}
+    bundle = compile(model, tmp_path / "bundle", **given, **SETTINGS)
+    assert bundle.manifest.provenance["checkpoint_sha256"] == Bundle.load(out).manifest.provenance["checkpoint_sha256"]
+    assert not (tmp_path / "bundle.work" / "policy.json").exists()
+    assert json.loads((tmp_path / "bundle" / PARITY).read_text())["status"] == "passed"
+
+
+def test_a_checkpoint_of_another_model_is_told(made, tmp_path):
+    _, out = made
+    with pytest.raises(Misuse, match="was not made from"):
+        compile(PATH, tmp_path / "bundle", checkpoint=out.with_name(f"{out.name}.work") / "checkpoint")
 
 
 def test_a_target_that_cannot_be_built_is_told_before_work_starts(made, tmp_path, monkeypatch):

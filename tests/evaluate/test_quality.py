@@ -19,12 +19,12 @@ def real_digits() -> tuple[np.ndarray, np.ndarray]:
     """All 1,797 real digits in the middle of 16 x 16 pixels, as the tool draws them, and their labels."""
     for package in ("torch", "diffusers", "sklearn"):
         pytest.importorskip(package)
-    tool = Path(__file__).parents[2] / "tools" / "train_demo.py"
-    spec = importlib.util.spec_from_file_location("train_demo", tool)
-    train_demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_demo)
-    images, labels = train_demo.digits()
-    return train_demo.place(images, labels.new_zeros(len(labels), 2)).numpy(), labels.numpy()
+    tool = Path(__file__).parents[2] / "tools" / "pictures.py"
+    spec = importlib.util.spec_from_file_location("pictures", tool)
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    images, labels = pictures.digits()
+    return pictures.place(images, labels.new_zeros(len(labels), 2)).numpy(), labels.numpy()
 
 
 def test_the_network_equals_its_torch_twin():

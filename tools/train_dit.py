@@ -1,4 +1,4 @@
-"""Trains the demo DiT on scikit-learn's 8x8 handwritten digits and writes it as a diffusers pipeline folder."""
+"""Trains a small DiT on digits (the demo) or coloured shapes and writes it as a diffusers pipeline folder."""
 
 import argparse
 import copy
@@ -10,25 +10,19 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
+from pictures import PICTURES, Pictures
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 
 from dit2deploy.base.files import write_json
 from dit2deploy.base.machine import cores, cpu_model, versions
 
-CLASSES = 10
-SIZE = 16
-DRAWN = 12  # a digit is 12 x 12, so that at least one pixel of margin stays at each side
-SHIFT = 1
-BATCH = 64
-PEAK_RATE = 1e-3
 WARM_UP = 100
 LABEL_DROPOUT = 0.1
 EMA_DECAY = 0.995
@@ -36,51 +30,23 @@ SAVE_EVERY = 100
 REPORT_EVERY = 50
 
 EXAMPLE = """example:
-  nice -n 5 python tools/train_demo.py --minutes 38 --out dit2deploy/demo
+  nice -n 5 python tools/train_dit.py digits --minutes 38 --out dit2deploy/demo
+  nice -n 5 python tools/train_dit.py shapes --steps 9000 --minutes 180 --out build/shapes
 
 The cosine decay follows the larger of step fraction and time fraction, so a run that is cut by --minutes ends
 fully decayed too. Kill it at will: the same command goes on from CHECKPOINT. Remove that file to start over."""
 
 
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """The 1,797 digits as float32 [N, 1, 12, 12] in -1 (paper) .. 1 (ink), and their labels int64 [N]."""
-    data = load_digits()
-    images = torch.from_numpy(data.images.astype(np.float32))[:, None] / 16
-    images = torch.nn.functional.interpolate(images, size=(DRAWN, DRAWN), mode="bicubic")
-    # The source counts ink in blocks of 4 x 4: the gain gives strokes a core of full ink and the paper none.
-    images = ((images - 0.5) * 1.3 + 0.5).clamp(0, 1)
-    return images * 2 - 1, torch.from_numpy(data.target).long()
-
-
-def place(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Pads 12 x 12 digits to [N, 1, 16, 16]; shifts int64 [N, 2] in -1..1 move them off the centre, never round it."""
-    margin = (SIZE - DRAWN) // 2
-    padded = images.new_full((len(images), 1, SIZE, SIZE), -1.0)
-    for dy in range(-SHIFT, SHIFT + 1):
-        for dx in range(-SHIFT, SHIFT + 1):
-            rows = (shifts[:, 0] == dy) & (shifts[:, 1] == dx)
-            y, x = margin + dy, margin + dx
-            padded[rows, :, y : y + DRAWN, x : x + DRAWN] = images[rows]
-    return padded
-
-
-def random_shifts(count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(-SHIFT, SHIFT + 1, (count, 2), generator=generator)
-
-
-def build_model() -> DiTTransformer2DModel:
-    """The demo's architecture with adaLN-zero initialisation, which diffusers leaves to the trainer."""
+def build_model(pictures: Pictures) -> DiTTransformer2DModel:
+    """The architecture for these pictures with adaLN-zero initialisation, which diffusers leaves to the trainer."""
     model = DiTTransformer2DModel(
-        num_attention_heads=6,
-        attention_head_dim=32,
-        in_channels=1,
-        out_channels=1,
-        num_layers=6,
-        sample_size=SIZE,
-        patch_size=2,
+        in_channels=pictures.channels,
+        out_channels=pictures.channels,
+        sample_size=pictures.size,
         activation_fn="gelu-approximate",
-        num_embeds_ada_norm=CLASSES,
+        num_embeds_ada_norm=len(pictures.names),
         norm_type="ada_norm_zero",
+        **pictures.model,
     )
     for linear in modulation_linears(model):
         torch.nn.init.zeros_(linear.weight)
@@ -114,7 +80,7 @@ def loss(model, alphas_cumprod, images, labels, generator) -> torch.Tensor:
     bands = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     timesteps = (bands * len(alphas_cumprod)).long().clamp(max=len(alphas_cumprod) - 1)
     dropped = torch.rand(count, generator=generator) < LABEL_DROPOUT
-    labels = torch.where(dropped, CLASSES, labels)
+    labels = torch.where(dropped, model.config.num_embeds_ada_norm, labels)
     noise = torch.randn(images.shape, generator=generator)
     a = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy = a.sqrt() * images + (1 - a).sqrt() * noise
@@ -157,16 +123,16 @@ def load_checkpoint(path: Path, model, ema, optimizer, generator) -> dict:
 def train(options: argparse.Namespace) -> tuple[DiTTransformer2DModel, dict]:
     """Runs to the end of the schedule; returns the averaged model and what happened (steps, seconds, losses)."""
     torch.manual_seed(options.seed)
-    model = build_model()
+    pictures = PICTURES[options.pictures]
+    model = build_model(pictures)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=0.01)
     generator = torch.Generator().manual_seed(options.seed)
     progress = {"seed": options.seed, "step": 0, "seconds": 0.0, "losses": [], "resumed": 0}
     if options.checkpoint.exists():
         progress = load_checkpoint(options.checkpoint, model, ema, optimizer, generator)
         if progress["seed"] != options.seed:
             sys.exit(f"{options.checkpoint} is of seed {progress['seed']}; remove it or give --seed {progress['seed']}")
-    images, labels = digits()
     alphas_cumprod = build_scheduler().alphas_cumprod
 
     first, begun = progress["step"], time.monotonic() - progress["seconds"]
@@ -178,12 +144,11 @@ def train(options: argparse.Namespace) -> tuple[DiTTransformer2DModel, dict]:
             break
         if 0 < first == progress["step"]:
             progress["resumed"] += 1
-        rate = PEAK_RATE * min(1, (progress["step"] + 1) / WARM_UP) * (1 + math.cos(math.pi * fraction)) / 2
+        rate = options.rate * min(1, (progress["step"] + 1) / WARM_UP) * (1 + math.cos(math.pi * fraction)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
-        chosen = torch.randint(len(images), (BATCH,), generator=generator)
-        batch = place(images[chosen], random_shifts(BATCH, generator))
-        value = loss(model, alphas_cumprod, batch, labels[chosen], generator)
+        images, labels = pictures.train(options.batch, generator)
+        value = loss(model, alphas_cumprod, images, labels, generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -212,7 +177,7 @@ def train(options: argparse.Namespace) -> tuple[DiTTransformer2DModel, dict]:
     return ema, progress
 
 
-def write_pipeline(model: DiTTransformer2DModel, out: Path) -> None:
+def write_pipeline(model: DiTTransformer2DModel, names: Sequence[str], out: Path) -> None:
     """Writes model_index.json, transformer/ (float16) and scheduler/ as diffusers lays a DiTPipeline out."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -222,7 +187,7 @@ def write_pipeline(model: DiTTransformer2DModel, out: Path) -> None:
         index = {
             "_class_name": "DiTPipeline",
             "_diffusers_version": diffusers.__version__,
-            "id2label": {str(digit): str(digit) for digit in range(CLASSES)},
+            "id2label": {str(index): name for index, name in enumerate(names)},
             "scheduler": ["diffusers", "DDIMScheduler"],
             "transformer": ["diffusers", "DiTTransformer2DModel"],
             "vae": [None, None],
@@ -240,12 +205,12 @@ def write_record(path: Path, options: argparse.Namespace, progress: dict) -> Non
     write_json(
         path,
         {
-            "what": "training of the demo model; losses are means over the last steps, [step, loss]",
+            "what": f"training of the model of {options.pictures}; losses are means over the last steps, [step, loss]",
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": {"cpu": cpu_model(), "cores": cores(), "threads": options.threads},
             "versions": versions("torch", "diffusers", "numpy", "scikit-learn"),
             "command": shlex.join(["python", *sys.argv]),
-            "batch": BATCH,
+            "batch": options.batch,
             **progress,
         },
     )
@@ -255,27 +220,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("pictures", choices=sorted(PICTURES), help="what it learns to draw")
     parser.add_argument("--steps", type=int, default=2800, help="optimizer steps (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="wall-time budget (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="pictures a step (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and noise (default 0)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("dit2deploy/demo"), help="folder (default %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=Path("/tmp/dit2deploy_demo.safetensors"),
-        help="where the state of an unfinished run lies (default %(default)s)",
+        "--checkpoint", type=Path, help="state of an unfinished run (default: OUT.training.safetensors)"
     )
-    parser.add_argument(
-        "--record",
-        type=Path,
-        default=Path("tools/results/demo_training.json"),
-        help="file that says what the run did (default %(default)s)",
-    )
+    parser.add_argument("--record", type=Path, help="what the run did (default: tools/results/PICTURES_training.json)")
     options = parser.parse_args()
+    options.checkpoint = options.checkpoint or options.out.with_name(f"{options.out.name}.training.safetensors")
+    options.record = options.record or Path(f"tools/results/{options.pictures}_training.json")
     torch.set_num_threads(options.threads)
     model, progress = train(options)
-    write_pipeline(model, options.out)
+    write_pipeline(model, PICTURES[options.pictures].names, options.out)
     write_record(options.record, options, progress)
     print(f"{options.out}: {progress['step']} steps in {progress['seconds'] / 60:.1f} minutes")
 

@@ -1,4 +1,4 @@
-"""Samples the demo model in full precision and writes how well its digits are read and how far they are from real."""
+"""Samples a small DiT in full precision and writes how well its pictures are read and how far they are from real."""
 
 import argparse
 import datetime
@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel
+from pictures import HELD_OUT, PICTURES, Pictures
 from PIL import Image
-from train_classifier import HELD_OUT, split
-from train_demo import CLASSES, digits, place, random_shifts
 
 from dit2deploy.base.files import sha256_of_file, write_json
 from dit2deploy.base.machine import cores, cpu_model, versions
@@ -22,24 +21,27 @@ from dit2deploy.sampling import Scheduler, initial_noise, trajectory
 BATCH = 50
 
 EXAMPLE = """example:
-  python tools/measure_demo_quality.py --guidance 1.0 1.5 2.0
+  python tools/measure_quality.py digits --model dit2deploy/demo --guidance 1.0 1.5 2.0
 
 The picture shows the samples of the first guidance given."""
 
 
 def draw(model, scheduler: Scheduler, options: argparse.Namespace, guidance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 [count, 1, 16, 16] and their labels, 0..9 in turn; image i has the seed options.seed + i."""
+    """Images float32 [count, C, H, W] and their labels in turn; image i has the seed options.seed + i."""
 
     @torch.inference_mode()
     def denoise(latents, timesteps, labels):
         arguments = (torch.from_numpy(value) for value in (latents, timesteps, labels))
         return model(*arguments).sample.numpy()
 
-    labels = np.arange(options.count) % CLASSES
+    config = model.config
+    classes = config.num_embeds_ada_norm
+    shape = config.in_channels, config.sample_size, config.sample_size
+    labels = np.arange(options.count) % classes
     images = []
     for at in range(0, options.count, BATCH):
         wanted = labels[at : at + BATCH]
-        noise = initial_noise(range(options.seed + at, options.seed + at + len(wanted)), (1, 16, 16))
+        noise = initial_noise(range(options.seed + at, options.seed + at + len(wanted)), shape)
         for step in trajectory(
             denoise,
             scheduler=scheduler,
@@ -47,33 +49,32 @@ def draw(model, scheduler: Scheduler, options: argparse.Namespace, guidance: flo
             steps=options.steps,
             guidance=guidance,
             noise=noise,
-            null_label=CLASSES,
+            null_label=classes,
         ):
             last = step
         images.append(last.after)
     return np.concatenate(images), labels
 
 
-def write_grid(path: Path, images: np.ndarray) -> None:
-    """The first 100 images as dark ink on paper, ten a row, each pixel four times as large."""
-    count = len(images) // CLASSES * CLASSES
-    tiles = images[: min(count, 100), 0].reshape(-1, CLASSES, 16, 16).transpose(0, 2, 1, 3)
-    grey = np.rint((1 - np.clip(tiles, -1, 1)) * 127.5).astype(np.uint8)
-    sheet = Image.fromarray(grey.reshape(-1, CLASSES * 16))
+def write_grid(path: Path, images: np.ndarray, across: int) -> None:
+    """The first rows of `across` images, about a hundred in all, each pixel four times as large; one channel as ink."""
+    rows = min(len(images), max(100, 2 * across)) // across
+    tiles = np.clip(images[: rows * across], -1, 1)
+    tiles = -tiles.repeat(3, axis=1) if tiles.shape[1] == 1 else tiles
+    size = tiles.shape[-1]
+    tiles = tiles.reshape(rows, across, 3, size, size).transpose(0, 3, 1, 4, 2)
+    sheet = Image.fromarray(np.rint((tiles + 1) * 127.5).astype(np.uint8).reshape(rows * size, across * size, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.resize((sheet.width * 4, sheet.height * 4), Image.Resampling.NEAREST).save(path, optimize=True)
 
 
-def floor(reader: Classifier, seed: int) -> dict:
-    """The same measures of the real digits that the reader has not seen: what a perfect model would reach."""
-    images, labels = digits()
-    _, held_out = split(int(reader.metadata["seed"]))
-    shifts = random_shifts(HELD_OUT, torch.Generator().manual_seed(seed))
-    placed = place(images[held_out], shifts).numpy()
+def floor(reader: Classifier, pictures: Pictures, seed: int) -> dict:
+    """The same measures of real pictures that the reader has not seen: what a perfect model would reach."""
+    images, labels = pictures.held_out(HELD_OUT, seed)
     return {
         "count": HELD_OUT,
-        "accuracy": round(reader.class_accuracy(placed, labels[held_out].numpy()), 4),
-        "fd": round(reader.distance_to_real(placed), 4),
+        "accuracy": round(reader.class_accuracy(images.numpy(), labels.numpy()), 4),
+        "fd": round(reader.distance_to_real(images.numpy()), 4),
     }
 
 
@@ -81,16 +82,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=Path("dit2deploy/demo"), help="pipeline folder")
+    parser.add_argument("pictures", choices=sorted(PICTURES), help="what it learned to draw")
+    parser.add_argument("--model", type=Path, required=True, help="pipeline folder, with classifier.safetensors")
     parser.add_argument("--count", type=int, default=500, help="images (default %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps (default %(default)s)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5], help="one or more (default 1.5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default 0)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("tools/results"), help="folder of the two files")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tools/results"),
+        help="folder of PICTURES_quality.json and PICTURES_samples.png",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
+    pictures = PICTURES[options.pictures]
     model = DiTTransformer2DModel.from_pretrained(options.model / "transformer", torch_dtype=torch.float32).eval()
     scheduler = Scheduler.load(options.model)
     reader = Classifier.load(options.model / "classifier.safetensors")
@@ -99,7 +107,7 @@ def main() -> None:
         begun = time.monotonic()
         images, labels = draw(model, scheduler, options, guidance)
         if not runs:
-            write_grid(options.out / "demo_samples.png", images)
+            write_grid(options.out / f"{options.pictures}_samples.png", images, min(len(pictures.names), 12))
         runs.append(
             {
                 "guidance": guidance,
@@ -111,9 +119,9 @@ def main() -> None:
         print(runs[-1], flush=True)
 
     write_json(
-        options.out / "demo_quality.json",
+        options.out / f"{options.pictures}_quality.json",
         {
-            "what": "accuracy and Fréchet distance (classifier features) of the demo model in float32",
+            "what": "accuracy and Fréchet distance (classifier features) of the model in float32",
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": {"cpu": cpu_model(), "cores": cores(), "threads": options.threads},
             "versions": versions("torch", "diffusers", "numpy", "scikit-learn"),
@@ -124,7 +132,7 @@ def main() -> None:
             "steps": options.steps,
             "seed": options.seed,
             "runs": runs,
-            "real_held_out": floor(reader, options.seed),
+            "real_held_out": floor(reader, pictures, options.seed),
         },
     )
 
