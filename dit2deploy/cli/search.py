@@ -60,6 +60,7 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--groups", type=click.IntRange(1), help="adatsq: timestep groups.  [default: 5]")
 @click.option("--beam", type=click.IntRange(1), help="adatsq: paths that are kept.  [default: 32]")
 @click.option("--trajectories", type=click.IntRange(1), help="adatsq: samples that are denoised.  [default: 4]")
+@click.option("--probes", type=click.IntRange(1), help="adatsq: projections behind a Fisher score.  [default: 4]")
 @click.option("--point", type=click.IntRange(0), help="No search: take this point of the front beside --out.")
 @options.out("The policy to write, e.g. policy.json.")
 @options.common
