@@ -1,6 +1,7 @@
 """A quantized checkpoint by plain round-to-nearest, for tests of what comes after `quantize`."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,12 +99,12 @@ def pack_checkpoint(
     return Checkpoint.save(folder, manifest, tensors=tensors, policy=policy, config=config, scheduler_config=scheduler)
 
 
-def tiny_module(family: Family, *, seed: int = 0) -> torch.nn.Module:
-    """The family's tiny transformer with random weights of which no part is zero."""
+def tiny_module(family: Family, *, seed: int = 0, **changes: Any) -> torch.nn.Module:
+    """The family's tiny transformer, its config changed, with random weights of which no part is zero."""
     import diffusers
 
     torch.manual_seed(seed)
-    module = getattr(diffusers, family.class_name)(**family.tiny).eval()
+    module = getattr(diffusers, family.class_name)(**{**family.tiny, **changes}).eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         if parameter.abs().max() == 0:

@@ -34,7 +34,7 @@ class LayerPolicy(schema.Record):
     branch_init: Literal["residual", "weight", "alternating", "weighted"] = "alternating"
     # How the calibration's steps count in the second moments of the inputs; "fisher": AdaTSQ, quantizers/temporal.py.
     hessian: Literal["uniform", "fisher"] = "uniform"
-    # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: stages/quantize/smoothing.py.
+    # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: quantizers/smoothing.py.
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property

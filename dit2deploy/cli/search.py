@@ -28,6 +28,17 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
 @click.option("--rounding", type=click.Choice(("nearest", "gptq")), help="[default: the recipe's]")
 @click.option("--clip", type=click.Choice(("absmax", "gaussian")), help="Of activations.  [default: the recipe's]")
+@click.option(
+    "--branch-init",
+    type=click.Choice(("residual", "weight", "alternating", "weighted")),
+    help="Where the side branch comes from (RobuQ's V1, V2, V3; V3 in the norm of the inputs).  [default: alternating]",
+)
+@click.option(
+    "--hessian",
+    type=click.Choice(("uniform", "fisher")),
+    help="How the calibration's steps count in GPTQ; fisher: AdaTSQ's weights.  [default: uniform]",
+)
+@click.option("--smoothing", type=click.FloatRange(0, 1), help="SmoothQuant's alpha, where layers have a place for it.")
 @click.option("--calibration", type=options.PATH, help="Mixed: what is measured on, from `dit2deploy calibrate`.")
 @click.option("--budget", type=float, help="Mixed: average bits of the block linears.  [default: 3]")
 @click.option(
@@ -49,6 +60,7 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--groups", type=click.IntRange(1), help="adatsq: timestep groups.  [default: 5]")
 @click.option("--beam", type=click.IntRange(1), help="adatsq: paths that are kept.  [default: 32]")
 @click.option("--trajectories", type=click.IntRange(1), help="adatsq: samples that are denoised.  [default: 4]")
+@click.option("--probes", type=click.IntRange(1), help="adatsq: projections behind a Fisher score.  [default: 4]")
 @click.option("--point", type=click.IntRange(0), help="No search: take this point of the front beside --out.")
 @options.out("The policy to write, e.g. policy.json.")
 @options.common
@@ -61,6 +73,7 @@ def command(model: Path, recipe: str, out: Path, seed: int, point: int | None, *
     \b
     dit2deploy search dit-xl-2/ --recipe w1.58a4 -o policy.json
     dit2deploy search dit-xl-2/ --recipe w4a4 --group-size 64 --low-rank 32 -o policy.json
+    dit2deploy search dit-xl-2/ --recipe w4a4 --branch-init weighted --hessian fisher --smoothing 0.5 -o policy.json
     dit2deploy search dit-xl-2/ --recipe robuq-ampn --budget 3 --calibration calibration/ -o policy.json
     dit2deploy search dit-xl-2/ --recipe treeq-tss --base w4a4 --allocate weights --calibration calibration/ -o p.json
     dit2deploy search dit-xl-2/ --recipe adatsq --groups 5 --beam 32 --calibration calibration/ -o policy.json

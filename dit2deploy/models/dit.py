@@ -3,6 +3,7 @@
 import torch
 
 from dit2deploy.models.family import BATCH, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.folds import Fold, Linears, blocks, by_modulation, by_values
 
 
 def _shape(config: Config) -> tuple[int, ...]:
@@ -17,6 +18,17 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
         "timestep": spread(batch, seed).long(),
         "class_labels": torch.randint(config["num_embeds_ada_norm"], (batch,), generator=generator),
     }
+
+
+def _folds(linears: Linears) -> list[Fold]:
+    found = []
+    for block in blocks(linears, "transformer_blocks"):
+        norm, attention = f"{block}.norm1.linear", [f"{block}.attn1.to_{letter}" for letter in "qkv"]
+        # norm1.linear gives shift, scale and gate of attention, then those of the MLP
+        found += by_modulation(linears, norm, attention, parts=6, shift=0, scale=1)
+        found += by_modulation(linears, norm, [f"{block}.ff.net.0.proj"], parts=6, shift=3, scale=4)
+        found += by_values(linears, [attention[2]], [f"{block}.attn1.to_out.0"])
+    return found
 
 
 DIT = Family(
@@ -43,4 +55,5 @@ DIT = Family(
     conditioning="class",
     null_label=lambda config: config["num_embeds_ada_norm"],
     latent_shape=_shape,
+    folds=_folds,
 )

@@ -1,13 +1,14 @@
 """What is special about one family of transformers, as one value: roles of layers, inputs, dynamic axes, swaps."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from dit2deploy.base.errors import Misuse
+from dit2deploy.models.folds import Fold, Linears
 
 Role = Literal["block", "modulation", "embedding", "final", "other"]
 Config = Mapping[str, Any]  # of the module (`module.config`): defaults filled in
@@ -30,6 +31,11 @@ def no_swaps(module: torch.nn.Module) -> None:
     """Most families export as they are."""
 
 
+def no_folds(linears: Linears) -> list[Fold]:
+    """Nothing is known to be foldable."""
+    return []
+
+
 @dataclass(frozen=True)
 class Family:
     """One family.
@@ -38,6 +44,7 @@ class Family:
     float32 ones as the family's pipeline passes them; `second` asks for other lengths of the dynamic axes.
     `axes(config)` names the dynamic axes: input name -> dim -> Axis. All that it leaves out is fixed by the config.
     `swap(module)` replaces, in a module that is about to be exported, what an ONNX file cannot hold.
+    `folds(linears)` names the places that smoothing can use among a model's linears, see models/folds.py.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Family:
     null_label: Callable[[Config], int] | None = None  # the class of "no class", for guidance
     latent_shape: Callable[[Config], tuple[int, ...]] | None = None  # of one sample, where the config fixes it
     swap: Callable[[torch.nn.Module], None] = no_swaps
+    folds: Callable[[Linears], Sequence[Fold]] = no_folds
     assumptions: tuple[str, ...] = ()
 
     def role(self, layer: str) -> Role:

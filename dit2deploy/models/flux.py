@@ -3,6 +3,7 @@
 import torch
 
 from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.folds import Fold, Linears, blocks, by_modulation, joint_block
 
 IMAGE_TOKENS = Axis("image_tokens")
 TEXT_TOKENS = Axis("text_tokens")
@@ -71,6 +72,14 @@ def _swap(module: torch.nn.Module) -> None:
     module.pos_embed = RealRotaryEmbedding(module.pos_embed.theta, tuple(module.pos_embed.axes_dim))
 
 
+def _folds(linears: Linears) -> list[Fold]:
+    found = [fold for block in blocks(linears, "transformer_blocks") for fold in joint_block(linears, block)]
+    for block in blocks(linears, "single_transformer_blocks"):
+        readers = [*(f"{block}.attn.to_{letter}" for letter in "qkv"), f"{block}.proj_mlp"]
+        found += by_modulation(linears, f"{block}.norm.linear", readers, parts=3, shift=0, scale=1)
+    return found
+
+
 FLUX = Family(
     name="flux",
     class_name="FluxTransformer2DModel",
@@ -96,4 +105,5 @@ FLUX = Family(
     },
     timestep_scale=1000.0,
     swap=_swap,
+    folds=_folds,
 )

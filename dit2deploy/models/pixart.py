@@ -2,6 +2,7 @@
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.folds import Fold, Linears, blocks, by_values
 
 
 def _shape(config: Config) -> tuple[int, ...]:
@@ -22,6 +23,12 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
         **random_inputs(seed, hidden_states=(batch, *_shape(config)), encoder_hidden_states=text),
         "timestep": spread(batch, seed).long(),
     }
+
+
+def _folds(linears: Linears) -> list[Fold]:
+    # The modulation is shared by all blocks, so it can take no block's factors.
+    attentions = [f"{block}.attn{side}" for block in blocks(linears, "transformer_blocks") for side in (1, 2)]
+    return [fold for name in attentions for fold in by_values(linears, [f"{name}.to_v"], [f"{name}.to_out.0"])]
 
 
 PIXART = Family(
@@ -54,5 +61,6 @@ PIXART = Family(
         "caption_channels": 32,
     },
     latent_shape=_shape,
+    folds=_folds,
     assumptions=("text is passed without an attention mask: give tokens without padding",),
 )

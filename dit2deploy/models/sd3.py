@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5: MM-DiT (Esser et al. 2024)."""
 
 from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.folds import Fold, Linears, blocks, joint_block
 
 
 def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> Inputs:
@@ -27,6 +28,10 @@ def _axes(config: Config) -> dict[str, dict[int, Axis]]:
     }
 
 
+def _folds(linears: Linears) -> list[Fold]:
+    return [fold for block in blocks(linears, "transformer_blocks") for fold in joint_block(linears, block)]
+
+
 SD3 = Family(
     name="sd3",
     class_name="SD3Transformer2DModel",
@@ -51,4 +56,5 @@ SD3 = Family(
         "pooled_projection_dim": 24,
         "pos_embed_max_size": 12,
     },
+    folds=_folds,
 )

@@ -33,10 +33,12 @@ class TrainLinear(torch.nn.Module):
     def __init__(
         self, weight: torch.Tensor, tensors: Mapping[str, np.ndarray], *, policy: LayerPolicy, groups: TimestepGroups
     ) -> None:
-        """`weight` float32 [N, K] at full precision; `tensors` the checkpoint's of this layer, by suffix.
+        """`weight` float32 [N, K] at full precision, smoothing folded in; `tensors` the checkpoint's of this layer, by
+        suffix.
 
-        The latent weight starts at what the branch leaves of the full-precision weight, clipped into the cell of
-        its code [our choice]: the layer starts as the checkpoint's, and weights near a border flip first.
+        The latent weight starts at what the codes were made of: what the branch leaves of the full-precision weight, or
+        all of it where the branch came after (V1). It is clipped into the cell of its code [our choice]: the layer
+        starts as the checkpoint's, and weights near a border flip first.
         """
         super().__init__()
         self.policy, self.groups, self.format = policy, groups, by_name(policy.weight)
@@ -49,7 +51,8 @@ class TrainLinear(torch.nn.Module):
         if policy.low_rank:
             self.up = torch.nn.Parameter(held["up"].float())
             self.down = torch.nn.Parameter(held["down"].float())
-            weight = weight - self.up.detach() @ self.down.detach()
+            if policy.branch_init != "residual":
+                weight = weight - self.up.detach() @ self.down.detach()
         codes = torch.from_numpy(unpack(tensors["weight"], self.format, self.in_features)).float()
         scale = self.scale.repeat_interleave(self.in_features // self.scale.shape[1], 1)
         # A scale of 0 leaves its weights at their codes.

@@ -14,15 +14,17 @@ from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
-from dit2deploy.models.load import load_transformer, open_model, put
+from dit2deploy.base.progress import note
+from dit2deploy.models.load import linears_of, load_transformer, open_model, put
 from dit2deploy.nn.convert import check_fits, empty_quantized
 from dit2deploy.nn.train_linear import make_trainable
+from dit2deploy.quantizers.smoothing import gathered_channels, smoothed
 from dit2deploy.stages.finetune.examples import Images, batches, pool_of
 from dit2deploy.stages.finetune.settings import Settings
 from dit2deploy.stages.finetune.training import Training, packed, train
 
 _FLOAT = LayerPolicy(weight="float")
-ALGORITHM = 1  # part of the state's key: raise it when the same inputs train to another result
+ALGORITHM = 2  # part of the state's key: raise it when the same inputs train to another result
 
 
 def finetune(
@@ -61,7 +63,7 @@ def finetune(
     check_fits(empty_quantized(checkpoint.config, checkpoint.policy), checkpoint)
     teacher, family = load_transformer(model)
     images = None if data is None else Images.load(Path(data), source, teacher.config)
-    student = _student(model, checkpoint)
+    student = _student(model, checkpoint, calibration)
     made_of = {
         "model_sha256": source.sha256,
         "checkpoint_sha256": checkpoint.sha256,
@@ -125,10 +127,20 @@ def _check_belongs(model_sha256: str, model: Path, checkpoint: Checkpoint, calib
         raise Misuse(f"{checkpoint.folder}: its policy quantizes no layer.", "There is nothing to train.")
 
 
-def _student(model: Path, checkpoint: Checkpoint) -> torch.nn.Module:
-    """The checkpoint's network, trainable. What is not quantized comes from the checkpoint too: quantization may have
-    folded factors into it (SmoothQuant)."""
+def _student(model: Path, checkpoint: Checkpoint, calibration: CalibrationSet) -> torch.nn.Module:
+    """The checkpoint's network, trainable, its latent weights where quantization found them: smoothing's factors, which
+    no file holds, are gathered on the calibration set as `quantize` did. What is not quantized comes from the
+    checkpoint, with its factors in it."""
     network, family = load_transformer(model)
+    wanted = list(smoothed(checkpoint.policy, family.folds(linears_of(network))))
+    if wanted and calibration.sha256 != checkpoint.manifest.calibration_sha256:
+        note("finetune: smoothing was gathered on another calibration set; latent weights start less exactly")
+    for name, channels in gathered_channels(network, wanted, calibration).items():
+        put(
+            network,
+            f"{name}.weight",
+            torch.from_numpy(channels.apply("weight", network.get_parameter(f"{name}.weight").numpy())),
+        )
     make_trainable(network, checkpoint.policy, _Layers(checkpoint), timestep_scale=family.timestep_scale)
     for name in network.state_dict():
         if not checkpoint.policy.layers.get(name.rpartition(".")[0], _FLOAT).is_quantized:

@@ -12,6 +12,7 @@ from dit2deploy.stages.parity.evidence import Evidence, Problem, Side
 from dit2deploy.stages.parity.runners import OUTPUT
 
 CHECKS = ("layers", "steps", "trajectory")
+DIVIDED = "smoothing divides their outputs by factors that full precision does not have"
 
 
 def engine_against_quantized(problem: Problem, evidence: Evidence, thresholds: Thresholds) -> dict[str, Any]:
@@ -34,13 +35,18 @@ def engine_against_quantized(problem: Problem, evidence: Evidence, thresholds: T
 
 
 def against_full_precision(problem: Problem, evidence: Evidence) -> dict[str, Any]:
-    """What did quantization cost, in PyTorch and in the engine? No thresholds: that is for people to judge."""
+    """What did quantization cost, in PyTorch and in the engine? No thresholds: that is for people to judge.
+
+    Layers whose outputs smoothing divides are left out of "layers" and named there.
+    """
     full, made = evidence.full_precision, {}
     for who, side in (("quantized", evidence.quantized), ("engine", evidence.engine)):
-        reason = full.reason or side.reason or evidence.engine.reason
+        reason = full.reason or side.reason or evidence.engine.reason or (DIVIDED if evidence.divided else "")
         made[who] = dict.fromkeys(CHECKS, not_run(reason))
         if full.layers is not None and side.layers is not None:
             made[who]["layers"] = _layers(full.layers, side.layers)
+            if evidence.divided:
+                made[who]["layers"] |= {"left_out": list(evidence.divided), "why_left_out": DIVIDED}
         if full.steps is not None and side.steps is not None:
             made[who]["steps"] = _steps(full.steps, side.steps, evidence.feeds)
         made[who]["trajectory"] = _trajectory(problem, full, side)

@@ -57,13 +57,15 @@ class Side:
 
 @dataclass
 class Evidence:
-    """`feeds`: inputs of the single steps. `followed`: PyTorch's layers, each going on from the engine's before it."""
+    """`feeds`: inputs of the single steps. `followed`: PyTorch's layers, each going on from the engine's before it.
+    `divided`: layers that full precision has no layer to compare with, as smoothing divides their outputs."""
 
     feeds: list[dict[str, np.ndarray]]
     engine: Side
     quantized: Side
     full_precision: Side
     followed: RunResults | None = None
+    divided: tuple[str, ...] = ()
 
 
 def problem_of(bundle: Bundle, references: References, *, steps: int, seed: int) -> Problem:
@@ -111,9 +113,23 @@ def gather(problem: Problem, target: Target, references: References) -> Evidence
     if module is not None:
         if not problem.trajectory_reason:
             full.latents = _walk(problem, _torch(references.full_precision, module, bundle, ())).latents
-        if evidence.engine.layers is not None:
-            full.layers = run(_torch(references.full_precision, module, bundle, layers), few)
+        evidence.divided = _divided(bundle, module)
+        same = tuple(name for name in layers if name not in evidence.divided)
+        if same and evidence.engine.layers is not None:
+            full.layers = run(_torch(references.full_precision, module, bundle, same), few)
     return evidence
+
+
+def _divided(bundle: Bundle, module: Any) -> tuple[str, ...]:
+    """Layers of the bundle that take the factors of others: the linears before what the policy smooths."""
+    from dit2deploy.models import family_of
+    from dit2deploy.models.load import linears_of
+    from dit2deploy.quantizers.smoothing import smoothed
+
+    family = family_of(bundle.manifest.model)
+    wanted = smoothed(bundle.policy, family.folds(linears_of(module))) if family else ()
+    producers = {producer.layer for fold, _ in wanted for producer in fold.producers}
+    return tuple(name for name in bundle.manifest.layers if name in producers)
 
 
 def _run_engine(problem: Problem, target: Target, evidence: Evidence) -> None:

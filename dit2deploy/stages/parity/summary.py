@@ -27,6 +27,8 @@ def _line(check: Mapping[str, Any]) -> str:
     if "final" in check:
         worst, where = check["final"], "at the end"
     text = f"SQNR {worst['sqnr_db']:.1f} dB {'at worst, ' if where != 'at the end' else ''}{where}"
+    if "left_out" in check:
+        text += f"; {len(check['left_out'])} layers left out: {check['why_left_out']}"
     if "threshold_db" not in check:
         return text
     return f"{check['status']}: {text} (at least {check['threshold_db']:g} dB)"

@@ -1,13 +1,13 @@
-"""What is gathered of the layers' inputs over the calls of a calibration set: second moments, maxima, samples."""
+"""What is gathered of the layers' inputs over the calls of a calibration set: second moments and samples."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.progress import track
+from dit2deploy.quantizers.inputs import watch
 
 BUDGET = 2 << 30  # bytes of Hessians in memory at once; more layers than fit are served by further passes
 
@@ -65,20 +65,6 @@ def gather(
     return sums
 
 
-def channel_maxima(
-    network: torch.nn.Module, names: Sequence[str], calibration: CalibrationSet
-) -> dict[str, torch.Tensor]:
-    """max |x_j| over all tokens of each layer's input, float32 [K], by layer name; raises as `gather` does."""
-    maxima: dict[str, torch.Tensor] = {}
-
-    def see(name: str, x: torch.Tensor, index: int) -> None:
-        largest = x.reshape(-1, x.shape[-1]).float().abs().amax(0)
-        maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
-
-    watch(network, names, calibration, see)
-    return maxima
-
-
 def sample_inputs(
     network: torch.nn.Module, names: Sequence[str], calibration: CalibrationSet, *, tokens: int, seed: int
 ) -> dict[str, torch.Tensor]:
@@ -93,40 +79,3 @@ def sample_inputs(
 
     watch(network, names, calibration, see)
     return {name: torch.cat(parts) for name, parts in kept.items()}
-
-
-def watch(
-    network: torch.nn.Module,
-    names: Sequence[str],
-    calibration: CalibrationSet,
-    see: Callable[[str, torch.Tensor, int], None],
-) -> None:
-    """Runs the network over the calibration set; `see(name, x, call)` is given each input [.., K] of these layers.
-
-    Raises Misuse for a layer that no call reaches.
-    """
-    seen: set[str] = set()
-    current = 0
-
-    def hook(name: str):
-        def take(module: torch.nn.Module, arguments: tuple, keywords: Mapping[str, torch.Tensor]) -> None:
-            seen.add(name)
-            see(name, arguments[0] if arguments else keywords["input"], current)
-
-        return take
-
-    hooks = [network.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
-    try:
-        for current in track(range(len(calibration)), "gather inputs"):
-            call = {name: torch.from_numpy(value) for name, value in calibration.call(current).items()}
-            with torch.no_grad():
-                network(**call, return_dict=False)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    for name in names:
-        if name not in seen:
-            raise Misuse(
-                f"layer {name}: no call of the calibration set reaches it.",
-                "Give it the rounding `nearest` and no smoothing in the policy.",
-            )

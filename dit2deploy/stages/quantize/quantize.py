@@ -14,13 +14,13 @@ from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
-from dit2deploy.base.progress import note, report
+from dit2deploy.base.progress import note, report, track
 from dit2deploy.models.load import ModelFolder, linears, load_transformer, open_model
+from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
+from dit2deploy.quantizers.smoothing import Channels, gathered_channels, smoothed
 from dit2deploy.quantizers.temporal import effective_size, step_weights
-from dit2deploy.stages.quantize.fisher import fisher_scores
-from dit2deploy.stages.quantize.hessians import channel_maxima, gather, passes
-from dit2deploy.stages.quantize.smoothing import Channels, channels_of, smoothed
+from dit2deploy.stages.quantize.hessians import gather, passes
 
 ALGORITHM = 1  # part of each part's key: raise it when the same inputs give other codes
 
@@ -47,11 +47,12 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             "Make it anew with `dit2deploy calibrate`.",
         )
     calibration_sha256 = calibration.sha256
-    folds = list(smoothed(policy, shapes))
+    folds = list(smoothed(policy, source.family.folds(shapes)))
     touched = {name: [] for name in shapes}  # what smoothing does to a layer depends on its neighbours' alpha
     for fold, alpha in folds:
-        for name in (*fold.readers, fold.producer):
-            touched[name].append([fold.producer, *fold.readers, alpha])
+        producers = [producer.layer for producer in fold.producers]
+        for name in (*fold.readers, *producers):
+            touched[name].append([*producers, *fold.readers, alpha])
     parts = Parts(
         out.with_name(f"{out.name}.parts"),
         {
@@ -70,10 +71,7 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
     report("quantize", done, len(names))
     folded = {}
     if folds:
-        network, _ = load_transformer(model)
-        weights = {name: source.tensors.read(f"{name}.weight") for fold, _ in folds for name in fold.readers}
-        maxima = channel_maxima(network, [fold.readers[0] for fold, _ in folds], calibration)
-        folded = channels_of(folds, shapes, weights, maxima)
+        folded = gathered_channels(load_transformer(model)[0], folds, calibration)
     for name, hessian in _with_hessians(missing, model, policy, shapes, calibration, seed=seed):
         begun = time.perf_counter()
         channels = folded.get(name, Channels())
@@ -137,10 +135,8 @@ def _with_hessians(
         network, _ = load_transformer(model)
         for run in passes(needy):
             timed = [name for name in run if policy.layers[name].hessian == "fisher"]
-            weights = {
-                name: step_weights(scores)
-                for name, scores in (fisher_scores(network, timed, calibration, seed=seed) if timed else {}).items()
-            }
+            scores = _scores_by_step(network, timed, calibration, seed=seed) if timed else {}
+            weights = {name: step_weights(values) for name, values in scores.items()}
             if weights:
                 sizes = [effective_size(value) for value in weights.values()]
                 note(
@@ -150,6 +146,18 @@ def _with_hessians(
             hessians = gather(network, run, calibration, weights=weights)
             for name in run:
                 yield name, hessians.pop(name)
+
+
+def _scores_by_step(
+    network: torch.nn.Module, names: list[str], calibration: CalibrationSet, *, seed: int
+) -> dict[str, list[float]]:
+    """Fisher scores of layers, one for each call of the set."""
+    weights = [network.get_parameter(f"{name}.weight") for name in names]
+    by_call = []
+    for index in track(range(len(calibration)), "Fisher scores"):
+        call = {name: torch.from_numpy(value) for name, value in calibration.call(index).items()}
+        by_call.append(fisher_scores(network, weights, call, seed=seed + index))
+    return {name: list(scores) for name, scores in zip(names, zip(*by_call, strict=True), strict=True)}
 
 
 class Parts:

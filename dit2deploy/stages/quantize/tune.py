@@ -10,11 +10,13 @@ from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import track
+from dit2deploy.models.folds import Fold
 from dit2deploy.models.load import linears_of, load_transformer
+from dit2deploy.quantizers.inputs import channel_maxima
 from dit2deploy.quantizers.linear import quantize_linear, threads_for
 from dit2deploy.quantizers.output_error import output_error
-from dit2deploy.stages.quantize.hessians import channel_maxima, sample_inputs
-from dit2deploy.stages.quantize.smoothing import Fold, factors, folds
+from dit2deploy.quantizers.smoothing import factors
+from dit2deploy.stages.quantize.hessians import sample_inputs
 
 ALPHAS = tuple(tenths / 10 for tenths in range(11))
 GROUP_SIZES = (32, 64, 96, 128, 192, 288, 384)  # those of Q-DiT, and what divides a hidden size of 192
@@ -30,22 +32,19 @@ def search_smoothing(
     Layers that share an input share alpha: the one of least sum of their noise to signal ratios. 0 is no smoothing.
     Weights round to nearest meanwhile, the branch is that of the policy (SVDQuant keeps it in the loop, 6.3).
     """
-    network, _ = load_transformer(Path(model))
-    linears = linears_of(network)
+    network, family = load_transformer(Path(model))
     places = [
         fold
-        for fold in folds(policy.model, linears)
+        for fold in family.folds(linears_of(network))
         if all(policy.layers[reader].is_quantized for reader in fold.readers)
     ]
-    firsts = [fold.readers[0] for fold in places]
-    inputs = sample_inputs(network, firsts, calibration, tokens=TOKENS, seed=seed)
-    maxima = channel_maxima(network, firsts, calibration)
+    readers = [reader for fold in places for reader in fold.readers]
+    inputs = sample_inputs(network, readers, calibration, tokens=TOKENS, seed=seed)
+    maxima = channel_maxima(network, readers, calibration)
     layers = dict(policy.layers)
     for fold in track(places, "search smoothing"):
-        first = fold.readers[0]
-        errors = [
-            _smoothed_error(network, policy, fold, inputs[first], maxima[first], alpha, seed=seed) for alpha in alphas
-        ]
+        largest = torch.stack([maxima[reader] for reader in fold.readers]).amax(0)
+        errors = [_smoothed_error(network, policy, fold, inputs, largest, alpha, seed=seed) for alpha in alphas]
         best = alphas[int(np.argmin(errors))]
         layers |= {reader: layers[reader].model_copy(update={"smoothing": best}) for reader in fold.readers}
     return policy.model_copy(update={"layers": layers})
@@ -55,19 +54,19 @@ def _smoothed_error(
     network: torch.nn.Module,
     policy: Policy,
     fold: Fold,
-    x: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
     maxima: torch.Tensor,
     alpha: float,
     *,
     seed: int,
 ) -> float:
     weights = [network.get_parameter(f"{reader}.weight").detach() for reader in fold.readers]
-    c = torch.ones(x.shape[1])
+    c = torch.ones(len(maxima))
     if alpha:
         largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
         c = torch.from_numpy(factors(maxima.numpy(), largest.numpy(), alpha))
     return sum(
-        _error(x / c, weight * c, policy.layers[reader], seed=seed)
+        _error(inputs[reader] / c, weight * c, policy.layers[reader], seed=seed)
         for reader, weight in zip(fold.readers, weights, strict=True)
     )
 

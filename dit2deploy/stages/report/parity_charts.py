@@ -37,8 +37,12 @@ Checks = Sequence[tuple[str, Sequence[Mapping[str, Any]], str]]
 
 
 def _layers(checks: Checks, threshold: float | None) -> Figure:
-    names = [value["layer"] for value in checks[0][1]]
-    series = [charts.Line(label, range(len(values)), _decibels(values), colour) for label, values, colour in checks]
+    names = list(dict.fromkeys(value["layer"] for _, values, _ in checks for value in values))
+    place = {name: index for index, name in enumerate(names)}  # a check may lack some of them
+    series = [
+        charts.Line(label, [place[value["layer"]] for value in values], _decibels(values), colour)
+        for label, values, colour in checks
+    ]
     return charts.lines(
         series,
         x_label="layer (ticks: first of each block)",

@@ -48,6 +48,7 @@ def search(
         roles={name: source.family.role(name) for name in shapes},
         training_steps=(source.scheduler_config or {}).get("num_train_timesteps", 1000),
         seed=seed,
+        smoothable=frozenset(reader for fold in source.family.folds(shapes) for reader in fold.readers),
     )
     chosen = known[recipe]
     if isinstance(chosen, uniform.UniformRecipe):

@@ -145,7 +145,7 @@ RECIPES = (
     ),
     MixedRecipe(
         "adatsq",
-        (*_COMMON, "groups", "beam", "trajectories"),
+        (*_COMMON, "groups", "beam", "trajectories", "probes"),
         "activation bits by timestep group, Pareto beam (AdaTSQ)",
         _adatsq,
     ),

@@ -13,3 +13,4 @@ class Problem:
     roles: Mapping[str, str]  # name -> role, see models.family
     training_steps: int  # timesteps are 0 .. training_steps - 1
     seed: int = 0
+    smoothable: frozenset[str] = frozenset()  # layers that the family has a place for, see models/folds.py

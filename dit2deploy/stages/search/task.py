@@ -36,6 +36,7 @@ class Options:
     groups: int = 5  # AdaTSQ: timestep groups
     beam: int = 32  # AdaTSQ: paths that are kept (M)
     trajectories: int = 4  # AdaTSQ: samples that are denoised; twice as many others judge the survivors
+    probes: int = 4  # AdaTSQ: random projections of the output behind a Fisher score
 
 
 def check(options: Options) -> None:
@@ -46,7 +47,7 @@ def check(options: Options) -> None:
     bits = list(options.bits)
     if bits != sorted(set(bits)) or len(bits) < 2 or not 2 <= bits[0] <= bits[-1] <= 8:
         raise Misuse(f"bits {bits}: no rising widths of 2 .. 8.", "Give at least two, e.g. 2,3,4,6,8.")
-    for name, least in (("items", 2), ("survivors", 2), ("groups", 1), ("beam", 1), ("trajectories", 1)):
+    for name, least in (("items", 2), ("survivors", 2), ("groups", 1), ("beam", 1), ("trajectories", 1), ("probes", 1)):
         if getattr(options, name) < least:
             raise Misuse(f"{name} {getattr(options, name)} is too small.", f"Give at least {least}.")
     if not 0 <= options.lam <= 1:

@@ -13,6 +13,7 @@ from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note, track
 from dit2deploy.nn.simulate import Simulation
+from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.sampling import Scheduler
 from dit2deploy.stages.search import adatsq, uniform
 from dit2deploy.stages.search.journal import Journal
@@ -43,29 +44,13 @@ def bounds_of(calibration: CalibrationSet, runs: Sequence[Sequence[int]], traini
     return (*reversed(between), training_steps)
 
 
-def fisher_scores(
-    network: Simulation, units: Sequence[Unit], inputs: Mapping[str, torch.Tensor], *, seed: int
+def sensitivities(
+    network: Simulation, units: Sequence[Unit], inputs: Mapping[str, torch.Tensor], *, seed: int, probes: int
 ) -> list[float]:
-    """For each unit E |d(v . f(x)) / dW|^2 over the items of one call and normal v, summed over its weights.
-
-    A Fisher score with respect to the weights, as AdaTSQ has it (methods.md 5.3); the loss is [inferred]: random
-    projections of the full-precision output, the exact trace of the Gauss-Newton matrix, as the quantizers' rounding
-    has no gradient and the distance to the full-precision output has none at that output itself. One v an item, so
-    items add up without cross terms. Holds one gradient of every weight: the network must be in full precision.
-    """
+    """The Fisher score of each unit: the sum of its layers'. The network must be in full precision."""
     weights = [network.layers[name].weight for unit in units for name in unit.layers]
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            output = network.module(**inputs, return_dict=False)[0]
-            direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))
-            gradients = torch.autograd.grad((output * direction).sum(), weights)
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-    squares = iter([float(gradient.double().square().sum()) / len(output) for gradient in gradients])
-    return [sum(next(squares) for _ in unit.layers) for unit in units]
+    scores = iter(fisher_scores(network.module, weights, inputs, seed=seed, probes=probes))
+    return [sum(next(scores) for _ in unit.layers) for unit in units]
 
 
 class Trajectories:
@@ -176,7 +161,10 @@ def beam(task: Task) -> Found:
     layers = prepare(task, lambda config: calls[0], bounds)
     fisher = [
         task.journal.value(
-            ["fisher", run], lambda call=call: fisher_scores(layers.network, layers.units, call, seed=task.problem.seed)
+            ["fisher", run, options.probes],
+            lambda call=call: sensitivities(
+                layers.network, layers.units, call, seed=task.problem.seed, probes=options.probes
+            ),
         )
         for run, call in zip(runs, calls, strict=True)
     ]

@@ -13,6 +13,8 @@ from dit2deploy.stages.search.problem import Problem
 
 Rounding = Literal["nearest", "gptq"]
 Clip = Literal["absmax", "gaussian"]
+BranchInit = Literal["residual", "weight", "alternating", "weighted"]
+Hessian = Literal["uniform", "fisher"]
 
 # bits; above, the largest value of a token costs less than clipping it. For Gaussian tokens that is so from 6 bits on
 # (methods.md 1.3); rotated tokens of the demo lose by the clip at 4 bits already (docs/methods.md).
@@ -33,6 +35,9 @@ class Options:
     clip: Clip | None = None  # None: by `default_clip`
     hadamard: int | None = None  # block; None: by `default_hadamard`; 1: none
     modulation: Weight | None = None  # weight format of the modulation (adaLN) linears
+    branch_init: BranchInit | None = None  # where the branch comes from, see LayerPolicy; None: its default
+    hessian: Hessian | None = None  # how calibration steps count in GPTQ, also of modulation linears; None: uniform
+    smoothing: float | None = None  # SmoothQuant's alpha, of the block linears that have a place for it; None: 0
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,15 @@ class UniformRecipe:
                 "End with the number of training steps of the scheduler.",
             )
         bits = _bits(options.activation_bits or self.activation_bits, len(bounds))
+        if options.smoothing and not problem.smoothable:
+            raise Misuse(
+                f"smoothing {options.smoothing}: no layer of a {problem.model} is known to have a place for it.",
+                "Leave it out, or name the places in the family's `folds` (models/folds.py).",
+            )
         try:
             layers = {
-                name: self._layer(problem.roles[name], shape, bits, options) for name, shape in problem.linears.items()
+                name: self._layer(problem.roles[name], shape, bits, options, name in problem.smoothable)
+                for name, shape in problem.linears.items()
             }
             policy = Policy(
                 method="uniform",
@@ -78,7 +89,9 @@ class UniformRecipe:
         policy.check_covers(problem.model, problem.linears, where=f"recipe {self.name}")
         return policy
 
-    def _layer(self, role: str, shape: tuple[int, int], bits: tuple[int, ...], options: Options) -> LayerPolicy:
+    def _layer(
+        self, role: str, shape: tuple[int, int], bits: tuple[int, ...], options: Options, smoothable: bool
+    ) -> LayerPolicy:
         n, k = shape
         if role == "block":
             rank = default_rank(shape) if self.low_rank else 0
@@ -90,6 +103,9 @@ class UniformRecipe:
                 hadamard=default_hadamard(k) if options.hadamard is None else options.hadamard,
                 low_rank=rank if options.low_rank is None else options.low_rank,
                 rounding=options.rounding or default_rounding(self.weight),
+                branch_init=options.branch_init or "alternating",
+                hessian=options.hessian or "uniform",
+                smoothing=(options.smoothing or 0.0) if smoothable else 0.0,
             )
         if role == "final" and n < k:
             return LayerPolicy(weight="float")
@@ -97,11 +113,14 @@ class UniformRecipe:
         if weight == "float":
             return LayerPolicy(weight="float")
         rounding = default_rounding(weight)
+        if rounding != "nearest":
+            rounding = options.rounding or rounding
         return LayerPolicy(
             weight=weight,
             activation_bits=(8,) * len(bits),
             hadamard=default_hadamard(k),
-            rounding=rounding if rounding == "nearest" else options.rounding or rounding,
+            rounding=rounding,
+            hessian=(options.hessian or "uniform") if rounding == "gptq" else "uniform",
         )
 
 

@@ -17,6 +17,7 @@ from dit2deploy.models.flux import FLUX
 from dit2deploy.models.load import load_transformer, open_model
 from dit2deploy.models.sd3 import SD3
 from dit2deploy.nn.convert import load_quantized
+from dit2deploy.nn.train_linear import INSIDE, trainable_linears
 from dit2deploy.sampling import Scheduler
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.finetune import Settings, finetune
@@ -24,6 +25,7 @@ from dit2deploy.stages.finetune.examples import Images, answer, fresh
 from dit2deploy.stages.finetune.finetune import _student
 from dit2deploy.stages.finetune.training import Training, packed
 from dit2deploy.stages.quantize import quantize
+from dit2deploy.stages.search import search
 from tests import packing
 from tests.variants import with_weights
 
@@ -86,14 +88,33 @@ def test_training_lowers_the_error_on_trajectories_it_never_saw(
     assert journal["losses"][-1][0] == 40 and not (tmp_path / "out.parts").exists()
 
 
-def test_the_student_starts_as_the_checkpoint_and_its_packed_layers_run_as_it_does(model, checkpoint, held_out):
-    student = _student(model, checkpoint)
+def test_the_student_starts_as_the_checkpoint_and_its_packed_layers_run_as_it_does(
+    model, checkpoint, calibration, held_out
+):
+    student = _student(model, checkpoint, calibration)
     start = error(load_quantized(checkpoint, form="qdq"), held_out)
     assert error(student, held_out) == pytest.approx(start, rel=1e-4)
     training = Training(student, TINY, torch.Generator())
     for name, tensors in packed(training).items():
         for suffix, value in tensors.items():
             np.testing.assert_array_equal(value, checkpoint.tensors.read(f"{name}.{suffix}"))
+
+
+@pytest.mark.parametrize("branch_init", ["residual", "weight"])
+def test_a_smoothed_student_starts_at_the_weights_that_were_rounded(
+    model, calibration, held_out, tmp_path, branch_init
+):
+    """Weights were rounded to nearest: next to none starts at the border of its cell, where a wrong one is clipped to;
+    and the first loss is the checkpoint's."""
+    options = {"smoothing": 0.6, "branch_init": branch_init, "low_rank": 4, "rounding": "nearest"}
+    policy = search(model, tmp_path / "policy.json", recipe="w4a4", **options)
+    checkpoint = quantize(model, policy, calibration, tmp_path / "checkpoint")
+    student = _student(model, checkpoint, calibration)
+    for name, layer in trainable_linears(student):
+        inside = (layer.latent.detach() * layer.format.high - layer.codes()).abs() < INSIDE - 1e-4
+        assert inside.float().mean() > 0.95, name
+    start = error(load_quantized(checkpoint, form="qdq"), held_out)
+    assert error(student, held_out) == pytest.approx(start, rel=1e-4)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(model, checkpoint, calibration, images, tmp_path):

@@ -9,12 +9,17 @@ import pytest
 from polygraphy.comparator import Comparator, RunResults
 
 from dit2deploy.artefacts.bundle import MANIFEST, Bundle
+from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import TENSORS
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.stages.build import build
+from dit2deploy.stages.export import export
 from dit2deploy.stages.parity import parity, references, summary
 from dit2deploy.stages.parity.compare import CompareFidelity, Fidelity, compare, recorded
+from dit2deploy.stages.quantize import quantize
+from dit2deploy.stages.report import parity_charts
+from dit2deploy.stages.search import search
 from dit2deploy.targets import Availability, Target, by_name
 from tests.bundles import engines, move_one_weight, sources
 
@@ -50,6 +55,28 @@ def test_a_right_engine_passes_all_checks(target: str, folder):
     assert own["trajectory"]["final"]["sqnr_db"] > cost["engine"]["trajectory"]["final"]["sqnr_db"] + 6
     text = summary(result)
     assert "does the engine compute the quantized model? passed" in text and "what did quantization cost?" in text
+
+
+def test_layers_that_smoothing_divides_are_left_out_of_the_cost_by_name(tmp_path):
+    """Their outputs are those of full precision divided channel by channel: int8 weights would seem to cost a lot."""
+    made = sources()
+    options = {"recipe": "w8a8", "smoothing": 0.9}
+    policy = search(made.pipeline, tmp_path / "policy.json", **options)
+    calibration = CalibrationSet.load(made.calibration)
+    quantize(made.pipeline, policy, calibration, tmp_path / "checkpoint")
+    onnx = export(tmp_path / "checkpoint", tmp_path / "onnx").folder
+    folder = tmp_path / "bundle"
+    build(onnx, folder, targets=["reference"], calibration=made.calibration, model=made.pipeline)
+    result = parity(folder, target="reference", steps=3)
+    divided = [f"transformer_blocks.{block}.{name}" for block in (0, 1) for name in ("norm1.linear", "attn1.to_v")]
+    own = {value["layer"] for value in result["engine_against_quantized"]["layers"]["values"]}
+    for cost in result["against_full_precision"].values():
+        assert sorted(cost["layers"]["left_out"]) == sorted(divided) and own >= set(divided)
+        assert {value["layer"] for value in cost["layers"]["values"]} == own - set(divided)
+        assert min(value["sqnr_db"] for value in cost["layers"]["values"]) > 25
+    assert "4 layers left out: smoothing divides their outputs" in summary(result)
+    figures = parity_charts.figures(result)
+    assert "layers" in figures
 
 
 @pytest.mark.parametrize("target", engines())

@@ -5,8 +5,10 @@ import pytest
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.load import linears, open_model
+from dit2deploy.models.wan import WAN
 from dit2deploy.stages.search import search
 from dit2deploy.stages.search.uniform import RECIPES, default_hadamard, default_rank
+from tests import packing
 
 BLOCK = "transformer_blocks.0.ff.net.0.proj"
 MODULATION = "transformer_blocks.1.norm1.linear"
@@ -66,6 +68,24 @@ def test_overrides_reach_the_block_linears(model, tmp_path):
     assert not any(layer.rounding == "gptq" for layer in policy.layers.values())
 
 
+def test_later_options_reach_the_layers_that_they_are_for(model, tmp_path):
+    policy = search(
+        model, tmp_path / "policy.json", recipe="w3a3", branch_init="weighted", hessian="fisher", smoothing=0.4
+    )
+    block, second = policy.layers[BLOCK], policy.layers["transformer_blocks.0.ff.net.2"]
+    assert (block.branch_init, block.hessian, block.smoothing) == ("weighted", "fisher", 0.4)
+    assert (second.branch_init, second.smoothing) == ("weighted", 0)  # it reads GELU: nothing can take its factors
+    assert (policy.layers[MODULATION].hessian, policy.layers[MODULATION].smoothing) == ("fisher", 0)
+    # left out, they leave no trace in the file, so that older policies keep their hashes
+    assert "smoothing" not in search(model, tmp_path / "plain.json", recipe="w3a3").model_dump_json()
+
+
+def test_smoothing_needs_a_family_with_places(tmp_path):
+    packing.tiny_module(WAN).save_pretrained(tmp_path / "wan")
+    with pytest.raises(Misuse, match="no layer of a WanTransformer3DModel"):
+        search(tmp_path / "wan", tmp_path / "policy.json", recipe="w4a4", smoothing=0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
@@ -77,6 +97,9 @@ def test_overrides_reach_the_block_linears(model, tmp_path):
         ({"low_rank": 49}, "rank 49"),
         ({"rounding": "up"}, "rounding"),
         ({"clip": "none"}, "clip"),
+        ({"branch_init": "V1"}, "branch_init"),
+        ({"hessian": "taylor"}, "hessian"),
+        ({"smoothing": 1.5}, "smoothing"),
         ({"activation_bits": 9}, "activation_bits"),
         ({"activation_bits": (4, 4)}, "1 timestep groups"),
         ({"timestep_bounds": (500, 900)}, "not 1000"),

@@ -7,9 +7,9 @@ import torch
 from dit2deploy.artefacts.policy import LayerPolicy, Policy
 from dit2deploy.base.progress import listen
 from dit2deploy.models.load import linears, load_transformer, open_model
+from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.quantize import quantize
-from dit2deploy.stages.quantize.fisher import fisher_scores
 from dit2deploy.stages.quantize.hessians import gather
 
 NAMES = ["transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2"]
@@ -42,11 +42,22 @@ class Toy(torch.nn.Module):
 
 def test_scores_are_the_gauss_newton_trace():
     x = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
-    scores = fisher_scores(Toy(), ["linear", "unused"], Calls([{"x": x}] * 40 + [{"x": 10 * x}]), seed=0)
-    expected = 6 * np.square(x).sum(1).mean()
-    assert np.mean(scores["linear"][:40]) == pytest.approx(expected, rel=0.05)
-    assert scores["linear"][40] == pytest.approx(100 * expected, rel=0.3)
-    assert not any(scores["unused"])
+    toy, expected = Toy(), 6 * np.square(x).sum(1).mean()
+    weights = [toy.linear.weight, toy.unused.weight]
+    found, unused = fisher_scores(toy, weights, {"x": torch.from_numpy(x)}, seed=0, probes=200)
+    assert (found, unused) == (pytest.approx(expected, rel=0.05), 0)
+    louder, _ = fisher_scores(toy, weights, {"x": torch.from_numpy(10 * x)}, seed=1)
+    assert louder == pytest.approx(100 * expected, rel=0.3)
+
+
+def test_more_probes_make_a_score_less_noisy():
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    toy = Toy()
+    spread = {
+        probes: np.std([fisher_scores(toy, [toy.linear.weight], {"x": x}, seed=s, probes=probes) for s in range(60)])
+        for probes in (1, 16)
+    }
+    assert spread[16] == pytest.approx(spread[1] / 4, rel=0.35)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +67,10 @@ def calibration(tiny_dit_folder, tmp_path_factory):
 
 def test_scores_leave_the_network_as_it_was(tiny_dit_folder, calibration):
     network, _ = load_transformer(tiny_dit_folder)
-    first, again = (fisher_scores(network, NAMES, calibration, seed=3) for _ in range(2))
-    assert first == again and all(len(scores) == 5 and min(scores) > 0 for scores in first.values())
+    weights = [network.get_parameter(f"{name}.weight") for name in NAMES]
+    call = {name: torch.from_numpy(value) for name, value in calibration.call(2).items()}
+    first, again = (fisher_scores(network, weights, call, seed=3) for _ in range(2))
+    assert first == again and min(first) > 0
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 

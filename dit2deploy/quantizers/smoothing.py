@@ -1,37 +1,24 @@
 """SmoothQuant without a new op: a layer's input divided channel by channel in the layer that makes it, exactly.
 
 SmoothQuant (https://arxiv.org/abs/2211.10438; methods.md 6.2) divides input channel j of a layer by c_j and multiplies
-column j of its weight by c_j. Where the division goes, in the diffusers DiT:
-1. q, k, v and the first linear of the MLP read x = LN(h) (1 + scale) + shift, and the modulation (adaLN) linear gives
-   scale and shift. x / c has shift / c and 1 + scale' = (1 + scale) / c, so scale' = scale / c + (1 / c - 1): rows of
-   weight and bias times 1 / c, and 1 / c - 1 on the bias of scale, which takes up what is not linear (PTQ4DiT's
-   identity term, methods.md 6.7). q, k and v read the same x and share one c.
-2. The output projection of attention reads sums of rows of V over tokens: rows of to_v times 1 / c.
-3. The second linear of the MLP reads GELU: no linear lies before it, so it cannot be smoothed.
-Rows have scales of their own in every format, so that the codes of the folded layers stay what they were.
+column j of its weight by c_j. Where the division can go, the family says (models/folds.py). Rows have scales of their
+own in every format, so that the codes of the layers that take it stay what they were.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
+from dit2deploy.models.folds import Fold
+from dit2deploy.models.load import linears_of
+from dit2deploy.quantizers.inputs import channel_maxima
 
 _CURE = "Set the smoothing of these layers to 0 in the policy."
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Layers that read one input, and the linear before them: its rows that are divided, and those of scale."""
-
-    readers: tuple[str, ...]
-    producer: str
-    rows: slice
-    scale_rows: slice | None = None  # rows that give a scale s which is used as 1 + s
 
 
 @dataclass(frozen=True)
@@ -56,38 +43,21 @@ class Channels:
         return value
 
 
-def folds(model: str, linears: Mapping[str, tuple[int, int]]) -> list[Fold]:
-    """The places of the module docstring in a model of class `model`; none for a class that it does not describe."""
-    found = []
-    for name, (n, k) in linears.items():
-        match = re.fullmatch(r"(transformer_blocks\.\d+)\.norm1\.linear", name)
-        if model != "DiTTransformer2DModel" or match is None or n != 6 * k:
-            continue
-        block = match.group(1)
-        attention = tuple(f"{block}.attn1.to_{letter}" for letter in "qkv")
-        # norm1.linear gives shift, scale and gate of attention, then those of the MLP
-        found += [
-            Fold(attention, name, slice(0, 2 * k), slice(k, 2 * k)),
-            Fold((f"{block}.ff.net.0.proj",), name, slice(3 * k, 5 * k), slice(4 * k, 5 * k)),
-            Fold((f"{block}.attn1.to_out.0",), attention[2], slice(0, k)),
-        ]
-    return found
+def smoothed(policy: Policy, places: Sequence[Fold]) -> Iterator[tuple[Fold, float]]:
+    """Those of the family's `places` that the policy asks for, with their alpha.
 
-
-def smoothed(policy: Policy, linears: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Fold, float]]:
-    """The folds that the policy asks for, with their alpha.
-
-    Raises Misuse for layers that cannot be smoothed and for layers of one input that do not agree.
+    Raises Misuse for layers that cannot be smoothed and for layers of one place that do not agree.
     """
-    places = folds(policy.model, linears)
     open_to = {reader for fold in places for reader in fold.readers}
     for name, layer in policy.layers.items():
+        if layer.is_quantized and layer.smoothing and not places:
+            raise Misuse(f"{policy.model}: no places for smoothing are known in its family (layer {name}).", _CURE)
         if layer.is_quantized and layer.smoothing and name not in open_to:
             raise Misuse(f"layer {name}: no layer before it can take its smoothing factors.", _CURE)
     for fold in places:
         alphas = {policy.layers[reader].smoothing * policy.layers[reader].is_quantized for reader in fold.readers}
         if len(alphas) > 1:
-            raise Misuse(f"layers {', '.join(fold.readers)}: read one input, but differ in smoothing.", _CURE)
+            raise Misuse(f"layers {', '.join(fold.readers)}: share their factors, but differ in smoothing.", _CURE)
         if alpha := alphas.pop():
             yield fold, alpha
 
@@ -106,20 +76,37 @@ def channels_of(
     weights: Mapping[str, np.ndarray],
     maxima: Mapping[str, torch.Tensor],
 ) -> dict[str, Channels]:
-    """What becomes of each layer: from the readers' full-precision weights [N, K] and `maxima` [K] of |input| of each
-    fold's first reader."""
+    """What becomes of each layer: from the readers' full-precision weights [N, K] and `maxima` [K] of their |input|.
+
+    Readers of one place share one c, from the largest of each.
+    """
     columns: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
     shift: dict[str, np.ndarray] = {}
     for fold, alpha in wanted:
         largest = np.max([np.abs(np.asarray(weights[name], np.float32)).max(0) for name in fold.readers], axis=0)
-        c = factors(maxima[fold.readers[0]].numpy(), largest, alpha)
+        c = factors(np.max([maxima[name].numpy() for name in fold.readers], axis=0), largest, alpha)
         columns |= dict.fromkeys(fold.readers, c)
-        n = linears[fold.producer][0]
         inverse = 1 / c
-        rows.setdefault(fold.producer, np.ones(n, np.float32))[fold.rows] = np.resize(
-            inverse, fold.rows.stop - fold.rows.start
-        )
-        if fold.scale_rows is not None:
-            shift.setdefault(fold.producer, np.zeros(n, np.float32))[fold.scale_rows] = inverse - 1
+        for producer in fold.producers:
+            n, taken = linears[producer.layer][0], producer.rows
+            rows.setdefault(producer.layer, np.ones(n, np.float32))[taken] = np.resize(
+                inverse, taken.stop - taken.start
+            )
+            if producer.scale_rows is not None:
+                shift.setdefault(producer.layer, np.zeros(n, np.float32))[producer.scale_rows] = inverse - 1
     return {name: Channels(columns.get(name), rows.get(name), shift.get(name)) for name in {**columns, **rows}}
+
+
+def gathered_channels(
+    network: torch.nn.Module, wanted: Sequence[tuple[Fold, float]], calibration: CalibrationSet
+) -> dict[str, Channels]:
+    """`channels_of` the full-precision `network`, maxima taken over the calibration set; {} where nothing is wanted.
+
+    Raises Misuse for a layer that no call reaches.
+    """
+    readers = [name for fold, _ in wanted for name in fold.readers]
+    if not readers:
+        return {}
+    weights = {name: network.get_parameter(f"{name}.weight").detach().numpy() for name in readers}
+    return channels_of(wanted, linears_of(network), weights, channel_maxima(network, readers, calibration))
