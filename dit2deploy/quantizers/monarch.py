@@ -1,0 +1,94 @@
+"""TreeQ's general Monarch branch: the weight as a grid of blocks, each of low rank (https://arxiv.org/abs/2512.06353).
+
+Inputs are cut into `blocks_in` contiguous runs of p = K / blocks_in, outputs dealt out to `blocks_out` strided ones of
+s = N / blocks_out: output o is row o // blocks_out of block o % blocks_out. Block (b, a) of the branch, from input
+block a to output block b, is a product U_ba V_ba of rank `rank`. As the two block-diagonal factors of a Monarch matrix
+with its permutation between (https://arxiv.org/abs/2204.00595; [inferred] for TreeQ: methods.md 4.3, there k, l, rho):
+
+    down [blocks_in, rank * blocks_out, p]   row i * blocks_out + b of block a is V_ba[i]
+    up [blocks_out, s, blocks_in * rank]     column a * rank + i of block b is U_ba[:, i]
+
+which are rank (blocks_out K + blocks_in N) parameters of a matrix of rank up to rank * blocks_in * blocks_out. One block
+is an ordinary low-rank branch.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from dit2deploy.quantizers.low_rank import TINY
+
+
+
+class Grid(NamedTuple):
+    blocks_in: int
+    blocks_out: int
+    rank: int  # of a block
+
+    def parameters(self, n: int, k: int) -> int:
+        """Numbers that the branch of a weight [n, k] holds, and its multiply-accumulates for a token."""
+        return self.rank * (self.blocks_out * k + self.blocks_in * n)
+
+    def fault(self, n: int, k: int) -> str:
+        """Why this is no grid for a weight [n, k]; "" where it is one."""
+        if min(self) < 1:
+            return f"the Monarch grid {tuple(self)} has a number below 1"
+        if k % self.blocks_in or n % self.blocks_out:
+            return f"the Monarch grid {self.blocks_in} x {self.blocks_out} does not divide K = {k} and N = {n}"
+        if self.rank > min(k // self.blocks_in, n // self.blocks_out):
+            return f"the Monarch rank {self.rank} is above its blocks' {n // self.blocks_out} x {k // self.blocks_in}"
+        return ""
+
+
+def factors(
+    weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best Monarch branch of a weight [N, K], float64: down and up, as the head of this file lays them out.
+
+    Blocks are disjoint, so the truncated SVD of each is best in the Frobenius norm. With `root`, any L [K, K] with
+    L L^T = C, the second moments of the inputs (`low_rank.moments_root`), the error counts as |(E - M) C^1/2| with C
+    restricted to each input block: exact where blocks of inputs are uncorrelated (methods.md 4.3). As in
+    `low_rank.weighted_svd`, V is U^T E for the first left singular vectors U of E L, and no L is inverted.
+    Raises ValueError for a grid that does not fit.
+    """
+    n, k = weight.shape
+    if fault := grid.fault(n, k):
+        raise ValueError(fault)
+    a, b, rank = grid
+    blocks = weight.double().reshape(n // b, b, a, k // a).permute(1, 2, 0, 3)  # [b, a, s, p]
+    seen = blocks
+    if root is not None:
+        rows = root.double().reshape(a, k // a, -1)
+        seen = blocks @ torch.linalg.cholesky(rows @ rows.mT)  # [b, a, s, p] of [a, p, p]
+    left = _first_left(seen, rank)  # [b, a, s, rank]
+    right = left.mT @ blocks
+    size = right.norm(dim=-1).clamp_min(TINY).sqrt()  # split evenly, which keeps both in float16's range
+    up = (left * size.unsqueeze(-2)).permute(0, 2, 1, 3).reshape(b, n // b, a * rank)
+    down = (right / size.unsqueeze(-1)).permute(1, 2, 0, 3).reshape(a, rank * b, k // a)
+    return down, up
+
+
+def _first_left(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    """The first left singular vectors [.., s, rank] of matrices [.., s, p], from the smaller of both Gram matrices."""
+    s, p = matrix.shape[-2:]
+    if s <= p:
+        return torch.linalg.eigh(matrix @ matrix.mT).eigenvectors[..., -rank:].flip(-1)
+    right = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors[..., -rank:].flip(-1)
+    return torch.linalg.qr(matrix @ right).Q
+
+
+def project(
+    weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`factors` as a checkpoint holds them: down and up, float16."""
+    down, up = factors(weight, grid, root=root)
+    return down.half(), up.half()
+
+
+def dense(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The matrix [N, K] that the factors stand for, in float32 at least."""
+    dtype = torch.promote_types(down.dtype, torch.float32)
+    (a, _, p), (b, s, _) = down.shape, up.shape
+    right = down.to(dtype).reshape(a, -1, b, p)  # [a, rank, b, p]
+    left = up.to(dtype).reshape(b, s, a, -1)  # [b, s, a, rank]
+    return torch.einsum("bsai,aibp->sbap", left, right).reshape(s * b, a * p)
