@@ -18,6 +18,7 @@ import torch
 
 from dit2deploy.quantizers.low_rank import TINY
 
+SWEEPS = 3  # over the blocks of inputs
 
 
 class Grid(NamedTuple):
@@ -40,32 +41,49 @@ class Grid(NamedTuple):
         return ""
 
 
-def factors(
-    weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best Monarch branch of a weight [N, K], float64: down and up, as the head of this file lays them out.
+def factors(weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best Monarch branch M of a weight E [N, K], float64: down and up, as the head of this file lays them out.
 
     Blocks are disjoint, so the truncated SVD of each is best in the Frobenius norm. With `root`, any L [K, K] with
-    L L^T = C, the second moments of the inputs (`low_rank.moments_root`), the error counts as |(E - M) C^1/2| with C
-    restricted to each input block: exact where blocks of inputs are uncorrelated (methods.md 4.3). As in
-    `low_rank.weighted_svd`, V is U^T E for the first left singular vectors U of E L, and no L is inverted.
-    Raises ValueError for a grid that does not fit.
+    L L^T = C, the second moments of the inputs (`low_rank.moments_root`), the error counts as |(E - M) C^1/2|, which
+    methods.md 4.3 solves for inputs whose blocks are uncorrelated: the SVD of E_ba C_aa^1/2. [inferred] Where they are
+    correlated, SWEEPS of block coordinate descent follow: each block of inputs takes on what the others leave of its
+    part, which never raises the error. (What GPTQ leaves is made to cancel across inputs: projected without the sweeps,
+    it came out worse than no branch.) As in `low_rank.weighted_svd`, V is U^T E for the first left singular vectors U
+    of E L, so that no L is inverted. Raises ValueError for a grid that does not fit.
     """
     n, k = weight.shape
     if fault := grid.fault(n, k):
         raise ValueError(fault)
     a, b, rank = grid
-    blocks = weight.double().reshape(n // b, b, a, k // a).permute(1, 2, 0, 3)  # [b, a, s, p]
-    seen = blocks
-    if root is not None:
-        rows = root.double().reshape(a, k // a, -1)
-        seen = blocks @ torch.linalg.cholesky(rows @ rows.mT)  # [b, a, s, p] of [a, p, p]
-    left = _first_left(seen, rank)  # [b, a, s, rank]
-    right = left.mT @ blocks
+    p = k // a
+    blocks = weight.double().reshape(n // b, b, a, p).permute(2, 1, 0, 3)  # [a, b, s, p]
+    if root is None:
+        left, right = _fit(blocks, blocks, rank)
+    else:
+        root = root.double()
+        moments = root @ root.T
+        own = [torch.linalg.cholesky(moments[i * p : (i + 1) * p, i * p : (i + 1) * p]) for i in range(a)]
+        pairs = [_fit(blocks[i], blocks[i] @ own[i], rank) for i in range(a)]
+        rest = torch.stack([block - u @ v for block, (u, v) in zip(blocks, pairs, strict=True)])  # E - M
+        for i in [i for _ in range(SWEEPS if a > 1 else 0) for i in range(a)]:
+            inputs = slice(i * p, (i + 1) * p)
+            others = rest.index_fill(0, torch.tensor(i), 0.0).permute(1, 2, 0, 3).reshape(n, k)
+            shifted = torch.cholesky_solve((others @ moments[:, inputs]).T, own[i]).T.reshape(b, n // b, p)
+            target = blocks[i] + shifted
+            pairs[i] = _fit(target, target @ own[i], rank)
+            rest[i] = blocks[i] - pairs[i][0] @ pairs[i][1]
+        left, right = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     size = right.norm(dim=-1).clamp_min(TINY).sqrt()  # split evenly, which keeps both in float16's range
-    up = (left * size.unsqueeze(-2)).permute(0, 2, 1, 3).reshape(b, n // b, a * rank)
-    down = (right / size.unsqueeze(-1)).permute(1, 2, 0, 3).reshape(a, rank * b, k // a)
+    up = (left * size.unsqueeze(-2)).permute(1, 2, 0, 3).reshape(b, n // b, a * rank)
+    down = (right / size.unsqueeze(-1)).permute(0, 2, 1, 3).reshape(a, rank * b, p)
     return down, up
+
+
+def _fit(blocks: torch.Tensor, seen: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """U [.., s, rank] and V [.., rank, p] of each block; `seen` is the blocks in the norm that counts."""
+    left = _first_left(seen, rank)
+    return left, left.mT @ blocks
 
 
 def _first_left(matrix: torch.Tensor, rank: int) -> torch.Tensor:
