@@ -20,7 +20,7 @@ def monarch_add(y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.
     blocks = x.reshape(-1, a, p).transpose(0, 1)  # [A, M, p]
     z = (blocks @ down.mT).reshape(a, -1, q // b, b)  # [A, M, r, B]
     z = z.permute(3, 1, 0, 2).reshape(b, -1, up.shape[2])  # [B, M, A r]
-    added = (z @ up.mT).permute(1, 2, 0).reshape(y.shape[:-1] + (s * b,))
+    added = (z @ up.mT).permute(1, 2, 0).reshape((*y.shape[:-1], s * b))
     return y + added
 
 

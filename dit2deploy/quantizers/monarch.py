@@ -8,37 +8,16 @@ with its permutation between (https://arxiv.org/abs/2204.00595; [inferred] for T
     down [blocks_in, rank * blocks_out, p]   row i * blocks_out + b of block a is V_ba[i]
     up [blocks_out, s, blocks_in * rank]     column a * rank + i of block b is U_ba[:, i]
 
-which are rank (blocks_out K + blocks_in N) parameters of a matrix of rank up to rank * blocks_in * blocks_out. One block
-is an ordinary low-rank branch.
+which are rank (blocks_out K + blocks_in N) parameters of a matrix of rank up to rank * blocks_in * blocks_out. One
+block is an ordinary low-rank branch.
 """
-
-from typing import NamedTuple
 
 import torch
 
+from dit2deploy.artefacts.policy import Grid
 from dit2deploy.quantizers.low_rank import TINY
 
 SWEEPS = 3  # over the blocks of inputs
-
-
-class Grid(NamedTuple):
-    blocks_in: int
-    blocks_out: int
-    rank: int  # of a block
-
-    def parameters(self, n: int, k: int) -> int:
-        """Numbers that the branch of a weight [n, k] holds, and its multiply-accumulates for a token."""
-        return self.rank * (self.blocks_out * k + self.blocks_in * n)
-
-    def fault(self, n: int, k: int) -> str:
-        """Why this is no grid for a weight [n, k]; "" where it is one."""
-        if min(self) < 1:
-            return f"the Monarch grid {tuple(self)} has a number below 1"
-        if k % self.blocks_in or n % self.blocks_out:
-            return f"the Monarch grid {self.blocks_in} x {self.blocks_out} does not divide K = {k} and N = {n}"
-        if self.rank > min(k // self.blocks_in, n // self.blocks_out):
-            return f"the Monarch rank {self.rank} is above its blocks' {n // self.blocks_out} x {k // self.blocks_in}"
-        return ""
 
 
 def factors(weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,9 +74,7 @@ def _first_left(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     return torch.linalg.qr(matrix @ right).Q
 
 
-def project(
-    weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def project(weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """`factors` as a checkpoint holds them: down and up, float16."""
     down, up = factors(weight, grid, root=root)
     return down.half(), up.half()

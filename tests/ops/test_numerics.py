@@ -183,7 +183,7 @@ def exact_gemm(fmt: Format, case: Case, *, body: bool) -> tuple[np.ndarray, np.n
 def exact_monarch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(E, n u S) of the module's docstring, float64 [.., N], by a dense matrix built from the index convention."""
     y, x, down, up = (case.inputs[name].astype(np.float64) for name in ("y", "x", "down", "up"))
-    (a, rows, p), (b, s, inner) = down.shape, up.shape
+    (a, _, p), (b, s, inner) = down.shape, up.shape
 
     def dense(down: np.ndarray, up: np.ndarray) -> np.ndarray:
         matrix = np.zeros((s * b, a * p))
@@ -267,7 +267,12 @@ def test_one_wrong_factor_is_refused():
             wrong = case.inputs[port].copy()
             wrong.flat[:2] = wrong.flat[1::-1]
             with pytest.raises(AssertionError, match="values are off"):
-                compare(MONARCH_ADD, case, reference(MONARCH_ADD, replace(case, inputs={**case.inputs, port: wrong})), body=False)
+                compare(
+                    MONARCH_ADD,
+                    case,
+                    reference(MONARCH_ADD, replace(case, inputs={**case.inputs, port: wrong})),
+                    body=False,
+                )
 
 
 @pytest.mark.parametrize("port", (0, 1))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dit2deploy.artefacts.policy import Grid
 from dit2deploy.quantizers.low_rank import moments_root
-from dit2deploy.quantizers.monarch import Grid, dense, factors, project
+from dit2deploy.quantizers.monarch import dense, factors, project
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -99,7 +100,8 @@ def test_a_checkpoint_holds_float16_that_no_size_of_weights_overflows():
 
 
 @pytest.mark.parametrize(
-    ("grid", "message"), [((5, 1, 1), "does not divide"), ((1, 7, 1), "divide"), ((4, 4, 9), "rank 9"), ((0, 1, 1), "1")]
+    ("grid", "message"),
+    [((5, 1, 1), "does not divide"), ((1, 7, 1), "divide"), ((4, 4, 9), "rank 9"), ((0, 1, 1), "1")],
 )
 def test_a_grid_that_does_not_fit_is_refused(grid, message):
     with pytest.raises(ValueError, match=message):
