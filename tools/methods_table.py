@@ -16,7 +16,7 @@ import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import TENSORS
-from dit2deploy.artefacts.policy import Policy
+from dit2deploy.artefacts.policy import Grid, Policy
 from dit2deploy.artefacts.results import write_results
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_json, write_bytes
@@ -29,11 +29,12 @@ from dit2deploy.nn.convert import load_quantized, quantized_linears
 from dit2deploy.nn.quant_linear import QuantLinear
 from dit2deploy.ops.hadamard_quantize import SMALLEST, gaussian_step, hadamard
 from dit2deploy.ops.unpack import unpack
+from dit2deploy.quantizers.branches import add_branches
 from dit2deploy.quantizers.round_to_nearest import dequantize
 from dit2deploy.sampling import Scheduler, initial_noise, trajectory
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.quantize import quantize
-from dit2deploy.stages.quantize.tune import search_group_sizes, search_smoothing
+from dit2deploy.stages.quantize.tune import search_group_sizes, search_monarch, search_smoothing
 from dit2deploy.stages.search import search
 from dit2deploy.stages.search.uniform import default_rank
 
@@ -143,6 +144,19 @@ def branch(case: Case, **changes: Any) -> Policy:
     return with_blocks(case, policy, **chosen)
 
 
+BUDGET = 16  # parameters of the rows that compare branches, as the rank of a low-rank one (methods.md 4.3)
+
+
+def sides(case: Case, low_rank: int, grid: Grid | None) -> Policy:
+    """Hadamard, GPTQ and the recipe's clip with these branches, fitted before and after the codes are chosen."""
+    policy = case.uniform(hadamard=None, clip=None, rounding="gptq", low_rank=low_rank)
+    return with_blocks(case, policy, monarch=grid, branch_init="refit")
+
+
+def searched_sides(case: Case) -> Policy:
+    return search_monarch(case.model, sides(case, BUDGET, None), case.calibration, seed=case.seed)
+
+
 ROWS = (
     Row("RTN", "round to nearest, absmax tokens", uniform),
     Row("RTN + Hadamard", "the same in rotated space", partial(uniform, hadamard=None)),
@@ -164,6 +178,20 @@ ROWS = (
         "the same with absmax tokens",
         partial(branch, branch_init="weighted", clip="absmax"),
     ),
+    Row(
+        "branch refit", "V2, refit in the norm of the inputs to what GPTQ leaves", partial(branch, branch_init="refit")
+    ),
+    Row("low rank 16", "Hadamard, GPTQ, the recipe's clip, refit branch", partial(sides, low_rank=BUDGET, grid=None)),
+    *(
+        Row(
+            f"GMB {side} x {side}",
+            f"the same with TreeQ's branch of as many parameters, blocks of rank {BUDGET // side}",
+            partial(sides, low_rank=0, grid=Grid(side, side, BUDGET // side)),
+        )
+        for side in (2, 4, 8)
+    ),
+    Row("low rank 8 + GMB", "half of them in a 4 x 4 grid", partial(sides, low_rank=8, grid=Grid(4, 4, 2))),
+    Row("GMB searched", "the split and grid of each layer by output error", searched_sides),
     Row("AdaTSQ GPTQ", "V3, Hessian weighted by Fisher scores", partial(branch, hessian="fisher")),
 )
 
@@ -260,9 +288,7 @@ def _quick(
         codes = (rotated / step.clamp_min(SMALLEST)).round_().clamp_(-qmax, qmax)
         memory.update(x=x, how=how, value=codes.mul_(step))
     y = torch.nn.functional.linear(memory["value"], weight, layer.bias)
-    if policy.low_rank:
-        y = y + (x @ layer.down.float().T) @ layer.up.float().T
-    return y
+    return add_branches(y, x, {leaf: getattr(layer, leaf).float() for leaf in policy.branch_leaves})
 
 
 def measure(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -16,7 +16,31 @@ _CURE = "Write it anew with `dit2deploy search`."
 Weight = Literal["ternary", "int3", "int4", "int8", "float"]
 
 # Fields of a layer that came after the first policies were written, and their defaults.
-_LATER = {"branch_init": "alternating", "hessian": "uniform", "smoothing": 0.0}
+_LATER = {"branch_init": "alternating", "hessian": "uniform", "smoothing": 0.0, "monarch": None}
+# Inits that need the moments of a layer's inputs -> what stands for them where there are none.
+_OF_MOMENTS = {"weighted": "alternating", "refit": "weight"}
+
+
+class Grid(NamedTuple):
+    """A Monarch branch (TreeQ's GMB): blocks_in x blocks_out blocks of low rank, see quantizers/monarch.py."""
+
+    blocks_in: int
+    blocks_out: int
+    rank: int  # of a block
+
+    def parameters(self, n: int, k: int) -> int:
+        """Numbers that the branch of a weight [n, k] holds, and its multiply-accumulates for a token."""
+        return self.rank * (self.blocks_out * k + self.blocks_in * n)
+
+    def fault(self, n: int, k: int) -> str:
+        """Why this is no grid for a weight [n, k]; "" where it is one."""
+        if min(self) < 1:
+            return f"the Monarch grid {list(self)} has a number below 1"
+        if k % self.blocks_in or n % self.blocks_out:
+            return f"the Monarch grid {self.blocks_in} x {self.blocks_out} does not divide K = {k} and N = {n}"
+        if self.rank > min(k // self.blocks_in, n // self.blocks_out):
+            return f"the Monarch rank {self.rank} is above its blocks' {n // self.blocks_out} x {k // self.blocks_in}"
+        return ""
 
 
 class LayerPolicy(schema.Record):
@@ -29,13 +53,15 @@ class LayerPolicy(schema.Record):
     hadamard: Annotated[int, Field(ge=1)] = 1  # block of the Hadamard transform; 1: none
     low_rank: Annotated[int, Field(ge=0)] = 0  # rank of the side branch; 0: none
     rounding: Literal["nearest", "gptq"] = "nearest"
-    # Where the branch comes from, see quantizers/low_rank.py. "residual", "weight", "alternating": V1, V2 and V3 of
-    # methods.md 3.3; "weighted": V3 in the norm of the layer's inputs (4.3).
-    branch_init: Literal["residual", "weight", "alternating", "weighted"] = "alternating"
+    # Where branches come from, see quantizers/branches.py. "residual", "weight", "alternating": V1, V2 and V3 of
+    # methods.md 3.3; "weighted": V3 in the norm of the layer's inputs (4.3); "refit": V2, and once more for what the
+    # codes leave, in that norm.
+    branch_init: Literal["residual", "weight", "alternating", "weighted", "refit"] = "alternating"
     # How the calibration's steps count in the second moments of the inputs; "fisher": AdaTSQ, quantizers/temporal.py.
     hessian: Literal["uniform", "fisher"] = "uniform"
     # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: quantizers/smoothing.py.
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    monarch: Grid | None = None  # a branch beside the low-rank one, or instead of it
 
     @property
     def is_quantized(self) -> bool:
@@ -44,8 +70,20 @@ class LayerPolicy(schema.Record):
     @property
     def needs_moments(self) -> bool:
         """Whether the second moments of the layer's inputs decide about its tensors."""
-        weighted = self.low_rank > 0 and self.branch_init == "weighted"
+        weighted = bool(self.branch_leaves) and self.branch_init in _OF_MOMENTS
         return self.is_quantized and (self.rounding == "gptq" or weighted)
+
+    @property
+    def branch_leaves(self) -> tuple[str, ...]:
+        """What a checkpoint holds of the layer's branches, by the last part of the names."""
+        low_rank = ("down", "up") if self.low_rank else ()
+        return low_rank + (("monarch_down", "monarch_up") if self.monarch else ())
+
+    @property
+    def without_moments(self) -> "LayerPolicy":
+        """The nearest policy that can be tried without the moments of the layer's inputs."""
+        init = _OF_MOMENTS.get(self.branch_init, self.branch_init)
+        return self.model_copy(update={"rounding": "nearest", "branch_init": init})
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -102,6 +140,8 @@ class Policy(schema.Record):
                 raise Misuse(f"{where}: layer {name}: group size {layer.group_size} does not divide K = {k}.", _CURE)
             if layer.is_quantized and layer.low_rank > min(linears[name]):
                 raise Misuse(f"{where}: layer {name}: rank {layer.low_rank} is above its {linears[name]}.", _CURE)
+            if layer.is_quantized and layer.monarch and (fault := layer.monarch.fault(*linears[name])):
+                raise Misuse(f"{where}: layer {name}: {fault}.", _CURE)
 
     @property
     def sha256(self) -> str:

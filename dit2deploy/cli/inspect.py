@@ -18,6 +18,7 @@ def _policy(policy: Policy) -> list[tuple[str, str]]:
         f"{layer.weight} A{'/'.join(map(str, layer.activation_bits)) or '-'}"
         + (f" Hadamard {layer.hadamard}" if layer.hadamard > 1 else "")
         + (f" rank {layer.low_rank}" if layer.low_rank else "")
+        + (" Monarch " + "x".join(map(str, layer.monarch)) if layer.monarch else "")
         for layer in policy.layers.values()
     )
     return [("method", policy.method), ("timestep groups", str(len(policy.timestep_bounds)))] + [

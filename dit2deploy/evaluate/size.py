@@ -12,7 +12,7 @@ SCALE_BITS, BRANCH_BITS = 32, 16  # of float32 scales and float16 branches, see 
 
 
 def layer_bits(layer: LayerPolicy, shape: tuple[int, int], *, float_bits: float = 16.0) -> float:
-    """Bits that a checkpoint stores for a weight [N, K]: packed codes with their padding, scales and the branch.
+    """Bits that a checkpoint stores for a weight [N, K]: packed codes with their padding, scales and branches.
 
     A layer that is not quantized holds `float_bits` a weight. Biases are left out: every model has them.
     """
@@ -21,7 +21,8 @@ def layer_bits(layer: LayerPolicy, shape: tuple[int, int], *, float_bits: float 
         return float_bits * n * k
     codes = 32 * n * by_name(layer.weight).words(k)
     scales = SCALE_BITS * n * (k // (layer.group_size or k))
-    return float(codes + scales + BRANCH_BITS * layer.low_rank * (n + k))
+    branches = layer.low_rank * (n + k) + (layer.monarch.parameters(n, k) if layer.monarch else 0)
+    return float(codes + scales + BRANCH_BITS * branches)
 
 
 def effective_weight_bits(policy: Policy, linears: Mapping[str, tuple[int, int]], *, float_bits: float = 16.0) -> float:

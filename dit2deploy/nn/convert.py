@@ -32,10 +32,9 @@ def empty_quantized(config: Mapping[str, Any], policy: Policy, *, form: QuantFor
         policy.check_covers(config["_class_name"], linears_of(module))
         for layer in swap_linears(module, policy, form=form):
             with mode:
-                for leaf in ("weight", "down", "up"):
-                    if hasattr(layer, leaf):
-                        value = getattr(layer, leaf)
-                        setattr(layer, leaf, torch.empty(value.shape, dtype=value.dtype))
+                for leaf in ("weight", *layer.policy.branch_leaves):
+                    value = getattr(layer, leaf)
+                    setattr(layer, leaf, torch.empty(value.shape, dtype=value.dtype))
     return module
 
 

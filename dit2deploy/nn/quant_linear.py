@@ -13,22 +13,26 @@ from dit2deploy.ops import (
     HADAMARD,
     HADAMARD_QUANTIZE,
     LOW_RANK_GEMMS,
+    MONARCH_ADD,
     PER_TOKEN_QUANTIZE_LINEAR,
 )
+from dit2deploy.quantizers.branches import add_branches
 
 QuantForm = Literal["fused", "qdq"]
 
 
 class QuantLinear(torch.nn.Module):
-    """y = dequantized weight . quantized (rotated x) + bias (+ up . (down . x)); state_dict keys are the checkpoint's.
+    """y = dequantized weight . quantized (rotated x) + bias (+ branches of x); state_dict keys are the checkpoint's.
 
-    x float32 [.., K] -> y float32 [.., N]. Form "fused" is HadamardQuantize and a <Format>Gemm; form "qdq" is Hadamard,
-    PerTokenQuantizeLinear, <Format>DequantizeLinear around a plain MatMul. Both compute the same function, but for the
-    rounding of floats.
+    x float32 [.., K] -> y float32 [.., N]. Form "fused" is HadamardQuantize and a <Format>Gemm, and MonarchAdd for a
+    Monarch branch; form "qdq" is Hadamard, PerTokenQuantizeLinear, <Format>DequantizeLinear around plain MatMuls. Both
+    compute the same function, but for the rounding of floats.
     """
 
     down: torch.Tensor
     up: torch.Tensor
+    monarch_down: torch.Tensor
+    monarch_up: torch.Tensor
     qmax: torch.Tensor
     weight: torch.Tensor
 
@@ -56,6 +60,13 @@ class QuantLinear(torch.nn.Module):
         if policy.low_rank:
             self.register_buffer("down", torch.empty(policy.low_rank, in_features, dtype=torch.float16))
             self.register_buffer("up", torch.empty(out_features, policy.low_rank, dtype=torch.float16))
+        if policy.monarch:
+            a, b, rank = policy.monarch
+            for leaf, shape in (
+                ("monarch_down", (a, rank * b, in_features // a)),
+                ("monarch_up", (b, out_features // b, a * rank)),
+            ):
+                self.register_buffer(leaf, torch.empty(shape, dtype=torch.float16))
 
     def extra_repr(self) -> str:
         bits = "/".join(map(str, self.policy.activation_bits))
@@ -71,14 +82,16 @@ class QuantLinear(torch.nn.Module):
         bits = max(self.policy.activation_bits)
         if self.policy.low_rank:
             t = x @ self.down.float().T
-            return LOW_RANK_GEMMS[self.format.name].call(*arguments, t, self.up.float(), bits=bits)
-        return GEMMS[self.format.name].call(*arguments, bits=bits)
+            y = LOW_RANK_GEMMS[self.format.name].call(*arguments, t, self.up.float(), bits=bits)
+        else:
+            y = GEMMS[self.format.name].call(*arguments, bits=bits)
+        if self.policy.monarch:
+            y = MONARCH_ADD.call(y, x, self.monarch_down.float(), self.monarch_up.float())
+        return y
 
     def _qdq(self, x: torch.Tensor) -> torch.Tensor:
         rotated = HADAMARD.call(x, block=self.policy.hadamard) if self.policy.hadamard > 1 else x
         q, s = PER_TOKEN_QUANTIZE_LINEAR.call(rotated, self.groups.qmax(self.qmax), clip=self.policy.clip)
         weight = DEQUANTIZE_LINEARS[self.format.name].call(self.weight, self.weight_scale, k=self.in_features)
         y = (q.float() * s) @ weight.T + self.bias
-        if self.policy.low_rank:
-            y = y + (x @ self.down.float().T) @ self.up.float().T
-        return y
+        return add_branches(y, x, {leaf: getattr(self, leaf).float() for leaf in self.policy.branch_leaves})

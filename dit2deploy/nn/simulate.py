@@ -12,16 +12,17 @@ from dit2deploy.formats import by_name, unpack
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard_quantize
+from dit2deploy.quantizers.branches import add_branches
 from dit2deploy.quantizers.linear import quantize_linear
 
 
 class _Form(NamedTuple):
-    """A layer's weight in one format: y = (q . weight) * scale * s + bias, + up . (down . x)."""
+    """A layer's weight in one format: y = (q . weight) * scale * s + bias, + branches of x."""
 
     weight: torch.Tensor  # float32 [N, K] in the rotated space: the codes; dequantized where groups share scales
     scale: torch.Tensor  # float32 [N]
     bias: torch.Tensor  # float32 [N]
-    branch: tuple[torch.Tensor, torch.Tensor] | None  # down [r, K], up [N, r]
+    branches: dict[str, torch.Tensor]  # float32 factors, by suffix
 
 
 class _Codes:
@@ -46,7 +47,7 @@ class SimulatedLinear(torch.nn.Module):
     """x float32 [.., K] -> y float32 [.., N] as QuantLinear computes it, for any LayerPolicy; at first unquantized.
 
     A weight format is made when it is first asked for and kept as float32 [N, K]: four bytes a weight and format.
-    Weights round to nearest and branches know nothing of the inputs, also where the policy says GPTQ or "weighted": a
+    Weights round to nearest and branches know nothing of the inputs, whatever the policy says of GPTQ and moments: a
     search tries formats more often than it can solve. Smoothing is left out: it changes no full-precision function.
     """
 
@@ -68,13 +69,12 @@ class SimulatedLinear(torch.nn.Module):
         self._qmax = 2.0 ** (torch.tensor(policy.activation_bits) - 1) - 1
 
     def _made(self, policy: LayerPolicy) -> _Form:
-        init = "alternating" if policy.branch_init == "weighted" else policy.branch_init
-        key = policy.weight, policy.group_size, policy.hadamard, policy.low_rank, init
+        policy = policy.without_moments
+        key = policy.weight, policy.group_size, policy.hadamard, policy.low_rank, policy.branch_init, policy.monarch
         if key not in self._forms:
             with torch.inference_mode(False):
                 bias = None if self.bias is None else self.bias.detach().numpy()
-                nearest = policy.model_copy(update={"rounding": "nearest", "branch_init": init})
-                tensors = quantize_linear(self.weight.detach().numpy(), bias, nearest, seed=self._seed)
+                tensors = quantize_linear(self.weight.detach().numpy(), bias, policy, seed=self._seed)
                 codes = torch.from_numpy(unpack(tensors["weight"], by_name(policy.weight), self.in_features)).float()
                 scales = torch.from_numpy(tensors["weight_scale"])
                 if scales.shape[1] == 1:  # codes times codes are exact, hence equal to the reference to the last bit
@@ -82,10 +82,8 @@ class SimulatedLinear(torch.nn.Module):
                 else:
                     weight = (codes.reshape(*scales.shape, -1) * scales.unsqueeze(-1)).reshape(codes.shape)
                     scale = torch.ones(self.out_features)
-                branch = None
-                if policy.low_rank:
-                    branch = torch.from_numpy(tensors["down"]).float(), torch.from_numpy(tensors["up"]).float()
-                self._forms[key] = _Form(weight, scale, torch.from_numpy(tensors["bias"]), branch)
+                factors = {leaf: torch.from_numpy(tensors[leaf]).float() for leaf in policy.branch_leaves}
+                self._forms[key] = _Form(weight, scale, torch.from_numpy(tensors["bias"]), factors)
         return self._forms[key]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,10 +91,7 @@ class SimulatedLinear(torch.nn.Module):
             return torch.nn.functional.linear(x, self.weight, self.bias)
         form, policy = self._form, self._policy
         q, s = self._codes.of(x, self._groups.qmax(self._qmax), policy.hadamard, policy.clip)
-        y = (q @ form.weight.T) * form.scale * s + form.bias
-        if form.branch is not None:
-            down, up = form.branch
-            y = y + (x @ down.T) @ up.T
+        y = add_branches((q @ form.weight.T) * form.scale * s + form.bias, x, form.branches)
         if self._strength < 1:
             exact = torch.nn.functional.linear(x, self.weight, self.bias)
             y = exact + self._strength * (y - exact)

@@ -10,6 +10,7 @@ from dit2deploy.formats import by_name, pack, unpack
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard, hadamard_quantize, rows_of
+from dit2deploy.quantizers.branches import add_branches, total
 
 INSIDE = 0.49  # how far from its code a latent weight may start: rounding it gives that code, whatever floats do
 
@@ -22,7 +23,8 @@ class TrainLinear(torch.nn.Module):
                           round(high * latent), straight through (https://arxiv.org/abs/1308.3432)
         log_gain [N, G]   the weight's scales are the checkpoint's times exp(log_gain)
         bias [N]
-        up [N, r], down [r, K]   the low-rank branch; computed with as float16, straight through
+        up [N, r], down [r, K]; monarch_up, monarch_down   the factors of the policy's branches (ranks of three for
+            Monarch, see quantizers/monarch.py); computed with as float16, straight through
     Activations are quantized per token as the checkpoint's policy says; their gradient passes inside of the clipping
     range and is zero outside, the step counts as constant.
 
@@ -36,8 +38,8 @@ class TrainLinear(torch.nn.Module):
         """`weight` float32 [N, K] at full precision, smoothing folded in; `tensors` the checkpoint's of this layer, by
         suffix.
 
-        The latent weight starts at what the codes were made of: what the branch leaves of the full-precision weight, or
-        all of it where the branch came after (V1). It is clipped into the cell of its code [our choice]: the layer
+        The latent weight starts at what the codes were made of: what branches leave of the full-precision weight, or
+        all of it where they came after (V1). It is clipped into the cell of its code [our choice]: the layer
         starts as the checkpoint's, and weights near a border flip first.
         """
         super().__init__()
@@ -48,11 +50,10 @@ class TrainLinear(torch.nn.Module):
         self.register_buffer("qmax", held["qmax"])
         self.bias = torch.nn.Parameter(held["bias"].clone())
         self.log_gain = torch.nn.Parameter(torch.zeros_like(held["weight_scale"]))
-        if policy.low_rank:
-            self.up = torch.nn.Parameter(held["up"].float())
-            self.down = torch.nn.Parameter(held["down"].float())
-            if policy.branch_init != "residual":
-                weight = weight - self.up.detach() @ self.down.detach()
+        for leaf in policy.branch_leaves:
+            self.register_parameter(leaf, torch.nn.Parameter(held[leaf].float()))
+        if policy.branch_leaves and policy.branch_init != "residual":
+            weight = weight - total(held)
         codes = torch.from_numpy(unpack(tensors["weight"], self.format, self.in_features)).float()
         scale = self.scale.repeat_interleave(self.in_features // self.scale.shape[1], 1)
         # A scale of 0 leaves its weights at their codes.
@@ -85,10 +86,9 @@ class TrainLinear(torch.nn.Module):
         weight = (codes.reshape(n, scale.shape[1], -1) * scale.unsqueeze(-1)).reshape(n, k)
         rotated = _Rotate.apply(x, self.policy.hadamard) if self.policy.hadamard > 1 else x
         y = _PerToken.apply(rotated, self.groups.qmax(self.qmax), self.policy.clip) @ weight.T + self.bias
-        if self.policy.low_rank:
-            down, up = (_Straight.apply(factor, factor.detach().half().float()) for factor in (self.down, self.up))
-            y = y + (x @ down.T) @ up.T
-        return y
+        factors = {leaf: self.get_parameter(leaf) for leaf in self.policy.branch_leaves}
+        halves = {leaf: _Straight.apply(factor, factor.detach().half().float()) for leaf, factor in factors.items()}
+        return add_branches(y, x, halves)
 
     def pack(self) -> dict[str, np.ndarray]:
         """The checkpoint's tensors of this layer, by suffix (artefacts/checkpoint.py); QuantLinear runs them."""
@@ -99,8 +99,7 @@ class TrainLinear(torch.nn.Module):
                 "bias": self.bias.numpy().copy(),
                 "qmax": np.array([2 ** (bits - 1) - 1 for bits in self.policy.activation_bits], np.float32),
             }
-            if self.policy.low_rank:
-                out |= {"down": self.down.half().numpy(), "up": self.up.half().numpy()}
+            out |= {leaf: self.get_parameter(leaf).half().numpy() for leaf in self.policy.branch_leaves}
         return out
 
 

@@ -1,6 +1,7 @@
 """The ops of domain `dit2deploy`: THE list. Importing this package registers them with torch and onnx."""
 
 from dit2deploy.ops.hadamard_quantize import HADAMARD, HADAMARD_QUANTIZE, PER_TOKEN_QUANTIZE_LINEAR
+from dit2deploy.ops.monarch import MONARCH_ADD
 from dit2deploy.ops.op import DOMAIN, OPSET, VERSION, Op, register
 from dit2deploy.ops.quant_gemm import DEQUANTIZE_LINEARS, GEMMS, LOW_RANK_GEMMS
 
@@ -8,6 +9,7 @@ OPS: tuple[Op, ...] = (
     HADAMARD_QUANTIZE,
     *GEMMS.values(),
     *LOW_RANK_GEMMS.values(),
+    MONARCH_ADD,
     HADAMARD,
     PER_TOKEN_QUANTIZE_LINEAR,
     *DEQUANTIZE_LINEARS.values(),
@@ -22,6 +24,7 @@ __all__ = [
     "HADAMARD",
     "HADAMARD_QUANTIZE",
     "LOW_RANK_GEMMS",
+    "MONARCH_ADD",
     "OPS",
     "OPSET",
     "PER_TOKEN_QUANTIZE_LINEAR",

@@ -107,7 +107,7 @@ class Op:
         ports = ", ".join(port.name for port in self.inputs), ", ".join(port.name for port in self.outputs)
         text = (
             f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">\n'
-            f"{self.name} <{attributes}> ({ports[0]}) => ({ports[1]}) {{\n{self.body}\n}}"
+            f"{self.name}{attributes and f' <{attributes}>'} ({ports[0]}) => ({ports[1]}) {{\n{self.body}\n}}"
         )
         return onnx.parser.parse_function(text)
 

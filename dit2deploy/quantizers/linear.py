@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch
 from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.formats import Format, by_name, pack
 from dit2deploy.ops.hadamard_quantize import hadamard
-from dit2deploy.quantizers import low_rank
+from dit2deploy.quantizers import branches, low_rank
 from dit2deploy.quantizers.gptq import gptq, inverse_factor
 from dit2deploy.quantizers.round_to_nearest import dequantize, mse_scales, round_to_nearest, row_chunks
 
@@ -50,7 +51,7 @@ def quantize_linear(
     hessian: torch.Tensor | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The checkpoint's tensors of a layer, by suffix: weight, weight_scale, bias, qmax, and down and up of a branch.
+    """The checkpoint's tensors of a layer, by suffix: weight, weight_scale, bias, qmax, and the factors of branches.
 
     weight [N, K] and bias [N] of any float dtype; hessian float32 [K, K] of the layer's inputs before rotation (X^T X
     times any number), needed where `policy.needs_moments`. Layout and dtypes: artefacts/checkpoint.py.
@@ -67,36 +68,34 @@ def quantize_linear(
     fmt = by_name(policy.weight)
     groups = k // (policy.group_size or k)
 
-    tensors: dict[str, np.ndarray] = {}
+    init, found = policy.branch_init, {}
+    fit = partial(branches.fit, policy=policy, seed=seed)
     with threads_for(n, k):
-        branch_first = policy.low_rank and policy.branch_init != "residual"
-        if branch_first:
-            up, down = low_rank.split(
+        root = low_rank.moments_root(hessian) if policy.branch_leaves and init in ("weighted", "refit") else None
+        if policy.branch_leaves and init != "residual":
+            norm = root if init == "weighted" else None
+            found = branches.split(
                 matrix,
-                policy.low_rank,
+                partial(fit, root=norm),
                 lambda rest: _there_and_back(rest, fmt, groups, policy.hadamard),
-                seed=seed,
-                alternations=0 if policy.branch_init == "weight" else low_rank.ALTERNATIONS,
-                root=low_rank.moments_root(hessian) if policy.branch_init == "weighted" else None,
+                alternations=0 if init in ("weight", "refit") else branches.ALTERNATIONS,
+                root=norm,
             )
-            matrix = matrix - low_rank.branch(up, down)
-        rotated = rotate(matrix, policy.hadamard)
+        rotated = rotate(matrix - branches.total(found) if found else matrix, policy.hadamard)
         scales = mse_scales(rotated, fmt, groups=groups)
         if policy.rounding == "gptq":
             codes = gptq(rotated, scales, fmt, inverse_factor(rotate_hessian(hessian, policy.hadamard)))
         else:
             codes = round_to_nearest(rotated, scales, fmt)
-        if policy.low_rank and not branch_first:  # V1: the branch takes what the codes, whoever chose them, leave
+        if policy.branch_leaves and init in ("residual", "refit"):  # branches take what the codes, whose ever, leave
             left = matrix - rotate(dequantize(codes, scales), policy.hadamard)
-            up, down = low_rank.truncated_svd(left, policy.low_rank, seed=seed)
-        if policy.low_rank:
-            tensors = {"down": down.numpy(), "up": up.numpy()}
+            found = fit(left, root=root, held=found)
     return {
         "weight": _pack(codes.numpy(), fmt),
         "weight_scale": scales.numpy(),
         "bias": offsets,
         "qmax": np.array([2 ** (bits - 1) - 1 for bits in policy.activation_bits], np.float32),
-        **tensors,
+        **{leaf: found[leaf].numpy() for leaf in policy.branch_leaves},
     }
 
 

@@ -1,14 +1,11 @@
 """The low-rank branch that takes the largest directions of a weight before the rest is quantized (SVDQuant, RobuQ)."""
 
-from collections.abc import Callable
-
 import torch
 
 from dit2deploy.quantizers.gptq import DAMP
 
 OVERSAMPLING = 2  # directions followed for each one wanted
 POWER_ITERATIONS = 8
-ALTERNATIONS = 4  # at most; they end at the first that does not help
 TINY = 1e-30
 
 
@@ -60,43 +57,3 @@ def moments_root(hessian: torch.Tensor) -> torch.Tensor:
     moments = hessian.double()
     moments = moments / moments.diagonal().mean().clamp_min(TINY)
     return torch.linalg.cholesky(moments + DAMP * torch.eye(len(moments), dtype=torch.float64)).float()
-
-
-def split(
-    weight: torch.Tensor,
-    rank: int,
-    quantized: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    seed: int,
-    alternations: int = ALTERNATIONS,
-    root: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The branch (up, down) of a float32 weight [N, K] whose remainder is quantized.
-
-    The branch comes first (methods.md 3.3, V2): SVD_r of the weight. Then, in turn, SVD_r of what quantizing the
-    remainder leaves (V3, SVDQuant step 4) for as long as the squared error of the sum falls, `alternations` times at
-    most. `quantized` maps a remainder [N, K] to its dequantized codes. The remainder is taken from the float16 branch,
-    so that quantization makes up for the rounding of the branch as well. With `root` (see `moments_root`) all this
-    happens in the norm of the layer's inputs: 4.3 starts from the residual, ours from the weight [inferred, as V2 and
-    V3 gain far more than V1].
-    """
-
-    def fit(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return truncated_svd(matrix, rank, seed=seed) if root is None else weighted_svd(matrix, rank, root, seed=seed)
-
-    def size(error: torch.Tensor) -> torch.Tensor:
-        return (error if root is None else error @ root).square().sum()
-
-    best = fit(weight)
-    if not alternations:
-        return best
-    left_over = quantized(weight - branch(*best))
-    least = size(weight - branch(*best) - left_over)
-    for _ in range(alternations):
-        candidate = fit(weight - left_over)
-        left_over = quantized(weight - branch(*candidate))
-        error = size(weight - branch(*candidate) - left_over)
-        if error >= least:
-            break
-        best, least = candidate, error
-    return best

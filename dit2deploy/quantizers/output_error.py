@@ -8,6 +8,7 @@ import torch
 from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.formats import by_name, unpack
 from dit2deploy.ops.hadamard_quantize import hadamard_quantize
+from dit2deploy.quantizers.branches import add_branches
 from dit2deploy.quantizers.round_to_nearest import dequantize
 
 
@@ -21,10 +22,7 @@ def output(x: torch.Tensor, tensors: Mapping[str, np.ndarray], policy: LayerPoli
     qmax = torch.tensor([2.0 ** (min(policy.activation_bits) - 1) - 1])
     q, s = hadamard_quantize(x, qmax, block=policy.hadamard, clip=policy.clip)
     y = (q.float() * s) @ weight.T
-    if policy.low_rank:
-        down, up = (torch.from_numpy(tensors[name]).float() for name in ("down", "up"))
-        y = y + (x @ down.T) @ up.T
-    return y
+    return add_branches(y, x, {leaf: torch.from_numpy(tensors[leaf]).float() for leaf in policy.branch_leaves})
 
 
 def output_error(

@@ -88,7 +88,7 @@ def save_streamed(model: ir.Model, path: Path) -> None:
 
 
 def bytes_by_part(model: ir.Model) -> dict[str, int]:
-    """Bytes of the initializers: packed weights by format, "scales", "low_rank", and all others as "float"."""
+    """Bytes of the initializers: packed weights by format, "scales", "low_rank", "monarch"; all others as "float"."""
     parts: dict[str, int] = {}
     roles = dict(_roles(model.graph))
     for name, value in model.graph.initializers.items():
@@ -129,7 +129,9 @@ def _roles(graph: ir.Graph) -> Iterator[tuple[str, str]]:
         if node.domain != DOMAIN:
             continue
         fmt = weight_format(node)
-        if not fmt:
+        if node.op_type == "MonarchAdd":
+            yield from _initializers(_sources(node.inputs[2:4]), "monarch")
+        elif not fmt:
             yield from _initializers(node.inputs[1:2], "scales")  # qmax
         elif is_gemm(node):
             yield from _initializers([node.inputs[W]], fmt)

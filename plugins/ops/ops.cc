@@ -1,5 +1,6 @@
 // THE list of native ops; tests/test_homes.py compares it with dit2deploy.ops.OPS.
 #include "hadamard_quantize/hadamard_quantize.h"
+#include "monarch/monarch.h"
 #include "quant_gemm/quant_gemm.h"
 
 namespace d2d {
@@ -8,6 +9,7 @@ const std::vector<Definition>& definitions() {
     static const std::vector<Definition> all = [] {
         std::vector<Definition> list = quant_gemms();
         list.insert(list.begin(), hadamard_quantize());
+        list.push_back(monarch_add());
         return list;
     }();
     return all;

@@ -155,9 +155,7 @@ class _Layers(Mapping[str, Mapping[str, np.ndarray]]):
         self._checkpoint = checkpoint
 
     def __getitem__(self, layer: str) -> dict[str, np.ndarray]:
-        suffixes = ["weight", "weight_scale", "bias", "qmax"]
-        if self._checkpoint.policy.layers[layer].low_rank:
-            suffixes += ["down", "up"]
+        suffixes = ("weight", "weight_scale", "bias", "qmax", *self._checkpoint.policy.layers[layer].branch_leaves)
         return {suffix: self._checkpoint.tensors.read(f"{layer}.{suffix}") for suffix in suffixes}
 
     def __iter__(self) -> Iterator[str]:

@@ -39,6 +39,8 @@ def cost_of(op: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> Cost:
         return Cost(rows * shapes[0][-1] * out[-1], rows * shapes[6][-1] * out[-1], moved)
     if op.endswith("Gemm") and op != "Gemm" and shapes and shapes[0]:
         return Cost(prod(out) * shapes[0][-1], 0, moved)
+    if op == "MonarchAdd" and len(shapes) == 4:
+        return Cost(0, prod(out[:-1]) * (prod(shapes[2]) + prod(shapes[3])), moved)
     if op == "MatMulInteger":
         return Cost(prod(out) * shapes[0][-1], 0, moved)
     if op in ("MatMul", "FusedMatMul", "Gemm") and len(shapes) > 1 and shapes[0] and out:

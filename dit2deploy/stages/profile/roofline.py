@@ -88,7 +88,9 @@ def by_op(ops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def is_ours(op: str) -> bool:
     """An op of domain dit2deploy (ONNX Runtime's profile does not tell domains)."""
-    return op in ("HadamardQuantize", "Hadamard") or (op.endswith(("Gemm", "GemmLowRank")) and op not in ("Gemm",))
+    return op in ("HadamardQuantize", "Hadamard", "MonarchAdd") or (
+        op.endswith(("Gemm", "GemmLowRank")) and op not in ("Gemm",)
+    )
 
 
 def _int8_macs(threads: int) -> float:

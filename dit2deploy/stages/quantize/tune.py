@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
-from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import track
 from dit2deploy.models.folds import Fold
@@ -16,9 +16,11 @@ from dit2deploy.quantizers.inputs import channel_maxima
 from dit2deploy.quantizers.linear import quantize_linear, threads_for
 from dit2deploy.quantizers.output_error import output_error
 from dit2deploy.quantizers.smoothing import factors
-from dit2deploy.stages.quantize.hessians import sample_inputs
+from dit2deploy.stages.quantize.hessians import gather, passes, sample_inputs
 
 ALPHAS = tuple(tenths / 10 for tenths in range(11))
+BLOCKS = (2, 4, 8, 16)  # along each side of a Monarch grid
+LOW_RANK_SHARES = (1.0, 0.75, 0.5, 0.0)  # of a branch's budget
 GROUP_SIZES = (32, 64, 96, 128, 192, 288, 384)  # those of Q-DiT, and what divides a hidden size of 192
 TOKENS = 256  # of each layer
 _BISECTIONS = 40
@@ -114,6 +116,62 @@ def search_group_sizes(
     return policy.model_copy(update={"layers": layers})
 
 
+def search_monarch(
+    model: Path,
+    policy: Policy,
+    calibration: CalibrationSet,
+    *,
+    blocks: Sequence[int] = BLOCKS,
+    shares: Sequence[float] = LOW_RANK_SHARES,
+    seed: int = 0,
+) -> Policy:
+    """The policy with the budget of each low-rank branch split, layer by layer, between low rank and a Monarch grid.
+
+    TreeQ (https://arxiv.org/abs/2512.06353; methods.md 4.3). [inferred] A layer's `low_rank` R is its budget: a square
+    grid of g x g blocks of rank r costs as many parameters as rank g r, so that low rank R - g r beside it spends all
+    of R for every split with g r = R - low rank. Taken is what errs least in the layer's own outputs, activations
+    quantized, on sampled calibration tokens. Weights round to nearest meanwhile; branches come from where the policy
+    has them from, moments included.
+    """
+    network, _ = load_transformer(Path(model))
+    linears = linears_of(network)
+    names = [name for name, layer in policy.layers.items() if layer.is_quantized and layer.low_rank]
+    inputs = sample_inputs(network, names, calibration, tokens=TOKENS, seed=seed)
+    layers = dict(policy.layers)
+    for run in passes({name: linears[name][1] for name in names}):
+        moments = gather(network, run, calibration)
+        for name in track(run, "search Monarch grids"):
+            nearest = layers[name].model_copy(update={"rounding": "nearest"})
+            options = [
+                {"low_rank": rank, "monarch": grid}
+                for rank, grid in budget_splits(layers[name].low_rank, linears[name], blocks=blocks, shares=shares)
+            ]
+            weight = network.get_parameter(f"{name}.weight").detach()
+            errors = [
+                _tried(inputs[name], weight, nearest.model_copy(update=option), moments[name], seed=seed)
+                for option in options
+            ]
+            layers[name] = layers[name].model_copy(update=options[int(np.argmin(errors))])
+    return policy.model_copy(update={"layers": layers})
+
+
+def budget_splits(
+    budget: int, shape: tuple[int, int], *, blocks: Sequence[int] = BLOCKS, shares: Sequence[float] = LOW_RANK_SHARES
+) -> list[tuple[int, Grid | None]]:
+    """(low rank, grid) pairs that hold as many parameters as low rank `budget` does, each once; low rank alone first.
+
+    `shares` are those of the low-rank part; what a grid of g blocks a side cannot divide evenly goes to it as well.
+    """
+    found: dict[tuple[int, Grid | None], None] = {(budget, None): None}
+    for share in shares:
+        for side in blocks:
+            rank = int(budget * (1 - share)) // side
+            grid = Grid(side, side, rank)
+            if rank and not grid.fault(*shape):
+                found[budget - side * rank, grid] = None
+    return list(found)
+
+
 def least_error(
     choices: Mapping[str, Sequence[tuple[int | None, float, float]]], budget: float
 ) -> dict[str, int | None]:
@@ -141,8 +199,12 @@ def least_error(
 
 def _error(x: torch.Tensor, weight: torch.Tensor, layer: LayerPolicy, *, seed: int) -> float:
     """The noise to signal ratio of outputs for weights that round to nearest, without anything that needs moments."""
-    branch = "alternating" if layer.branch_init == "weighted" else layer.branch_init
-    nearest = layer.model_copy(update={"rounding": "nearest", "branch_init": branch})
-    tensors = quantize_linear(weight.numpy(), None, nearest, seed=seed)
+    return _tried(x, weight, layer.without_moments, None, seed=seed)
+
+
+def _tried(
+    x: torch.Tensor, weight: torch.Tensor, layer: LayerPolicy, moments: torch.Tensor | None, *, seed: int
+) -> float:
+    tensors = quantize_linear(weight.numpy(), None, layer, hessian=moments, seed=seed)
     with threads_for(*weight.shape):
-        return output_error(x, weight, tensors, nearest)
+        return output_error(x, weight, tensors, layer)

@@ -19,6 +19,7 @@ _PARTS = {
     "int8": "int8 weights",
     "scales": "scales and activation limits",
     "low_rank": "low-rank branches",
+    "monarch": "Monarch branches",
     "float": "left in full precision",
 }
 _NAMES = {"layers": "each layer", "steps": "single steps", "trajectory": "whole trajectory"}
@@ -150,8 +151,15 @@ def _cells(layer: LayerPolicy) -> tuple[str, str, str, str]:
         f"{layer.weight} ({format_by_name(layer.weight).bits:g} bit{grouped}{rounding})",
         f"{bits} bit per token, {layer.clip}",
         f"Hadamard, blocks of {layer.hadamard}" if layer.hadamard > 1 else "none",
-        f"rank {layer.low_rank}" if layer.low_rank else "none",
+        _branches(layer) or "none",
     )
+
+
+def _branches(layer: LayerPolicy) -> str:
+    told = [f"rank {layer.low_rank}"] if layer.low_rank else []
+    if layer.monarch:
+        told.append(f"Monarch {layer.monarch.blocks_in} x {layer.monarch.blocks_out} of rank {layer.monarch.rank}")
+    return ", ".join(told)
 
 
 def parts(bundle: Bundle) -> list[dict[str, Any]]:

@@ -1,0 +1,91 @@
+"""MonarchAdd: a Monarch branch (TreeQ's GMB) beside what it is added to, in one op."""
+
+import numpy as np
+import torch
+
+from dit2deploy.ops.op import Case, Op, OutputRule, Port
+
+
+def monarch_add(y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """y + M x, float32 [.., N], for the block-structured M of the factors; y float32 [.., N], x float32 [.., K].
+
+    down float32 [A, r B, K / A] and up float32 [B, N / B, A r] lie as quantizers/monarch.py says, for A blocks of
+    inputs, B of outputs and rank r a block; the shapes tell all three. With x[m, a, p] the input in blocks:
+        z[m, b, a, i] = sum_p down[a, i B + b, p] x[m, a, p]
+        y[m, s B + b] += sum_(a, i) up[b, s, a r + i] z[m, b, a, i]
+    which is methods.md 4.3 (https://arxiv.org/abs/2204.00595 for r = 1; r [inferred] from "general").
+    """
+    a, q, p = down.shape
+    b, s, _ = up.shape
+    blocks = x.reshape(-1, a, p).transpose(0, 1)  # [A, M, p]
+    z = (blocks @ down.mT).reshape(a, -1, q // b, b)  # [A, M, r, B]
+    z = z.permute(3, 1, 0, 2).reshape(b, -1, up.shape[2])  # [B, M, A r]
+    added = (z @ up.mT).permute(1, 2, 0).reshape((*y.shape[:-1], s * b))
+    return y + added
+
+
+# (allowzero: the last Reshape of an empty y must not take its own 0 for "as it was".)
+_BODY = """
+  a = Shape <start = 0, end = 1> (down)
+  p = Shape <start = 2, end = 3> (down)
+  b = Shape <start = 0, end = 1> (up)
+  r_all = Shape <start = 2, end = 3> (up)
+  r = Div (r_all, a)
+  lead = Shape <start = 0, end = -1> (x)
+  m = ReduceProd <keepdims = 1> (lead)
+  cut_shape = Concat <axis = 0> (m, a, p)
+  cut = Reshape <allowzero = 1> (x, cut_shape)
+  blocks = Transpose <perm = [1, 0, 2]> (cut)
+  down_t = Transpose <perm = [0, 2, 1]> (down)
+  z_rows = MatMul (blocks, down_t)
+  z_shape = Concat <axis = 0> (a, m, r, b)
+  z_cut = Reshape <allowzero = 1> (z_rows, z_shape)
+  z_dealt = Transpose <perm = [3, 1, 0, 2]> (z_cut)
+  dealt_shape = Concat <axis = 0> (b, m, r_all)
+  z = Reshape <allowzero = 1> (z_dealt, dealt_shape)
+  up_t = Transpose <perm = [0, 2, 1]> (up)
+  added_blocks = MatMul (z, up_t)
+  added_dealt = Transpose <perm = [1, 2, 0]> (added_blocks)
+  out_shape = Shape (y)
+  added = Reshape <allowzero = 1> (added_dealt, out_shape)
+  out = Add (y, added)"""
+
+
+def cases() -> list[Case]:
+    """Square and oblong grids, one block, one token, none, tails of every vector width, NaN in a row."""
+    out = []
+
+    def add(name: str, lead: tuple[int, ...], n: int, k: int, grid: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(len(out))
+        a, b, rank = grid
+        shapes = {"y": (*lead, n), "x": (*lead, k), "down": (a, rank * b, k // a), "up": (b, n // b, a * rank)}
+        inputs = {port: rng.standard_normal(shape).astype(np.float32) for port, shape in shapes.items()}
+        out.append(Case(name, inputs))
+        return inputs
+
+    add("square", (2, 9), 48, 64, (4, 4, 2))
+    add("oblong", (19,), 60, 48, (2, 3, 3))
+    add("one-block", (5,), 33, 40, (1, 1, 6))
+    add("one-output-block", (3, 3), 20, 96, (8, 1, 1))
+    add("one-input-block", (17,), 96, 20, (1, 8, 1))
+    add("one-token", (1,), 24, 36, (3, 2, 1))
+    add("no-token", (0, 4), 24, 36, (3, 2, 1))
+    add("odd", (7,), 35, 77, (7, 5, 2))
+    add("classical", (33,), 64, 64, (8, 8, 1))
+    add("nan-row", (6,), 24, 36, (3, 2, 1))["x"][2, 5] = np.nan
+    add("dit-fc1", (65,), 768, 192, (4, 4, 3))
+    add("dit-fc2", (65,), 192, 768, (12, 12, 1))
+    add("dit-xl", (6,), 1152, 1152, (4, 4, 8))
+    return out
+
+
+MONARCH_ADD = Op(
+    "MonarchAdd",
+    inputs=(Port("y", "f32"), Port("x", "f32"), Port("down", "f32"), Port("up", "f32")),
+    outputs=(Port("out", "f32"),),
+    attributes={},
+    shapes=(OutputRule(0),),
+    reference=monarch_add,
+    body=_BODY,
+    cases=cases,
+)

@@ -1,0 +1,89 @@
+// MonarchAdd: ports, checks and dispatch.
+#include "monarch.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace d2d {
+namespace {
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+std::string check_attributes(const Attributes&) { return ""; }
+
+// What is wrong with the factors alone.
+std::string check_factors(const Shape& down, const Shape& up) {
+    if ((down.rank >= 0 && down.rank != 3) || (up.rank >= 0 && up.rank != 3))
+        return "down and up must have three dimensions";
+    for (const Shape* shape : {&down, &up})
+        for (int i = 0; i < shape->rank; ++i)
+            if (shape->dims[i] == 0) return "down and up must not be empty";
+    if (down.rank < 0 || up.rank < 0) return "";
+    const int64_t blocks_in = down.dims[0], rows = down.dims[1], blocks_out = up.dims[0];
+    if (rows % blocks_out || up.dims[2] != rows / blocks_out * blocks_in)
+        return "down [A, r B, K / A] and up [B, N / B, A r] do not fit: A = " + text(blocks_in) +
+               ", B = " + text(blocks_out) + ", r B = " + text(rows) + ", A r = " + text(up.dims[2]);
+    return "";
+}
+
+std::string check_shapes(const Attributes&, const std::vector<Shape>& shapes) {
+    const Shape &y = shapes[0], &x = shapes[1], &down = shapes[2], &up = shapes[3];
+    if (std::string fault = check_factors(down, up); !fault.empty()) return fault;
+    for (const Shape& shape : shapes)
+        if (shape.rank < 0) return "";
+    if (y.rank < 1 || x.rank != y.rank)
+        return "y and x must have the same number of dimensions, at least one";
+    for (int i = 0; i + 1 < y.rank; ++i)
+        if (y.dims[i] >= 0 && x.dims[i] >= 0 && y.dims[i] != x.dims[i])
+            return "y must have the rows of x: dimension " + text(i) + " is " + text(y.dims[i]) +
+                   " against " + text(x.dims[i]);
+    const int64_t k = down.dims[0] * down.dims[2], n = up.dims[0] * up.dims[1];
+    if (x.last() != k) return "x must have " + text(k) + " columns, as down has, got " + text(x.last());
+    if (y.last() != n) return "y must have " + text(n) + " columns, as up has, got " + text(y.last());
+    return "";
+}
+
+std::unique_ptr<CpuKernel> make_cpu(const Attributes&, Isa isa) {
+    switch (isa) {
+#if defined(__x86_64__)
+        case Isa::avx512_vnni: return make_monarch_add_avx512();
+        case Isa::avx2: return make_monarch_add_avx2();
+#endif
+        case Isa::portable: return make_monarch_add_portable();
+        default: throw std::invalid_argument(std::string("MonarchAdd has no kernel for ") + isa_name(isa));
+    }
+}
+
+}  // namespace
+
+MonarchProblem::MonarchProblem(const Tensor* inputs, const Tensor* outputs)
+    : m(inputs[0].shape.rows()),
+      n(inputs[0].shape.last()),
+      k(inputs[1].shape.last()),
+      blocks_in(inputs[2].shape.dims[0]),
+      blocks_out(inputs[3].shape.dims[0]),
+      rank(inputs[2].shape.dims[1] / blocks_out),
+      width(inputs[2].shape.dims[2]),
+      height(inputs[3].shape.dims[1]),
+      y(inputs[0].as<float>()),
+      x(inputs[1].as<float>()),
+      down(inputs[2].as<float>()),
+      up(inputs[3].as<float>()),
+      out(outputs[0].as<float>()) {}
+
+Definition monarch_add() {
+    return {
+        "MonarchAdd",
+        1,
+        {{"y", DType::f32}, {"x", DType::f32}, {"down", DType::f32}, {"up", DType::f32}},
+        {{"out", DType::f32}},
+        {},
+        {{0, -1, kKeepLast}},
+        check_attributes,
+        check_shapes,
+        make_cpu,
+        plan_monarch_add,
+    };
+}
+
+}  // namespace d2d
