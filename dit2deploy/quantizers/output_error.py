@@ -18,8 +18,8 @@ def output(x: torch.Tensor, tensors: Mapping[str, np.ndarray], policy: LayerPoli
     """
     codes = torch.from_numpy(unpack(tensors["weight"], by_name(policy.weight), x.shape[1]))
     weight = dequantize(codes.float(), torch.from_numpy(tensors["weight_scale"]))
-    qmax = torch.tensor([2.0 ** (min(policy.activation_bits) - 1) - 1])
-    q, s = hadamard_quantize(x, qmax, block=policy.hadamard, clip=policy.clip)
+    qmax = torch.tensor([float(min(policy.largest_codes))])
+    q, s = hadamard_quantize(x, qmax, block=policy.hadamard, clip=policy.clip, grid=policy.grid)
     y = (q.float() * s) @ weight.T
     if policy.low_rank:
         down, up = (torch.from_numpy(tensors[name]).float() for name in ("down", "up"))
