@@ -69,7 +69,7 @@ def pack_layer(layer: torch.nn.Linear, policy: LayerPolicy) -> dict[str, np.ndar
         "weight": pack(codes.numpy().astype(np.int32), fmt),
         "weight_scale": scale.numpy(),
         "bias": bias.numpy().copy(),
-        "qmax": np.array([2.0 ** (bits - 1) - 1 for bits in policy.activation_bits], np.float32),
+        "qmax": np.array(policy.largest_codes, np.float32),
         **out,
     }
 

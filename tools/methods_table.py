@@ -16,7 +16,7 @@ import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import TENSORS
-from dit2deploy.artefacts.policy import Grid, Policy
+from dit2deploy.artefacts.policy import MonarchGrid, Policy
 from dit2deploy.artefacts.results import write_results
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_json, write_bytes
@@ -147,7 +147,7 @@ def branch(case: Case, **changes: Any) -> Policy:
 BUDGET = 16  # parameters of the rows that compare branches, as the rank of a low-rank one (methods.md 4.3)
 
 
-def sides(case: Case, low_rank: int, grid: Grid | None) -> Policy:
+def sides(case: Case, low_rank: int, grid: MonarchGrid | None) -> Policy:
     """Hadamard, GPTQ and the recipe's clip with these branches, fitted before and after the codes are chosen."""
     policy = case.uniform(hadamard=None, clip=None, rounding="gptq", low_rank=low_rank)
     return with_blocks(case, policy, monarch=grid, branch_init="refit")
@@ -186,11 +186,11 @@ ROWS = (
         Row(
             f"GMB {side} x {side}",
             f"the same with TreeQ's branch of as many parameters, blocks of rank {BUDGET // side}",
-            partial(sides, low_rank=0, grid=Grid(side, side, BUDGET // side)),
+            partial(sides, low_rank=0, grid=MonarchGrid(side, side, BUDGET // side)),
         )
         for side in (2, 4, 8)
     ),
-    Row("low rank 8 + GMB", "half of them in a 4 x 4 grid", partial(sides, low_rank=8, grid=Grid(4, 4, 2))),
+    Row("low rank 8 + GMB", "half of them in a 4 x 4 grid", partial(sides, low_rank=8, grid=MonarchGrid(4, 4, 2))),
     Row("GMB searched", "the split and grid of each layer by output error", searched_sides),
     Row("AdaTSQ GPTQ", "V3, Hessian weighted by Fisher scores", partial(branch, hessian="fisher")),
 )

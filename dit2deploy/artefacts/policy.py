@@ -1,6 +1,6 @@
 """policy.json: what every linear layer becomes, fully resolved: no wildcards, no defaults elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,14 +14,23 @@ FILE = "policy.json"
 _CURE = "Write it anew with `dit2deploy search`."
 
 Weight = Literal["ternary", "int3", "int4", "int8", "float"]
+Grid = Literal["mid-tread", "mid-rise"]
+
+MOST_MID_RISE = 7  # bits: its codes are odd integers of an int8
 
 # Fields of a layer that came after the first policies were written, and their defaults.
-_LATER = {"branch_init": "alternating", "hessian": "uniform", "smoothing": 0.0, "monarch": None}
+_LATER = {
+    "grid": "mid-tread",
+    "branch_init": "alternating",
+    "hessian": "uniform",
+    "smoothing": 0.0,
+    "monarch": None,
+}
 # Inits that need the moments of a layer's inputs -> what stands for them where there are none.
 _OF_MOMENTS = {"weighted": "alternating", "refit": "weight"}
 
 
-class Grid(NamedTuple):
+class MonarchGrid(NamedTuple):
     """A Monarch branch (TreeQ's GMB): blocks_in x blocks_out blocks of low rank, see quantizers/monarch.py."""
 
     blocks_in: int
@@ -43,13 +52,28 @@ class Grid(NamedTuple):
         return ""
 
 
+def check_grid(bits: Iterable[int], grid: Grid) -> None:
+    """Raises ValueError for activation bits that the grid does not have: codes are int8."""
+    if grid == "mid-rise" and max(bits, default=1) > MOST_MID_RISE:
+        raise ValueError(f"activation_bits: a mid-rise grid has at most {MOST_MID_RISE} bits")
+    if grid == "mid-tread" and min(bits, default=8) < 2:
+        raise ValueError("activation_bits: 1 bit takes the mid-rise grid, a mid-tread grid would hold nothing but 0")
+
+
+def largest_code(bits: int, grid: Grid) -> int:
+    """The largest activation code of a symmetric grid: of all integers, or (mid-rise) of the odd ones."""
+    return 2 ** (bits if grid == "mid-rise" else bits - 1) - 1
+
+
 class LayerPolicy(schema.Record):
     """One linear layer. A "float" layer is left as it is and has no other field of meaning."""
 
     weight: Weight
     group_size: Annotated[int, Field(ge=1)] | None = None  # along K; None: one scale an output channel
-    activation_bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = ()  # one a timestep group
+    activation_bits: tuple[Annotated[int, Field(ge=1, le=8)], ...] = ()  # one a timestep group
     clip: Literal["absmax", "gaussian"] = "absmax"
+    # Levels of activations: b bits are 2^b - 1 of them, one at 0, or 2^b, none at 0. See ops/hadamard_quantize.py.
+    grid: Grid = "mid-tread"
     hadamard: Annotated[int, Field(ge=1)] = 1  # block of the Hadamard transform; 1: none
     low_rank: Annotated[int, Field(ge=0)] = 0  # rank of the side branch; 0: none
     rounding: Literal["nearest", "gptq"] = "nearest"
@@ -61,11 +85,26 @@ class LayerPolicy(schema.Record):
     hessian: Literal["uniform", "fisher"] = "uniform"
     # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: quantizers/smoothing.py.
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    monarch: Grid | None = None  # a branch beside the low-rank one, or instead of it
+    monarch: MonarchGrid | None = None  # a branch beside the low-rank one, or instead of it
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> "LayerPolicy":
+        check_grid(self.activation_bits, self.grid)
+        return self
 
     @property
     def is_quantized(self) -> bool:
         return self.weight != "float"
+
+    @property
+    def largest_codes(self) -> tuple[int, ...]:
+        """Of activations, one a timestep group: qmax of HadamardQuantize."""
+        return tuple(largest_code(bits, self.grid) for bits in self.activation_bits)
+
+    @property
+    def code_bits(self) -> int:
+        """Width of signed integers that hold all codes of activations: `bits` of the GEMMs."""
+        return max(self.largest_codes).bit_length() + 1
 
     @property
     def needs_moments(self) -> bool:

@@ -50,13 +50,12 @@ class QuantLinear(torch.nn.Module):
         self.policy, self.groups, self.form = policy, groups, form
         self.format = by_name(policy.weight)
         scales = in_features // (policy.group_size or in_features)
-        bits = torch.tensor(policy.activation_bits)
         # Values come from a checkpoint; what is empty here costs no memory until then.
         self.register_buffer("weight", torch.empty(out_features, self.format.words(in_features), dtype=torch.int32))
         # Parameters, not buffers: diffusers asks modules for the dtype of their first parameter.
         self.weight_scale = torch.nn.Parameter(torch.empty(out_features, scales), requires_grad=False)
         self.bias = torch.nn.Parameter(torch.empty(out_features), requires_grad=False)
-        self.register_buffer("qmax", 2.0 ** (bits - 1) - 1)
+        self.register_buffer("qmax", torch.tensor(policy.largest_codes, dtype=torch.float32))
         if policy.low_rank:
             self.register_buffer("down", torch.empty(policy.low_rank, in_features, dtype=torch.float16))
             self.register_buffer("up", torch.empty(out_features, policy.low_rank, dtype=torch.float16))
@@ -76,11 +75,11 @@ class QuantLinear(torch.nn.Module):
         return self._fused(x) if self.form == "fused" else self._qdq(x)
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        qmax = self.groups.qmax(self.qmax)
-        q, s = HADAMARD_QUANTIZE.call(x, qmax, block=self.policy.hadamard, clip=self.policy.clip)
+        policy, qmax = self.policy, self.groups.qmax(self.qmax)
+        q, s = HADAMARD_QUANTIZE.call(x, qmax, block=policy.hadamard, clip=policy.clip, grid=policy.grid)
         arguments = q, s, self.weight, self.weight_scale, self.bias
-        bits = max(self.policy.activation_bits)
-        if self.policy.low_rank:
+        bits = policy.code_bits
+        if policy.low_rank:
             t = x @ self.down.float().T
             y = LOW_RANK_GEMMS[self.format.name].call(*arguments, t, self.up.float(), bits=bits)
         else:
@@ -90,8 +89,9 @@ class QuantLinear(torch.nn.Module):
         return y
 
     def _qdq(self, x: torch.Tensor) -> torch.Tensor:
-        rotated = HADAMARD.call(x, block=self.policy.hadamard) if self.policy.hadamard > 1 else x
-        q, s = PER_TOKEN_QUANTIZE_LINEAR.call(rotated, self.groups.qmax(self.qmax), clip=self.policy.clip)
+        policy, qmax = self.policy, self.groups.qmax(self.qmax)
+        rotated = HADAMARD.call(x, block=policy.hadamard) if policy.hadamard > 1 else x
+        q, s = PER_TOKEN_QUANTIZE_LINEAR.call(rotated, qmax, clip=policy.clip, grid=policy.grid)
         weight = DEQUANTIZE_LINEARS[self.format.name].call(self.weight, self.weight_scale, k=self.in_features)
         y = (q.float() * s) @ weight.T + self.bias
         return add_branches(y, x, {leaf: getattr(self, leaf).float() for leaf in self.policy.branch_leaves})

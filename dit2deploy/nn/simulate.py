@@ -32,11 +32,12 @@ class _Codes:
         self._asked: tuple[Any, ...] = ()
         self._given: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def of(self, x: torch.Tensor, qmax: torch.Tensor, block: int, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
-        same = self._asked and self._asked[0] is x and self._asked[2:] == (block, clip)
+    def of(self, x: torch.Tensor, qmax: torch.Tensor, policy: LayerPolicy) -> tuple[torch.Tensor, torch.Tensor]:
+        how = {"block": policy.hadamard, "clip": policy.clip, "grid": policy.grid}
+        same = self._asked and self._asked[0] is x and self._asked[2] == how
         if self._given is None or not same or not torch.equal(self._asked[1], qmax):
-            q, s = hadamard_quantize(x, qmax, block=block, clip=clip)
-            self._asked, self._given = (x, qmax, block, clip), (q.float(), s)
+            q, s = hadamard_quantize(x, qmax, **how)
+            self._asked, self._given = (x, qmax, how), (q.float(), s)
         return self._given
 
     def forget(self) -> None:
@@ -66,7 +67,7 @@ class SimulatedLinear(torch.nn.Module):
         """Computes as `policy` says from now on; `strength` 0 .. 1 moves only that far from full precision."""
         self._policy, self._strength = policy, strength
         self._form = self._made(policy) if policy.is_quantized and strength > 0 else None
-        self._qmax = 2.0 ** (torch.tensor(policy.activation_bits) - 1) - 1
+        self._qmax = torch.tensor(policy.largest_codes, dtype=torch.float32)
 
     def _made(self, policy: LayerPolicy) -> _Form:
         policy = policy.without_moments
@@ -90,7 +91,7 @@ class SimulatedLinear(torch.nn.Module):
         if self._form is None:
             return torch.nn.functional.linear(x, self.weight, self.bias)
         form, policy = self._form, self._policy
-        q, s = self._codes.of(x, self._groups.qmax(self._qmax), policy.hadamard, policy.clip)
+        q, s = self._codes.of(x, self._groups.qmax(self._qmax), policy)
         y = add_branches((q @ form.weight.T) * form.scale * s + form.bias, x, form.branches)
         if self._strength < 1:
             exact = torch.nn.functional.linear(x, self.weight, self.bias)

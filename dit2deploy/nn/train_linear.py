@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.artefacts.policy import MOST_MID_RISE, LayerPolicy, Policy, largest_code
 from dit2deploy.formats import by_name, pack, unpack
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
@@ -64,8 +64,14 @@ class TrainLinear(torch.nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.policy.weight}, trainable"
 
     def set_least_bits(self, bits: int) -> None:
-        """Activations get the policy's bits or `bits`, whichever is more: the stages of RobuQ's schedule."""
-        self.qmax = torch.tensor([2.0 ** (max(own, bits) - 1) - 1 for own in self.policy.activation_bits])
+        """Activations get the policy's bits or `bits`, whichever is more: the stages of RobuQ's schedule.
+
+        The grid stays the policy's: a mid-rise one ends at 7 bits.
+        """
+        grid = self.policy.grid
+        most = MOST_MID_RISE if grid == "mid-rise" else 8
+        wider = (max(own, min(bits, most)) for own in self.policy.activation_bits)
+        self.qmax = torch.tensor([largest_code(own, grid) for own in wider], dtype=torch.float32)
 
     def codes(self) -> torch.Tensor:
         """Integers as float32 [N, K], in the whole range that the format holds."""
@@ -85,7 +91,8 @@ class TrainLinear(torch.nn.Module):
         scale = self.scale * self.log_gain.exp()
         weight = (codes.reshape(n, scale.shape[1], -1) * scale.unsqueeze(-1)).reshape(n, k)
         rotated = _Rotate.apply(x, self.policy.hadamard) if self.policy.hadamard > 1 else x
-        y = _PerToken.apply(rotated, self.groups.qmax(self.qmax), self.policy.clip) @ weight.T + self.bias
+        how = self.policy.clip, self.policy.grid
+        y = _PerToken.apply(rotated, self.groups.qmax(self.qmax), *how) @ weight.T + self.bias
         factors = {leaf: self.get_parameter(leaf) for leaf in self.policy.branch_leaves}
         halves = {leaf: _Straight.apply(factor, factor.detach().half().float()) for leaf, factor in factors.items()}
         return add_branches(y, x, halves)
@@ -97,7 +104,7 @@ class TrainLinear(torch.nn.Module):
                 "weight": pack(self.codes().to(torch.int16).numpy(), self.format),
                 "weight_scale": (self.scale * self.log_gain.exp()).numpy(),
                 "bias": self.bias.numpy().copy(),
-                "qmax": np.array([2 ** (bits - 1) - 1 for bits in self.policy.activation_bits], np.float32),
+                "qmax": np.array(self.policy.largest_codes, np.float32),
             }
             out |= {leaf: self.get_parameter(leaf).half().numpy() for leaf in self.policy.branch_leaves}
         return out
@@ -129,11 +136,11 @@ class _Rotate(torch.autograd.Function):
 
 
 class _PerToken(torch.autograd.Function):
-    """Rotated activations to their quantized values; the gradient passes where nothing was clipped."""
+    """Rotated activations to their quantized values; the gradient passes up to the largest level that clips."""
 
     @staticmethod
-    def forward(ctx, t: torch.Tensor, qmax: torch.Tensor, clip: str) -> torch.Tensor:
-        q, s = hadamard_quantize(t, qmax, block=1, clip=clip)
+    def forward(ctx, t: torch.Tensor, qmax: torch.Tensor, clip: str, grid: str) -> torch.Tensor:
+        q, s = hadamard_quantize(t, qmax, block=1, clip=clip, grid=grid)
         # absmax clips nothing, but for a rounding of its largest value.
         ctx.save_for_backward(t.abs() <= rows_of(qmax, t) * s if clip == "gaussian" else None)
         return q * s
@@ -141,7 +148,7 @@ class _PerToken(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         (inside,) = ctx.saved_tensors
-        return gradient if inside is None else gradient * inside, None, None
+        return gradient if inside is None else gradient * inside, None, None, None
 
 
 def make_trainable(

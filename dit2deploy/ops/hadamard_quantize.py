@@ -1,5 +1,8 @@
 """HadamardQuantize and its halves: (block) Walsh-Hadamard rotation and dynamic per-token symmetric quantization."""
 
+from functools import partial
+from itertools import product
+
 import numpy as np
 import torch
 
@@ -8,6 +11,8 @@ from dit2deploy.ops.op import Case, Op, OutputRule, Port
 # MSE-optimal step of a unit normal for codes -qmax..qmax (Max 1960; re-derived in tests), qmax = 1, 3, .. 127.
 GAUSSIAN_LEVELS = (1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 127.0)
 GAUSSIAN_STEPS = (1.224006, 0.650770, 0.353411, 0.193249, 0.105488, 0.057261, 0.030870)
+# Half of that step for the odd codes of the same range, levels (k + 1/2) step: the mid-rise grid of 1, 2, .. 7 bits.
+MID_RISE_STEPS = (0.797885, 0.4978435, 0.2930095, 0.1676005, 0.0940695, 0.0520315, 0.028434)
 SMALLEST = 1e-30  # a row below this is a row of zeros: its step would leave float32's normal range
 
 
@@ -51,28 +56,32 @@ def rows_of(qmax: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return qmax.repeat_interleave(rows // qmax.shape[0]).reshape(*x.shape[:-1], 1)
 
 
-def gaussian_step(qmax: torch.Tensor) -> torch.Tensor:
-    """Step of a unit normal for each qmax (of the largest tabled level that is not above it)."""
+def gaussian_step(qmax: torch.Tensor, grid: str = "mid-tread") -> torch.Tensor:
+    """What a code of 1 stands for on a unit normal, for each qmax (of the largest tabled level not above it)."""
     index = (qmax.unsqueeze(-1) >= qmax.new_tensor(GAUSSIAN_LEVELS)).sum(-1) - 1
-    return qmax.new_tensor(GAUSSIAN_STEPS)[index.clamp_min(0)]
+    steps = MID_RISE_STEPS if grid == "mid-rise" else GAUSSIAN_STEPS
+    return qmax.new_tensor(steps)[index.clamp_min(0)]
 
 
 def hadamard_quantize(
-    x: torch.Tensor, qmax: torch.Tensor, *, block: int, clip: str
+    x: torch.Tensor, qmax: torch.Tensor, *, block: int, clip: str, grid: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and steps of each token: x is about (q * s) rotated back.
 
     x float32 [.., K]; qmax float32 [R], the largest code, a value a row (see `rows_of`), so that the bit-width may
     differ from sample to sample (TQ-DiT's time groups, AdaTSQ). Returns q int8 [.., K] and s float32 [.., 1].
     clip "absmax": the largest value becomes qmax. clip "gaussian": the step is the row's root mean square times the
-    constant that is MSE-optimal for a unit normal (RobuQ, RobustQuantizer; table in GAUSSIAN_STEPS).
+    constant that is MSE-optimal for a unit normal (RobuQ, RobustQuantizer; tables above).
+    grid "mid-tread": codes are the integers -qmax .. qmax, of which b bits hold 2^b - 1. grid "mid-rise": b bits hold
+    the 2^b levels (k + 1/2) step. Their codes are the odd integers -qmax .. qmax, qmax = 2^b - 1, and s is half of that
+    step [our form]: a GEMM of integers needs no correction for the half steps, and sees codes that are a bit wider.
     A row with NaN or inf gives q = 0, s = NaN; a row of zeros gives q = 0, s = 0.
     """
     qmax = rows_of(qmax, x)
     t = fwht(x, block)
     if clip == "gaussian":
         statistic = t.double().square().mean(-1, keepdim=True).sqrt().float()
-        step = gaussian_step(qmax) * statistic
+        step = gaussian_step(qmax, grid) * statistic
         scale = 1.0 / step
     else:
         statistic = t.abs().amax(-1, keepdim=True)
@@ -80,7 +89,8 @@ def hadamard_quantize(
         scale = qmax / statistic
     finite = torch.isfinite(statistic)
     usable = finite & (statistic >= SMALLEST)
-    q = torch.where(usable, (t * scale).round().clamp(-qmax, qmax), 0.0).to(torch.int8)
+    codes = 2 * (t * (scale * 0.5)).floor() + 1 if grid == "mid-rise" else (t * scale).round()
+    q = torch.where(usable, codes.clamp(-qmax, qmax), 0.0).to(torch.int8)
     s = torch.where(usable, step * norm(block), 0.0).masked_fill(~finite, float("nan"))
     return q, s
 
@@ -140,7 +150,8 @@ _QUANTIZE = """
   q_minus_one = Constant <value_ints = [-1]> ()
   q_one = Constant <value_ints = [1]> ()
   levels = Constant <value = float[7] {LEVELS}> ()
-  steps = Constant <value = float[7] {STEPS}> ()
+  steps_tread = Constant <value = float[7] {STEPS}> ()
+  steps_rise = Constant <value = float[7] {RISE}> ()
   t_shape = Shape (t)
   lead = Shape <start = 0, end = -1> (t)
   row_shape = Concat <axis = 0> (lead, q_one)
@@ -161,12 +172,20 @@ _QUANTIZE = """
   clip = Constant <value_string: string = @clip> ()
   clip_1d = Unsqueeze (clip, q_minus_one)
   gaussian_1d = Constant <value_strings = ["gaussian"]> ()
-  both = Concat <axis = 0> (clip_1d, gaussian_1d)
+  grid = Constant <value_string: string = @grid> ()
+  grid_1d = Unsqueeze (grid, q_minus_one)
+  rise_1d = Constant <value_strings = ["mid-rise"]> ()
+  names = Concat <axis = 0> (clip_1d, gaussian_1d, grid_1d, rise_1d)
   q_zero = Constant <value_ints = [0]> ()
   q_two = Constant <value_ints = [2]> ()
-  clip_name = Slice (both, q_zero, q_one)
-  gaussian_name = Slice (both, q_one, q_two)
+  q_three = Constant <value_ints = [3]> ()
+  q_four = Constant <value_ints = [4]> ()
+  clip_name = Slice (names, q_zero, q_one)
+  gaussian_name = Slice (names, q_one, q_two)
   gaussian = Equal (clip_name, gaussian_name)
+  grid_name = Slice (names, q_two, q_three)
+  rise_name = Slice (names, q_three, q_four)
+  mid_rise = Equal (grid_name, rise_name)
   statistic = Where (gaussian, rms, absmax)
   reached = GreaterOrEqual (qm, levels)
   reached_float = Cast <to = 1> (reached)
@@ -175,6 +194,7 @@ _QUANTIZE = """
   count = Cast <to = 7> (count_float)
   index_raw = Sub (count, q_one)
   index = Max (index_raw, q_zero)
+  steps = Where (mid_rise, steps_rise, steps_tread)
   unit_step = Gather (steps, index)
   gaussian_s = Mul (unit_step, statistic)
   absmax_s = Div (statistic, qm)
@@ -182,6 +202,10 @@ _QUANTIZE = """
   absmax_inverse = Div (qm, statistic)
   step = Where (gaussian, gaussian_s, absmax_s)
   inverse = Where (gaussian, gaussian_inverse, absmax_inverse)
+  f_half = Constant <value = float {0.5}> ()
+  f_two = Constant <value = float {2}> ()
+  share = Where (mid_rise, f_half, f_one)
+  inverse_share = Mul (inverse, share)
   nothing = Mul (t, f_zero)
   trace = ReduceSum <keepdims = 1> (nothing, q_minus_one)
   clean = Equal (trace, f_zero)
@@ -189,19 +213,23 @@ _QUANTIZE = """
   finite = And (clean, bounded)
   big = GreaterOrEqual (statistic, f_smallest)
   usable = And (finite, big)
-  scaled = Mul (t, inverse)
+  scaled = Mul (t, inverse_share)
   rounded = Round (scaled)
+  below = Floor (scaled)
+  even = Mul (below, f_two)
+  odd = Add (even, f_one)
+  code = Where (mid_rise, odd, rounded)
   low = Neg (qm)
-  at_most = Min (rounded, qm)
+  at_most = Min (code, qm)
   clipped = Max (at_most, low)
   kept = Where (usable, clipped, f_zero)
   q = Cast <to = 3> (kept)
   s_rotated = Mul (step, norm)
   s_usable = Where (usable, s_rotated, f_zero)
   s_rows = Where (finite, s_usable, f_nan)
-  s = Reshape <allowzero = 1> (s_rows, row_shape)""".replace("LEVELS", ", ".join(map(str, GAUSSIAN_LEVELS))).replace(
-    "STEPS", ", ".join(map(str, GAUSSIAN_STEPS))
-)
+  s = Reshape <allowzero = 1> (s_rows, row_shape)"""
+for _name, _values in (("LEVELS", GAUSSIAN_LEVELS), ("STEPS", GAUSSIAN_STEPS), ("RISE", MID_RISE_STEPS)):
+    _QUANTIZE = _QUANTIZE.replace(_name, ", ".join(map(str, _values)))
 
 
 def _tokens(seed: int, *shape: int) -> np.ndarray:
@@ -209,23 +237,25 @@ def _tokens(seed: int, *shape: int) -> np.ndarray:
 
 
 def cases() -> list[Case]:
-    """Odd token counts, K not a power of two, one token, none; all bit-widths and clips; extremes; a qmax a row."""
+    """Odd token counts, K not a power of two, one token, none; all widths, clips and grids; extremes; a qmax a row."""
     out = []
 
-    def add(name: str, x: np.ndarray, qmax: tuple[float, ...], block: int, clip: str) -> None:
+    def add(name: str, x: np.ndarray, qmax: tuple[float, ...], block: int, **kind: str) -> None:
         inputs = {"x": x, "qmax": np.array(qmax, np.float32)}
-        out.append(Case(f"{name}-{clip}", inputs, {"block": block, "clip": clip}))
+        out.append(Case("-".join((name, *kind.values())), inputs, {"block": block, **kind}))
 
-    for clip in ("absmax", "gaussian"):
-        for bits in range(2, 9):
-            add(f"bits{bits}", _tokens(bits, 2, 5, 192), (2.0 ** (bits - 1) - 1,), 64, clip)
-        add("unrotated", _tokens(10, 3, 40), (7.0,), 1, clip)
-        add("one-token", _tokens(11, 1, 64), (7.0,), 64, clip)
-        add("no-token", _tokens(12, 0, 5, 64), (7.0,), 64, clip)
-        add("dit-xl", _tokens(13, 7, 1152), (7.0,), 128, clip)
-        add("wide", _tokens(14, 3, 4608), (127.0,), 512, clip)
-        add("row-qmax", _tokens(15, 4, 3, 96), (1.0, 7.0, 31.0, 127.0), 32, clip)
-        add("odd-k", _tokens(16, 9, 77), (15.0,), 1, clip)
+    for clip, grid in product(("absmax", "gaussian"), ("mid-tread", "mid-rise")):
+        kind = {"clip": clip} if grid == "mid-tread" else {"clip": clip, "grid": grid}
+        wider = int(grid == "mid-tread")  # bits that the same codes take more
+        for bits in range(1, 8):
+            add(f"bits{bits + wider}", _tokens(bits + 1, 2, 5, 192), (2.0**bits - 1,), 64, **kind)
+        add("unrotated", _tokens(10, 3, 40), (7.0,), 1, **kind)
+        add("one-token", _tokens(11, 1, 64), (7.0,), 64, **kind)
+        add("no-token", _tokens(12, 0, 5, 64), (7.0,), 64, **kind)
+        add("dit-xl", _tokens(13, 7, 1152), (7.0,), 128, **kind)
+        add("wide", _tokens(14, 3, 4608), (127.0,), 512, **kind)
+        add("row-qmax", _tokens(15, 4, 3, 96), (1.0, 7.0, 31.0, 127.0), 32, **kind)
+        add("odd-k", _tokens(16, 9, 77), (15.0,), 1, **kind)
         extremes = _tokens(17, 8, 128)
         extremes[0] = 0.0
         extremes[1] = 1e-35
@@ -236,7 +266,10 @@ def cases() -> list[Case]:
         extremes[6] = 0.0
         extremes[6, 3] = 1.0
         extremes[7] *= 1e-20
-        add("extremes", extremes, (7.0,), 128, clip)
+        add("extremes", extremes, (7.0,), 128, **kind)
+        borders = np.arange(-96, 96, dtype=np.float32).reshape(2, 96) / 16
+        borders[:, 0] = 7.0  # absmax: a step of 1 (mid-tread) or 2; then values on levels and half way between them
+        add("borders", borders, (7.0,), 1, **kind)
     return out
 
 
@@ -245,14 +278,14 @@ def _plain_cases() -> list[Case]:
 
 
 def _quantize_cases() -> list[Case]:
-    return [Case(c.name, c.inputs, {"clip": c.attributes["clip"]}) for c in cases()]
+    return [Case(c.name, c.inputs, {n: v for n, v in c.attributes.items() if n != "block"}) for c in cases()]
 
 
 HADAMARD_QUANTIZE = Op(
     "HadamardQuantize",
     inputs=(Port("x", "f32"), Port("qmax", "f32")),
     outputs=(Port("q", "i8"), Port("s", "f32")),
-    attributes={"block": 1, "clip": "absmax"},
+    attributes={"block": 1, "clip": "absmax", "grid": "mid-tread"},
     shapes=(OutputRule(0), OutputRule(0, last_dim=1)),
     reference=hadamard_quantize,
     body=_rotate("x", "t") + _QUANTIZE,
@@ -273,9 +306,9 @@ PER_TOKEN_QUANTIZE_LINEAR = Op(
     "PerTokenQuantizeLinear",
     inputs=HADAMARD_QUANTIZE.inputs,
     outputs=HADAMARD_QUANTIZE.outputs,
-    attributes={"clip": "absmax"},
+    attributes={"clip": "absmax", "grid": "mid-tread"},
     shapes=HADAMARD_QUANTIZE.shapes,
-    reference=lambda x, qmax, *, clip: hadamard_quantize(x, qmax, block=1, clip=clip),
+    reference=partial(hadamard_quantize, block=1),
     body="  t = Identity (x)\n  norm = Constant <value = float {1}> ()" + _QUANTIZE,
     cases=_quantize_cases,
     native=False,

@@ -94,7 +94,7 @@ def quantize_linear(
         "weight": _pack(codes.numpy(), fmt),
         "weight_scale": scales.numpy(),
         "bias": offsets,
-        "qmax": np.array([2 ** (bits - 1) - 1 for bits in policy.activation_bits], np.float32),
+        "qmax": np.array(policy.largest_codes, np.float32),
         **{leaf: found[leaf].numpy() for leaf in policy.branch_leaves},
     }
 

@@ -14,13 +14,15 @@ block is an ordinary low-rank branch.
 
 import torch
 
-from dit2deploy.artefacts.policy import Grid
+from dit2deploy.artefacts.policy import MonarchGrid
 from dit2deploy.quantizers.low_rank import TINY
 
 SWEEPS = 3  # over the blocks of inputs
 
 
-def factors(weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(
+    weight: torch.Tensor, grid: MonarchGrid, *, root: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The best Monarch branch M of a weight E [N, K], float64: down and up, as the head of this file lays them out.
 
     Blocks are disjoint, so the truncated SVD of each is best in the Frobenius norm. With `root`, any L [K, K] with
@@ -74,7 +76,9 @@ def _first_left(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     return torch.linalg.qr(matrix @ right).Q
 
 
-def project(weight: torch.Tensor, grid: Grid, *, root: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def project(
+    weight: torch.Tensor, grid: MonarchGrid, *, root: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`factors` as a checkpoint holds them: down and up, float16."""
     down, up = factors(weight, grid, root=root)
     return down.half(), up.half()

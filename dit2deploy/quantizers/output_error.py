@@ -19,8 +19,8 @@ def output(x: torch.Tensor, tensors: Mapping[str, np.ndarray], policy: LayerPoli
     """
     codes = torch.from_numpy(unpack(tensors["weight"], by_name(policy.weight), x.shape[1]))
     weight = dequantize(codes.float(), torch.from_numpy(tensors["weight_scale"]))
-    qmax = torch.tensor([2.0 ** (min(policy.activation_bits) - 1) - 1])
-    q, s = hadamard_quantize(x, qmax, block=policy.hadamard, clip=policy.clip)
+    qmax = torch.tensor([float(min(policy.largest_codes))])
+    q, s = hadamard_quantize(x, qmax, block=policy.hadamard, clip=policy.clip, grid=policy.grid)
     y = (q.float() * s) @ weight.T
     return add_branches(y, x, {leaf: torch.from_numpy(tensors[leaf]).float() for leaf in policy.branch_leaves})
 

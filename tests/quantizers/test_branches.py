@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import Grid, LayerPolicy
+from dit2deploy.artefacts.policy import MonarchGrid, LayerPolicy
 from dit2deploy.formats import TERNARY
 from dit2deploy.quantizers import monarch
 from dit2deploy.quantizers.branches import add_branches, fit, split, total
@@ -15,7 +15,7 @@ from dit2deploy.quantizers.round_to_nearest import absmean_scales, dequantize, r
 from tests.quantizers.test_low_rank import normal, second_moments, sqnr_db
 
 
-def fitted(rank: int, *, root: torch.Tensor | None = None, grid: Grid | None = None):
+def fitted(rank: int, *, root: torch.Tensor | None = None, grid: MonarchGrid | None = None):
     policy = LayerPolicy(weight="ternary", activation_bits=(4,), low_rank=rank, monarch=grid)
     return partial(fit, policy=policy, seed=0, root=root)
 
@@ -65,7 +65,7 @@ def test_without_alternation_the_branch_is_that_of_the_weight():
 
 
 def test_monarch_takes_what_the_low_rank_branch_leaves():
-    weight, grid = decaying(64), Grid(4, 4, 2)
+    weight, grid = decaying(64), MonarchGrid(4, 4, 2)
     found = fitted(4, grid=grid)(weight)
     first = branch(*truncated_svd(weight, 4, seed=0))
     assert torch.equal(found["monarch_up"], monarch.project(weight - first, grid)[1])
@@ -79,8 +79,8 @@ def test_held_branches_keep_their_shares():
     """Refitted to a target near to the one they were fitted to, two branches come out nearer than anew."""
     weight = decaying(64)
     root = moments_root(second_moments(64))
-    held = fitted(4, grid=Grid(4, 4, 2))(weight)
+    held = fitted(4, grid=MonarchGrid(4, 4, 2))(weight)
     target = weight + 0.05 * normal(64, 64, seed=9)
-    refit = partial(fitted(4, root=root, grid=Grid(4, 4, 2)), target)
+    refit = partial(fitted(4, root=root, grid=MonarchGrid(4, 4, 2)), target)
     errors = [((target - total(made)) @ root).norm() for made in (refit(held=held), refit(), held)]
     assert errors[0] < errors[2]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import Grid
+from dit2deploy.artefacts.policy import MonarchGrid
 from dit2deploy.quantizers.low_rank import moments_root
 from dit2deploy.quantizers.monarch import dense, factors, project
 
@@ -12,7 +12,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def blockwise_svd(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
+def blockwise_svd(weight: torch.Tensor, grid: MonarchGrid) -> torch.Tensor:
     """By the index convention alone: outputs o = row * blocks_out + block, inputs in contiguous runs."""
     a, b, rank = grid
     out, p = torch.zeros_like(weight), weight.shape[1] // a
@@ -26,11 +26,11 @@ def blockwise_svd(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("n", "k", "grid", "parameters", "largest_rank"),
     [
-        (12, 8, Grid(2, 3, 1), 48, 6),
-        (12, 8, Grid(2, 3, 2), 96, 8),
-        (1152, 1152, Grid(4, 4, 8), 73728, 128),
-        (1152, 1152, Grid(1, 1, 32), 73728, 32),
-        (64, 64, Grid(8, 8, 1), 1024, 64),
+        (12, 8, MonarchGrid(2, 3, 1), 48, 6),
+        (12, 8, MonarchGrid(2, 3, 2), 96, 8),
+        (1152, 1152, MonarchGrid(4, 4, 8), 73728, 128),
+        (1152, 1152, MonarchGrid(1, 1, 32), 73728, 32),
+        (64, 64, MonarchGrid(8, 8, 1), 1024, 64),
     ],
 )
 def test_it_is_the_blockwise_truncated_svd(n, k, grid, parameters, largest_rank):
@@ -48,7 +48,7 @@ def test_one_block_is_the_svd():
     weight = normal(40, 60)
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     expected = (u[:, :5] * s[:5]) @ v[:5]
-    found = dense(*factors(weight, Grid(1, 1, 5)))
+    found = dense(*factors(weight, MonarchGrid(1, 1, 5)))
     assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
@@ -56,7 +56,7 @@ def test_one_block_is_the_svd():
 def test_it_takes_the_energy_of_the_table(blocks, rank, white, decaying):
     """methods.md 4.3 at 1152 and equal parameters: many small blocks gain a little on noise and lose on a spectrum."""
     size = 1152
-    grid = Grid(blocks, blocks, rank)
+    grid = MonarchGrid(blocks, blocks, rank)
     u, v = (torch.linalg.qr(normal(size, size, seed=seed)).Q for seed in (1, 2))
     for weight, expected, margin in (
         (normal(size, size), white, 0.0008),
@@ -68,7 +68,7 @@ def test_it_takes_the_energy_of_the_table(blocks, rank, white, decaying):
 
 def test_weighted_factors_are_best_where_blocks_of_inputs_are_uncorrelated():
     """Least |(E - M) C^1/2| of each block is what the truncated SVD of E C^1/2 leaves."""
-    weight, grid, p = normal(24, 32), Grid(2, 3, 2), 16
+    weight, grid, p = normal(24, 32), MonarchGrid(2, 3, 2), 16
     mixed = [normal(p, p, seed=seed) * torch.linspace(1, 0.05, p).unsqueeze(1) for seed in (3, 4)]
     root = moments_root(torch.block_diag(*(part @ part.T for part in mixed)).float()).double()
     least = sum(
@@ -84,13 +84,13 @@ def test_weighted_factors_are_best_where_blocks_of_inputs_are_uncorrelated():
 
 
 def test_white_inputs_weigh_nothing():
-    weight, grid = normal(24, 32), Grid(4, 2, 2)
+    weight, grid = normal(24, 32), MonarchGrid(4, 2, 2)
     plain, weighted = (dense(*factors(weight, grid, root=root)) for root in (None, moments_root(torch.eye(32))))
     torch.testing.assert_close(weighted, plain)
 
 
 def test_a_checkpoint_holds_float16_that_no_size_of_weights_overflows():
-    weight, grid = normal(48, 96) * 1e4, Grid(4, 4, 8)
+    weight, grid = normal(48, 96) * 1e4, MonarchGrid(4, 4, 8)
     down, up = project(weight, grid)
     assert down.dtype == up.dtype == torch.float16
     exact = dense(*factors(weight, grid))
@@ -105,4 +105,4 @@ def test_a_checkpoint_holds_float16_that_no_size_of_weights_overflows():
 )
 def test_a_grid_that_does_not_fit_is_refused(grid, message):
     with pytest.raises(ValueError, match=message):
-        factors(normal(32, 48), Grid(*grid))
+        factors(normal(32, 48), MonarchGrid(*grid))

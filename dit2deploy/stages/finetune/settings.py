@@ -38,5 +38,5 @@ class Settings:
                 f"finetune: EMA {self.ema}, warm-up {self.warmup}, clipping at {self.clip_norm}.",
                 "Give an EMA and a warm-up in 0..1 (1 excluded) and a positive norm to clip at.",
             )
-        if any(not 2 <= bits <= 8 for bits in self.schedule):
-            raise Misuse(f"finetune: the schedule {list(self.schedule)} leaves 2..8 bits.", "Give e.g. 8,4.")
+        if any(not 1 <= bits <= 8 for bits in self.schedule):
+            raise Misuse(f"finetune: the schedule {list(self.schedule)} leaves 1..8 bits.", "Give e.g. 8,4.")

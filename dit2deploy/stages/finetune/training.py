@@ -90,7 +90,7 @@ class Training:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.average[name])
         for layer in self.layers.values():
-            layer.set_least_bits(2)
+            layer.set_least_bits(1)
 
     def save(self, path: Path, key: str) -> None:
         tensors = {f"now.{name}": value.detach() for name, value in self.parameters.items()}

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
-from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
+from dit2deploy.artefacts.policy import MonarchGrid, LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import track
 from dit2deploy.models.folds import Fold
@@ -157,16 +157,16 @@ def search_monarch(
 
 def budget_splits(
     budget: int, shape: tuple[int, int], *, blocks: Sequence[int] = BLOCKS, shares: Sequence[float] = LOW_RANK_SHARES
-) -> list[tuple[int, Grid | None]]:
+) -> list[tuple[int, MonarchGrid | None]]:
     """(low rank, grid) pairs that hold as many parameters as low rank `budget` does, each once; low rank alone first.
 
     `shares` are those of the low-rank part; what a grid of g blocks a side cannot divide evenly goes to it as well.
     """
-    found: dict[tuple[int, Grid | None], None] = {(budget, None): None}
+    found: dict[tuple[int, MonarchGrid | None], None] = {(budget, None): None}
     for share in shares:
         for side in blocks:
             rank = int(budget * (1 - share)) // side
-            grid = Grid(side, side, rank)
+            grid = MonarchGrid(side, side, rank)
             if rank and not grid.fault(*shape):
                 found[budget - side * rank, grid] = None
     return list(found)

@@ -40,7 +40,9 @@ float root_mean_square(const float* t, int64_t k) {
 class Kernel : public CpuKernel {
   public:
     explicit Kernel(const Attributes& attributes)
-        : block_(attributes.integer("block")), gaussian_(attributes.text("clip") == "gaussian") {}
+        : block_(attributes.integer("block")),
+          gaussian_(attributes.text("clip") == "gaussian"),
+          mid_rise_(attributes.text("grid") == "mid-rise") {}
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
         const int64_t m = inputs[0].shape.rows(), k = inputs[0].shape.last();
@@ -55,22 +57,25 @@ class Kernel : public CpuKernel {
                 walsh_hadamard(t, k, block_);
                 const float qmax = inputs[1].as<float>()[row / rows_a_qmax];
                 const float statistic = gaussian_ ? root_mean_square(t, k) : largest(t, k);
-                const RowScale found = row_scale(statistic, qmax, gaussian_, norm);
+                const RowScale found = row_scale(statistic, qmax, gaussian_, mid_rise_, norm);
                 int8_t* q = outputs[0].as<int8_t>() + row * k;
                 outputs[1].as<float>()[row] = found.s;
                 if (found.scale == 0) {
                     std::memset(q, 0, k);
                     continue;
                 }
-                for (int64_t i = 0; i < k; ++i)
-                    q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(t[i] * found.scale), -qmax, qmax));
+                for (int64_t i = 0; i < k; ++i) {
+                    const float scaled = t[i] * found.scale;
+                    const float code = mid_rise_ ? 2 * std::floor(scaled) + 1 : std::nearbyint(scaled);
+                    q[i] = static_cast<int8_t>(std::clamp(code, -qmax, qmax));
+                }
             }
         });
     }
 
   private:
     int64_t block_;
-    bool gaussian_;
+    bool gaussian_, mid_rise_;
 };
 
 }  // namespace

@@ -33,7 +33,7 @@ GPU_DEVICE void load_rotated(const gpu::Shared<float>& t, const float* x, int64_
 }  // namespace
 
 GPU_KERNEL(hadamard_quantize, const float* x, const float* qmax, int8_t* q, float* s, int64_t k,
-           int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian) {
+           int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian, int64_t mid_rise) {
     GPU_SHARED(double, sums, kThreads);
     GPU_SHARED(float, peaks, kThreads);
     const gpu::Shared<float> t = gpu::dynamic_shared<float>(tile);
@@ -65,7 +65,7 @@ GPU_KERNEL(hadamard_quantize, const float* x, const float* qmax, int8_t* q, floa
     }
     const float statistic = gaussian ? (float)sqrt(sums.load(0) / (double)k) : peaks.load(0);
     const float norm = 1.0f / sqrtf((float)block), limit = qmax[row / rows_a_qmax];
-    const d2d::RowScale found = d2d::row_scale(statistic, limit, gaussian != 0, norm);
+    const d2d::RowScale found = d2d::row_scale(statistic, limit, gaussian != 0, mid_rise != 0, norm);
     if (me == 0) s[row] = found.s;
 
     for (int64_t start = 0; start < k; start += tile) {
@@ -75,7 +75,9 @@ GPU_KERNEL(hadamard_quantize, const float* x, const float* qmax, int8_t* q, floa
             load_rotated(t, x + row * k + start, n, block);
         }
         for (int64_t i = me; i < n; i += kThreads) {
-            const float code = found.scale == 0.0f ? 0.0f : rintf(t.load(i) * found.scale);
+            const float scaled = t.load(i) * found.scale;
+            const float nearest = mid_rise ? 2.0f * floorf(scaled) + 1.0f : rintf(scaled);
+            const float code = found.scale == 0.0f ? 0.0f : nearest;
             q[row * k + start + i] = (int8_t)fminf(fmaxf(code, -limit), limit);
         }
     }

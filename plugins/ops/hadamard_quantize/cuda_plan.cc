@@ -39,7 +39,8 @@ std::vector<CudaLaunch> plan_hadamard_quantize(const Attributes& attributes,
                     word(block),
                     word(std::min(tile, k)),
                     word(m / inputs[1].shape.count()),
-                    word(attributes.text("clip") == "gaussian")};
+                    word(attributes.text("clip") == "gaussian"),
+                    word(attributes.text("grid") == "mid-rise")};
     return {launch};
 }
 

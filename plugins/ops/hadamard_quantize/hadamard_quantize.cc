@@ -14,6 +14,9 @@ std::string check_attributes(const Attributes& attributes) {
     const std::string& clip = attributes.text("clip");
     if (clip != "absmax" && clip != "gaussian")
         return "clip must be 'absmax' or 'gaussian', got '" + clip + "'";
+    const std::string& grid = attributes.text("grid");
+    if (grid != "mid-tread" && grid != "mid-rise")
+        return "grid must be 'mid-tread' or 'mid-rise', got '" + grid + "'";
     return "";
 }
 
@@ -56,7 +59,9 @@ Definition hadamard_quantize() {
         1,
         {{"x", DType::f32}, {"qmax", DType::f32}},
         {{"q", DType::i8}, {"s", DType::f32}},
-        {{"block", Attribute::Type::integer, 1, nullptr}, {"clip", Attribute::Type::text, 0, "absmax"}},
+        {{"block", Attribute::Type::integer, 1, nullptr},
+         {"clip", Attribute::Type::text, 0, "absmax"},
+         {"grid", Attribute::Type::text, 0, "mid-tread"}},
         {{0, -1, kKeepLast}, {0, -1, 1}},
         check_attributes,
         check_shapes,

@@ -9,15 +9,28 @@
 
 namespace d2d {
 
-// What t is multiplied with (0: all codes are 0), and the step s of the row.
+// What t is multiplied with before it is rounded (0: all codes are 0), and the s of the row. Codes q of a
+// mid-tread grid are rint(t * scale), those of a mid-rise grid the odd integers 2 * floor(t * scale) + 1, both
+// within -qmax..qmax; x is about q * s either way.
 struct RowScale {
     float scale;
     float s;
 };
 
-// MSE-optimal step of a unit normal for codes -qmax..qmax: of the largest tabled qmax that is not above; as
-// in Python.
-D2D_BOTH float gaussian_step(float qmax) {
+// MSE-optimal s of a unit normal for odd codes -qmax..qmax: of the largest tabled qmax that is not above; as in
+// Python.
+D2D_BOTH float mid_rise_step(float qmax) {
+    if (qmax >= 127.0f) return 0.028434f;
+    if (qmax >= 63.0f) return 0.0520315f;
+    if (qmax >= 31.0f) return 0.0940695f;
+    if (qmax >= 15.0f) return 0.1676005f;
+    if (qmax >= 7.0f) return 0.2930095f;
+    if (qmax >= 3.0f) return 0.4978435f;
+    return 0.797885f;
+}
+
+// The same for all codes -qmax..qmax.
+D2D_BOTH float mid_tread_step(float qmax) {
     if (qmax >= 127.0f) return 0.030870f;
     if (qmax >= 63.0f) return 0.057261f;
     if (qmax >= 31.0f) return 0.105488f;
@@ -28,15 +41,16 @@ D2D_BOTH float gaussian_step(float qmax) {
 }
 
 // statistic: the largest |t| of the row, or its root mean square; NaN or inf where the row is not finite.
-D2D_BOTH RowScale row_scale(float statistic, float qmax, bool gaussian, float norm) {
+D2D_BOTH RowScale row_scale(float statistic, float qmax, bool gaussian, bool mid_rise, float norm) {
     if (!(statistic <= 3.402823466e+38f))
         return {0.0f, statistic - statistic};  // inf - inf and NaN - NaN are NaN
     if (statistic < 1e-30f) return {0.0f, 0.0f};
+    const float share = mid_rise ? 0.5f : 1.0f;  // of a step between codes: odd codes lie two apart
     if (gaussian) {
-        const float step = gaussian_step(qmax) * statistic;
-        return {1.0f / step, step * norm};
+        const float step = (mid_rise ? mid_rise_step(qmax) : mid_tread_step(qmax)) * statistic;
+        return {1.0f / step * share, step * norm};
     }
-    return {qmax / statistic, statistic / qmax * norm};
+    return {qmax / statistic * share, statistic / qmax * norm};
 }
 
 }  // namespace d2d

@@ -40,6 +40,7 @@ class VectorKernel : public CpuKernel {
     explicit VectorKernel(const Attributes& attributes)
         : block_(attributes.integer("block")),
           gaussian_(attributes.text("clip") == "gaussian"),
+          mid_rise_(attributes.text("grid") == "mid-rise"),
           portable_(make_hadamard_quantize_portable(attributes)) {}
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
@@ -55,9 +56,11 @@ class VectorKernel : public CpuKernel {
                 transform(inputs[0].as<float>() + row * k, k, t);
                 const float qmax = inputs[1].as<float>()[row / rows_a_qmax];
                 const float statistic = gaussian_ ? root_mean_square(t, k) : largest(t, k);
-                const RowScale found = row_scale(statistic, qmax, gaussian_, norm);
+                const RowScale found = row_scale(statistic, qmax, gaussian_, mid_rise_, norm);
                 outputs[1].as<float>()[row] = found.s;
-                quantize(t, k, found.scale, qmax, outputs[0].as<int8_t>() + row * k);
+                int8_t* q = outputs[0].as<int8_t>() + row * k;
+                mid_rise_ ? quantize<odd_codes>(t, k, found.scale, qmax, q)
+                          : quantize<codes>(t, k, found.scale, qmax, q);
             }
         });
     }
@@ -177,6 +180,19 @@ class VectorKernel : public CpuKernel {
         return reinterpret_cast<Ints>(value + 12582912.0f) & 255;
     }
 
+    // The same for a mid-rise grid. |t| is at most sqrt(K) root mean squares: the conversion cannot overflow. It cuts
+    // towards zero; the comparison gives -1 where that was upwards.
+    static Ints odd_codes(const float* t, float scale, float top) {
+        const Ints high = static_cast<int32_t>(top) - Ints{}, low = -high;
+        const Floats value = load(t) * scale;
+        const Ints cut = __builtin_convertvector(value, Ints);
+        const Ints below = cut + (__builtin_convertvector(cut, Floats) > value);
+        Ints odd = 2 * below + 1;
+        odd = odd > high ? high : odd;
+        odd = odd < low ? low : odd;
+        return odd & 255;
+    }
+
     // Byte b of word w of `v` to where byte w of word b of its own 16 bytes was; then words of equal place together.
     template <int... I, int... J>
     static Bytes in_order(const Ints& v, std::integer_sequence<int, I...>, std::integer_sequence<int, J...>) {
@@ -186,6 +202,7 @@ class VectorKernel : public CpuKernel {
         return reinterpret_cast<Bytes>(__builtin_shuffle(reinterpret_cast<Ints>(in_lanes), gathered));
     }
 
+    template <Ints (*Codes)(const float*, float, float)>
     static void quantize(const float* t, int64_t k, float scale, float qmax, int8_t* q) {
         if (scale == 0) {
             std::memset(q, 0, static_cast<size_t>(k));
@@ -195,20 +212,20 @@ class VectorKernel : public CpuKernel {
         const float top = std::floor(qmax);
         int64_t i = 0;
         for (; i + 4 * Width <= k; i += 4 * Width) {
-            const Ints four = codes(t + i, scale, top) | codes(t + i + Width, scale, top) << 8 |
-                              codes(t + i + 2 * Width, scale, top) << 16 |
-                              codes(t + i + 3 * Width, scale, top) << 24;
+            const Ints four = Codes(t + i, scale, top) | Codes(t + i + Width, scale, top) << 8 |
+                              Codes(t + i + 2 * Width, scale, top) << 16 |
+                              Codes(t + i + 3 * Width, scale, top) << 24;
             const Bytes bytes = in_order(four, std::make_integer_sequence<int, 4 * Width>{}, Lanes{});
             std::memcpy(q + i, &bytes, sizeof(bytes));
         }
         for (; i < k; i += Width) {
-            const Ints one = codes(t + i, scale, top);
+            const Ints one = Codes(t + i, scale, top);
             for (int lane = 0; lane < Width; ++lane) q[i + lane] = static_cast<int8_t>(one[lane]);
         }
     }
 
     int64_t block_;
-    bool gaussian_;
+    bool gaussian_, mid_rise_;
     std::unique_ptr<CpuKernel> portable_;
 };
 
