@@ -1,7 +1,7 @@
 """The papers' claims, each confirmed or refuted by the cells of the methods table, seed by seed."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

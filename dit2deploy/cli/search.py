@@ -22,7 +22,8 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
     "--recipe",
     default="w1.58a4",
     show_default=True,
-    help="Uniform: w8a8, w4a8, w4a4, w3a3, w1.58a8, w1.58a4. Mixed precision: robuq-ampn, treeq-tss, adatsq.",
+    help="Uniform: w8a8, w4a8, w4a4, w3a3, w1.58a8, w1.58a4. Mixed precision: robuq-ampn, treeq-tss, adatsq. "
+    "Group sizes: q-dit.",
 )
 @click.option("--low-rank", type=click.IntRange(0), help="Rank of the side branch.  [default: the recipe's]")
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
@@ -40,13 +41,13 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
 )
 @click.option("--smoothing", type=click.FloatRange(0, 1), help="SmoothQuant's alpha, where layers have a place for it.")
 @click.option("--calibration", type=options.PATH, help="Mixed: what is measured on, from `dit2deploy calibrate`.")
-@click.option("--budget", type=float, help="Mixed: average bits of the block linears.  [default: 3]")
+@click.option("--budget", type=float, help="Mixed: average bits of the block linears.  [default: 3; q-dit: 4.25]")
 @click.option(
     "--weighting",
     type=click.Choice(("macs", "parameters", "layers")),
     help="Mixed: what a layer counts in the average.  [default: macs]",
 )
-@click.option("--base", help="Mixed: the uniform recipe that says all else.  [default: w1.58a4]")
+@click.option("--base", help="Mixed: the uniform recipe that says all else.  [default: w1.58a4; q-dit: w4a8]")
 @click.option(
     "--allocate",
     type=click.Choice(("activations", "weights")),
@@ -59,8 +60,10 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--refine", is_flag=True, default=None, help="treeq-tss: swap widths at the end.")
 @click.option("--groups", type=click.IntRange(1), help="adatsq: timestep groups.  [default: 5]")
 @click.option("--beam", type=click.IntRange(1), help="adatsq: paths that are kept.  [default: 32]")
-@click.option("--trajectories", type=click.IntRange(1), help="adatsq: samples that are denoised.  [default: 4]")
+@click.option("--trajectories", type=click.IntRange(1), help="adatsq, q-dit: samples denoised.  [default: 4]")
 @click.option("--probes", type=click.IntRange(1), help="adatsq: projections behind a Fisher score.  [default: 4]")
+@click.option("--population", type=click.IntRange(1), help="q-dit: configurations of a generation.  [default: 20]")
+@click.option("--generations", type=click.IntRange(1), help="q-dit: after the first one.  [default: 10]")
 @click.option("--point", type=click.IntRange(0), help="No search: take this point of the front beside --out.")
 @options.out("The policy to write, e.g. policy.json.")
 @options.common
@@ -77,6 +80,7 @@ def command(model: Path, recipe: str, out: Path, seed: int, point: int | None, *
     dit2deploy search dit-xl-2/ --recipe robuq-ampn --budget 3 --calibration calibration/ -o policy.json
     dit2deploy search dit-xl-2/ --recipe treeq-tss --base w4a4 --allocate weights --calibration calibration/ -o p.json
     dit2deploy search dit-xl-2/ --recipe adatsq --groups 5 --beam 32 --calibration calibration/ -o policy.json
+    dit2deploy search dit-xl-2/ --recipe q-dit --base w4a8 --budget 4.25 --calibration calibration/ -o policy.json
     dit2deploy search dit-xl-2/ --point 4 -o policy.json
     """
     from dit2deploy.stages.search import search, take_point

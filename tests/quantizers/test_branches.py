@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import MonarchGrid, LayerPolicy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.formats import TERNARY
 from dit2deploy.quantizers import monarch
 from dit2deploy.quantizers.branches import add_branches, fit, split, total

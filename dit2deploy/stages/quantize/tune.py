@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
-from dit2deploy.artefacts.policy import MonarchGrid, LayerPolicy, Policy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import track
 from dit2deploy.models.folds import Fold

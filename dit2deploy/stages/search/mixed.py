@@ -1,7 +1,7 @@
-"""Mixed-precision recipes: RobuQ's AMPN, TreeQ's TSS and AdaTSQ's beam, each from a uniform recipe and a budget."""
+"""Searched recipes: RobuQ's AMPN, TreeQ's TSS, AdaTSQ's beam, Q-DiT's group sizes; a uniform recipe and a budget."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 
 ALGORITHM = 1  # part of every journal key: raise it when the same inputs measure otherwise
 _COMMON = ("budget", "weighting", "base", "bits")
-# Which options of the uniform recipe a search sets by itself.
-_TAKEN = ("activation_bits", "timestep_bounds")
 
 
 @dataclass(frozen=True)
 class MixedRecipe:
-    """A search for the bits of each block linear (and timestep group) at an average of `budget`.
+    """A search for the bits of each block linear (and timestep group), or its group size, at an average of `budget`.
 
     Layers around the blocks stay as the uniform recipe `base` has them, and so do ranks, rotations and roundings.
     Beside the policy come the front (front.py), its picture, and the journal of measurements (journal.py).
@@ -38,6 +36,8 @@ class MixedRecipe:
     options: tuple[str, ...]
     summary: str
     find: Callable[[Task], Found]
+    taken: tuple[str, ...] = ("activation_bits", "timestep_bounds")  # options of the base that the search sets itself
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # where they are not those of Options
 
     def search(
         self, problem: Problem, source: "ModelFolder", calibration: CalibrationSet, out: Path, **overrides: Any
@@ -62,12 +62,13 @@ class MixedRecipe:
         return self._write(found, options, told, problem, out)
 
     def _split(self, overrides: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
-        known = [*self.options, *(field.name for field in fields(uniform.Options) if field.name not in _TAKEN)]
+        known = [*self.options, *(entry.name for entry in fields(uniform.Options) if entry.name not in self.taken)]
         for name in overrides:
             if name not in known:
                 raise Misuse(f"recipe {self.name}: there is no option {name!r}.", f"Known: {', '.join(known)}.")
-        options = Options(**{name: value for name, value in overrides.items() if name in self.options})
-        check(options)
+        given = {name: value for name, value in overrides.items() if name in self.options}
+        options = Options(**{**self.defaults, **given})
+        check(options, settled=[name for name in self.defaults if name not in self.options])
         return options, {name: value for name, value in overrides.items() if name not in self.options}
 
     def _write(self, found: Found, options: Options, told: dict[str, Any], problem: Problem, out: Path) -> Policy:
@@ -130,6 +131,12 @@ def _adatsq(task: Task) -> Found:
     return beam(task)
 
 
+def _qdit(task: Task) -> Found:
+    from dit2deploy.stages.search.group_sizes import evolve
+
+    return evolve(task)
+
+
 RECIPES = (
     MixedRecipe(
         "robuq-ampn",
@@ -148,5 +155,13 @@ RECIPES = (
         (*_COMMON, "groups", "beam", "trajectories", "probes"),
         "activation bits by timestep group, Pareto beam (AdaTSQ)",
         _adatsq,
+    ),
+    MixedRecipe(
+        "q-dit",
+        ("budget", "base", "trajectories", "population", "generations"),
+        "group sizes by evolution (Q-DiT)",
+        _qdit,
+        taken=("group_size", "timestep_bounds"),
+        defaults={"allocate": "groups", "weighting": "parameters", "base": "w4a8", "budget": 4.25},
     ),
 )

@@ -1,6 +1,6 @@
 """What a mixed-precision search is given and what it gives back; importing this file needs no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dit2deploy.models.load import ModelFolder
 
 Weighting = Literal["macs", "parameters", "layers"]
-Allocate = Literal["activations", "weights"]
+Allocate = Literal["activations", "weights", "groups"]
+CHOSEN: tuple[Allocate, ...] = ("activations", "weights")  # where the recipe leaves it open
+_POSITIVE = ("groups", "beam", "trajectories", "probes", "population", "generations")
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,27 @@ class Options:
     refine: bool = False  # TSS: swaps of widths after the root
     groups: int = 5  # AdaTSQ: timestep groups
     beam: int = 32  # AdaTSQ: paths that are kept (M)
-    trajectories: int = 4  # AdaTSQ: samples that are denoised; twice as many others judge the survivors
+    trajectories: int = 4  # AdaTSQ, Q-DiT: samples that are denoised; twice as many others judge the survivors
     probes: int = 4  # AdaTSQ: random projections of the output behind a Fisher score
+    population: int = 20  # Q-DiT: configurations of a generation (50 in its code)
+    generations: int = 10  # Q-DiT: after the first (20 in its code)
 
 
-def check(options: Options) -> None:
-    """Misuse for values that no search can use."""
-    for name, allowed in (("weighting", get_args(Weighting)), ("allocate", get_args(Allocate))):
-        if getattr(options, name) not in allowed:
+def check(options: Options, settled: Collection[str] = ()) -> None:
+    """Misuse for values that no search can use; those of `settled` are the recipe's own."""
+    for name, allowed in (("weighting", get_args(Weighting)), ("allocate", CHOSEN)):
+        if name not in settled and getattr(options, name) not in allowed:
             raise Misuse(f"{name} {getattr(options, name)!r} is unknown.", f"Use one of {', '.join(allowed)}.")
     bits = list(options.bits)
     if bits != sorted(set(bits)) or len(bits) < 2 or not 2 <= bits[0] <= bits[-1] <= 8:
         raise Misuse(f"bits {bits}: no rising widths of 2 .. 8.", "Give at least two, e.g. 2,3,4,6,8.")
-    for name, least in (("items", 2), ("survivors", 2), ("groups", 1), ("beam", 1), ("trajectories", 1), ("probes", 1)):
+    for name, least in (("items", 2), ("survivors", 2), *((name, 1) for name in _POSITIVE)):
         if getattr(options, name) < least:
             raise Misuse(f"{name} {getattr(options, name)} is too small.", f"Give at least {least}.")
     if not 0 <= options.lam <= 1:
         raise Misuse(f"lam {options.lam} is not in 0 .. 1.", "0: the others in full precision; 1: quantized.")
+    if "allocate" in settled:
+        return  # its search knows which budgets can be met
     widths = [fmt.bits for fmt in FORMATS] if options.allocate == "weights" else bits
     if not widths[0] - TOLERANCE <= options.budget <= widths[-1]:
         raise Misuse(

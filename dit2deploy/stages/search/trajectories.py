@@ -14,13 +14,12 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note, track
 from dit2deploy.nn.simulate import Simulation
 from dit2deploy.quantizers.fisher import fisher_scores
-from dit2deploy.sampling import Scheduler
 from dit2deploy.stages.search import adatsq, uniform
 from dit2deploy.stages.search.journal import Journal
-from dit2deploy.stages.search.measure import DIGITS, LARGEST, TINY
 from dit2deploy.stages.search.pareto import Point
 from dit2deploy.stages.search.task import Found, Task
 from dit2deploy.stages.search.units import Unit, at_widths, prepare
+from dit2deploy.stages.search.walk import Walk, check_walks, latent_error, samples_of
 
 
 def runs_of(calibration: CalibrationSet, groups: int) -> list[list[int]]:
@@ -56,9 +55,8 @@ def sensitivities(
 class Trajectories:
     """A few of the calibration set's own trajectories, walked by the network as a path of the beam chooses.
 
-    State of a path: its latents float32 [S, C, H, W]. Error: the geometric mean over samples (their mean SQNR in dB) of
-    |x - x_float|^2 / |x_float|^2 of the latents after the run, both having come all the way from the same noise. The
-    paper's mean of squares [inferred] follows whichever of a few samples turns into another picture.
+    State of a path: its latents float32 [S, C, H, W]. Error: `latent_error` after the run, both having come all the
+    way from the same noise.
     """
 
     def __init__(
@@ -79,22 +77,14 @@ class Trajectories:
         """
         self._network, self._units, self._clip, self._base = network, units, clip, base
         self._runs, self._journal = runs, journal
-        manifest = calibration.manifest
-        self._steps, self._guidance = manifest.steps, np.float32(manifest.guidance)
-        self._scheduler = Scheduler.from_config(manifest.scheduler)
-        self._timesteps = manifest.timesteps
         self._told = [list(runs), clip, list(samples), [unit.layers for unit in units]]
-        first = calibration.call(0)
-        guided, held = manifest.guidance != 1, len(manifest.seeds)
-        kept = np.asarray(samples)
-        self.start = first["hidden_states"][kept]
-        rows = np.concatenate([kept, kept + held]) if guided else kept
-        self._labels = torch.from_numpy(first["class_labels"][rows])
+        self._walk = Walk(network, calibration, samples=samples)
+        self.start = self._walk.start
         network.choose_float()
         self._exact = []
         latents = self.start
         for run in runs:
-            latents = self._walk(latents, run)
+            latents = self._walk.steps(latents, run)
             self._exact.append(latents)
         network.choose(base)
 
@@ -103,12 +93,12 @@ class Trajectories:
         run = len(before)
 
         def measure() -> dict[str, Any]:
-            latents = self._walk(state, self._runs[run], bits)
-            exact = self._exact[run].astype(np.float64)
-            axes = tuple(range(1, exact.ndim))
-            ratio = ((latents - exact) ** 2).sum(axes) / np.maximum((exact**2).sum(axes), TINY)
-            error = np.exp(np.mean(np.log(np.clip(np.nan_to_num(ratio, nan=LARGEST), TINY, LARGEST))))
-            return {"error": float(f"{error:.{DIGITS}g}"), "latents": base64.b64encode(latents.tobytes()).decode()}
+            for unit, width in zip(self._units, bits, strict=True):
+                widths = [width] * len(self._runs)
+                self._network.choose({name: at_widths(self._base[name], widths, self._clip) for name in unit.layers})
+            latents = self._walk.steps(state, self._runs[run])
+            error = latent_error(latents, self._exact[run])
+            return {"error": error, "latents": base64.b64encode(latents.tobytes()).decode()}
 
         what = ["path", *self._told, [list(taken) for taken in before], list(bits)]
         found = self._journal.value(what, measure)
@@ -122,39 +112,15 @@ class Trajectories:
             state, error = self.advance(path[:run], state, bits)
         return error
 
-    def _walk(self, latents: np.ndarray, run: Sequence[int], bits: Sequence[int] | None = None) -> np.ndarray:
-        if bits is not None:
-            for unit, width in zip(self._units, bits, strict=True):
-                widths = [width] * len(self._runs)
-                self._network.choose({name: at_widths(self._base[name], widths, self._clip) for name in unit.layers})
-        for step in run:
-            timestep, repeat = self._timesteps[step], len(self._labels) // len(latents)
-            inputs = {
-                "hidden_states": torch.from_numpy(np.concatenate([latents] * repeat)),
-                "timestep": torch.full((len(self._labels),), timestep, dtype=torch.int64),
-                "class_labels": self._labels,
-            }
-            output = self._network.call(inputs).numpy()[:, : latents.shape[1]]
-            if repeat == 2:
-                conditional, unconditional = np.split(output, 2)
-                output = unconditional + self._guidance * (conditional - unconditional)
-            latents = self._scheduler.step(output, timestep, latents, steps=self._steps)
-        return latents
-
 
 def beam(task: Task) -> Found:
     """The beam (adatsq.py) over the time groups in the sampler's order; the policy's run by rising timestep.
 
-    Selection and final comparison use different samples of the calibration set: on few samples, the best of many paths
-    owes part of its lead to chance. Raises Misuse for a family without trajectories, for fewer steps than groups, and
-    where no candidate is as cheap as the budget.
+    Selection and final comparison use different samples of the calibration set, see `samples_of`. Raises Misuse
+    for a family without trajectories, for fewer steps than groups, and where no candidate is as cheap as the budget.
     """
     options = task.options
-    if task.source.family.conditioning != "class":
-        raise Misuse(
-            f"adatsq: {task.source.class_name} has no trajectories here (no text encoder is at hand).",
-            "Use the recipe treeq-tss or robuq-ampn.",
-        )
+    check_walks(task.source, "adatsq")
     runs = runs_of(task.calibration, options.groups)
     bounds = bounds_of(task.calibration, runs, task.problem.training_steps)
     calls = [_call_of(task.calibration, run[len(run) // 2]) for run in runs]  # the middle stands for its group
@@ -176,10 +142,7 @@ def beam(task: Task) -> Found:
     ]
     # One clip holds for all groups of a layer, so it cannot follow the bits of one of them.
     clip = task.base_overrides.get("clip") or ("gaussian" if options.budget <= uniform.GAUSSIAN_UP_TO else "absmax")
-    held = len(task.calibration.manifest.seeds)
-    count = min(options.trajectories, held)
-    searched = [index * held // count for index in range(count)]
-    others = [index for index in range(held) if index not in searched][: 2 * count]
+    searched, others = samples_of(task.calibration, options.trajectories)
 
     def trajectories(samples: Sequence[int]) -> Trajectories:
         network, base = layers.network, layers.base.layers

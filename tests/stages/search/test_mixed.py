@@ -26,6 +26,7 @@ TINY = {
     "treeq-tss": {"bits": (2, 3, 4), "items": 20, "survivors": 3, "refine": True},
     "adatsq": {"bits": (2, 3, 4, 6), "groups": 2, "beam": 3, "trajectories": 2},
 }
+GROUPS = {"q-dit": {"budget": 4.9, "trajectories": 2, "population": 6, "generations": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,10 @@ def test_a_search_meets_its_budget_and_leaves_its_front(recipe, model, calibrati
     assert Policy.load(out).options["average_bits"] == points[0]["average_bits"]
 
 
-@pytest.mark.parametrize("recipe", TINY)
+@pytest.mark.parametrize("recipe", [*TINY, *GROUPS])
 def test_a_killed_search_goes_on_to_the_same_bytes(recipe, model, calibration, tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
-    options = {"recipe": recipe, "calibration": calibration, "seed": 3, **TINY[recipe]}
+    options = {"recipe": recipe, "calibration": calibration, "seed": 3, **(TINY | GROUPS)[recipe]}
     search(model, whole, **options)
     value, left = Journal.value, 12
 
@@ -194,8 +195,9 @@ def test_a_family_without_trajectories(tmp_path):
     out = tmp_path / "policy.json"
     policy = search(tmp_path / "flux", out, recipe="robuq-ampn", calibration=held, bits=(3, 5), budget=4, items=4)
     assert {layer.activation_bits for layer in policy.layers.values()} >= {(3,), (5,)}
-    with pytest.raises(Misuse, match="no trajectories"):
-        search(tmp_path / "flux", out, recipe="adatsq", calibration=held)
+    for recipe in ("adatsq", "q-dit"):
+        with pytest.raises(Misuse, match="no trajectories"):
+            search(tmp_path / "flux", out, recipe=recipe, calibration=held)
 
 
 @pytest.mark.parametrize(
@@ -232,3 +234,29 @@ def test_a_point_that_is_not_there(model, tmp_path):
 def test_every_recipe_names_options_that_exist():
     known = set(mixed.Options.__dataclass_fields__)
     assert all(set(recipe.options) <= known for recipe in mixed.RECIPES)
+
+
+def test_group_sizes_keep_to_their_bits(model, calibration, shapes, tmp_path):
+    """Q-DiT: bits are recounted here from the policy: 4 a code (48 and 192 columns fill their words), 32 a scale."""
+    out = tmp_path / "policy.json"
+    options = {"calibration": calibration, **GROUPS["q-dit"]}
+    policy = search(model, out, recipe="q-dit", **options)
+    inner = {name: shape for name, shape in shapes.items() if name.startswith(BLOCKS) and ".norm1." not in name}
+    sizes = {name: policy.layers[name].group_size or shapes[name][1] for name in inner}
+    scales = sum(32 * n * (k // sizes[name]) for name, (n, k) in inner.items())
+    bits = 4 + scales / sum(n * k for n, k in inner.values())
+    assert bits <= 4.9 + 1e-9
+    assert policy.options["average_bits"] == pytest.approx(bits, abs=1e-5)
+    assert len(set(sizes.values())) > 1
+    for block in (0, 1):
+        assert len({sizes[f"{BLOCKS}.{block}.attn1.to_{letter}"] for letter in "qkv"}) == 1
+    assert {policy.layers[name].weight for name in inner} == {"int4"}
+    assert {policy.layers[name].rounding for name in inner} == {"gptq"}
+    front = json.loads((tmp_path / "policy.front.json").read_text())
+    assert front["allocate"] == "groups"
+    alike = [error for cost, error in front["uniform"] if cost <= 4.9]
+    assert front["points"][front["chosen"]]["error"] <= min(alike)
+    assert front["uniform"][0][0] == pytest.approx(min(cost for cost, _ in front["uniform"]))
+    for given, fault in (({"budget": 4.1}, "take 4.* bits"), ({"group_size": 16}, "no option 'group_size'")):
+        with pytest.raises(Misuse, match=fault):
+            search(model, tmp_path / "other.json", recipe="q-dit", **{**options, **given})
