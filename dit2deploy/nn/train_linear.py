@@ -32,6 +32,10 @@ class TrainLinear(torch.nn.Module):
     in each forward): one learning rate then suits every format and layer, and a scale that moves flips no codes.
     """
 
+    scale: torch.Tensor
+    qmax: torch.Tensor
+    log_gain: torch.nn.Parameter
+
     def __init__(
         self, weight: torch.Tensor, tensors: Mapping[str, np.ndarray], *, policy: LayerPolicy, groups: TimestepGroups
     ) -> None:
