@@ -178,6 +178,11 @@ class TensorFile:
         """safetensors' name of the dtype, e.g. "F16"."""
         return self._entries[name][0]
 
+    def nbytes(self, name: str) -> int:
+        """Of the tensor as `read` gives it."""
+        size = 4 if self.dtype(name) == "BF16" else np.dtype(_DTYPES[self.dtype(name)]).itemsize
+        return size * int(np.prod(self.shape(name), dtype=np.int64))
+
     def read(self, name: str) -> np.ndarray:
         """A copy of the tensor; bfloat16 comes back as float32."""
         if name not in self._entries:

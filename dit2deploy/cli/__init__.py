@@ -16,6 +16,7 @@ COMMANDS = (
     "compile",
     "fuse-lora",
     "calibrate",
+    "measure-ops",
     "search",
     "quantize",
     "finetune",

@@ -138,6 +138,16 @@ guidance = click.option("--guidance", default=1.5, show_default=True, help="Clas
 threads = click.option("--threads", type=click.IntRange(1), help="Threads of the engine.  [default: all cores]")
 
 
+def widths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Of an option --bits: "2,3,4"."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of bits.", param_hint="--bits") from None
+
+
 def out(help: str) -> Callable:
     return click.option("-o", "--out", required=True, type=PATH, help=help)
 

@@ -7,15 +7,6 @@ import click
 from dit2deploy.cli import options
 
 
-def _widths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of bits.", param_hint="--bits") from None
-
-
 @click.command()
 @click.argument("model", type=options.PATH)
 @click.option(
@@ -41,7 +32,12 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
 )
 @click.option("--smoothing", type=click.FloatRange(0, 1), help="SmoothQuant's alpha, where layers have a place for it.")
 @click.option("--calibration", type=options.PATH, help="Mixed: what is measured on, from `dit2deploy calibrate`.")
-@click.option("--budget", type=float, help="Mixed: average bits of the block linears.  [default: 3; q-dit: 4.25]")
+@click.option(
+    "--budget",
+    help="Mixed: average bits of the block linears (3), bytes of the checkpoint (1.8MB), or milliseconds of a step's "
+    "linears on --device (3.2ms).  [default: 3; q-dit: 4.25]",
+)
+@click.option("--device", type=options.PATH, help="Mixed: a table of `dit2deploy measure-ops`, for milliseconds.")
 @click.option(
     "--weighting",
     type=click.Choice(("macs", "parameters", "layers")),
@@ -53,7 +49,9 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
     type=click.Choice(("activations", "weights")),
     help="robuq-ampn, treeq-tss: whose bits.  [default: activations]",
 )
-@click.option("--bits", callback=_widths, help="Mixed: activation widths to choose from.  [default: 2,3,4,5,6,8]")
+@click.option(
+    "--bits", callback=options.widths, help="Mixed: activation widths to choose from.  [default: 2,3,4,5,6,8]"
+)
 @click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss: samples compared.  [default: 32]")
 @click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")
 @click.option("--lam", type=click.FloatRange(0, 1), help="treeq-tss: noise of the other layers.  [default: 1]")
@@ -79,11 +77,15 @@ def command(model: Path, recipe: str, out: Path, seed: int, point: int | None, *
     dit2deploy search dit-xl-2/ --recipe w4a4 --branch-init weighted --hessian fisher --smoothing 0.5 -o policy.json
     dit2deploy search dit-xl-2/ --recipe robuq-ampn --budget 3 --calibration calibration/ -o policy.json
     dit2deploy search dit-xl-2/ --recipe treeq-tss --base w4a4 --allocate weights --calibration calibration/ -o p.json
+    dit2deploy search dit-xl-2/ --recipe robuq-ampn --allocate weights --budget 90MB --calibration c/ -o policy.json
+    dit2deploy search dit-xl-2/ --recipe treeq-tss --device device.json --budget 30ms --calibration c/ -o policy.json
     dit2deploy search dit-xl-2/ --recipe adatsq --groups 5 --beam 32 --calibration calibration/ -o policy.json
     dit2deploy search dit-xl-2/ --recipe q-dit --base w4a8 --budget 4.25 --calibration calibration/ -o policy.json
     dit2deploy search dit-xl-2/ --point 4 -o policy.json
     """
     from dit2deploy.stages.search import search, take_point
+    from dit2deploy.stages.search.budget import shown
+    from dit2deploy.stages.search.mixed import COST_NAMES
 
     given = {name: value for name, value in overrides.items() if value is not None}
     policy = (
@@ -94,9 +96,10 @@ def command(model: Path, recipe: str, out: Path, seed: int, point: int | None, *
         bits = "/".join(map(str, layer.activation_bits)) or "-"
         key = f"{layer.weight} A{bits}"
         counts[key] = counts.get(key, 0) + 1
-    average = policy.options.get("average_bits")
     text = f"{out}: " + ", ".join(f"{count} layers {key}" for key, count in counts.items())
-    if average is not None:
-        text += f"; {average:g} bits on average"
     values = {"out": str(out), "method": policy.method, "layers": counts}
-    return values | ({"average_bits": average} if average is not None else {}), text
+    for unit, name in COST_NAMES.items():
+        if name in policy.options:
+            values[name] = policy.options[name]
+            text += f"; {shown(values[name], unit)}" + (" on average" if unit == "bits" else "")
+    return values, text

@@ -25,6 +25,11 @@ def layer_bits(layer: LayerPolicy, shape: tuple[int, int], *, float_bits: float 
     return float(codes + scales + BRANCH_BITS * branches)
 
 
+def stored_bytes(layer: LayerPolicy, shape: tuple[int, int]) -> int:
+    """Bytes of all tensors that a checkpoint holds of a quantized layer: as `layer_bits`, its bias and its qmax."""
+    return round(layer_bits(layer, shape) / 8) + SCALE_BITS // 8 * (shape[0] + len(layer.activation_bits))
+
+
 def effective_weight_bits(policy: Policy, linears: Mapping[str, tuple[int, int]], *, float_bits: float = 16.0) -> float:
     """Bits a weight, averaged over all weights of `linears` (name -> (N, K)): the model's, or the part of interest.
 

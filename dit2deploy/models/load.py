@@ -52,6 +52,10 @@ class ModelTensors(Mapping[str, TensorFile]):
         """safetensors' name of the dtype, e.g. "BF16"."""
         return self._names[name].dtype(name)
 
+    def nbytes(self, name: str) -> int:
+        """Of the tensor as `read` gives it."""
+        return self._names[name].nbytes(name)
+
     def read(self, name: str) -> np.ndarray:
         """A copy of the tensor; bfloat16 comes back as float32."""
         return self._names[name].read(name)

@@ -2,26 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from math import gcd
+from math import gcd, lcm
 
 import numpy as np
 
 from dit2deploy.stages.search.pareto import TOLERANCE, Point
 
 MOST_CELLS = 20_000  # capacity of the knapsack; finer costs are rounded up to this many steps
-BUDGETS = 13  # points of the front: average bits evenly spaced between the least and the most
+BUDGETS = 13  # points of the front: costs evenly spaced between the least and the most
 
 Errors = Callable[[tuple[int, ...]], float]
 
 
-def monotone(sensitivities: Sequence[float]) -> list[float]:
-    """Sensitivities by rising bits as non-increasing ones: the running minimum from the low end.
+def monotone(sensitivities: Sequence[float], costs: Sequence[float] | None = None) -> list[float]:
+    """Sensitivities as ones that do not increase with `costs` (default: rising as listed): the running minimum.
 
-    A width that measures worse than a lower one takes the lower one's value, so noise buys no bits: what more bits
+    A width that measures worse than a cheaper one takes that one's value, so noise buys no bits: what more bits
     do not improve costs the same error with fewer. [inferred; methods.md 3.5 asks for it "from high bits", which
     would let one lucky high width make all lower ones look as good.]
     """
-    return np.minimum.accumulate(np.asarray(sensitivities, np.float64)).tolist()
+    values = np.asarray(sensitivities, np.float64)
+    order = np.argsort(range(len(values)) if costs is None else costs, kind="stable")
+    values[order] = np.minimum.accumulate(values[order])
+    return values.tolist()
 
 
 def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], capacity: int) -> tuple[int, ...]:
@@ -56,40 +59,45 @@ def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], 
 
 
 def allocate(
-    values: Sequence[Sequence[float]], weights: Sequence[int], bits: Sequence[float], budget: float
+    values: Sequence[Sequence[float]], costs: Sequence[Sequence[float | Fraction]], budget: float
 ) -> tuple[int, ...]:
-    """For each layer the index of its bit-width: least sum of `values` [L][B], weighted average of bits <= `budget`.
+    """For each layer the index of its choice: least sum of `values` [L][B], sum of `costs` [L][B] <= `budget`.
 
-    `weights` [L] are MACs, parameters or ones; `bits` rise. Costs are exact integers where MOST_CELLS suffice (RobuQ:
-    DiT-XL/2's MACs are 3:1:4:4), otherwise rounded up, so that the budget holds. Raises ValueError where it cannot.
+    Costs are exact where MOST_CELLS suffice (RobuQ: DiT-XL/2's MACs are 3:1:4:4, given as fractions of an average),
+    otherwise rounded up, so that the budget holds. Raises ValueError where it cannot.
     """
-    exact = [Fraction(value).limit_denominator(100) for value in bits]
-    scale = int(np.lcm.reduce([value.denominator for value in exact]))
-    costs = [[int(weight * value * scale) for value in exact] for weight in weights]
-    unit = gcd(*(cost for row in costs for cost in row))
-    total = sum(weights) * scale * (Fraction(budget).limit_denominator(10**6) + Fraction(TOLERANCE))
-    unit = max(unit, -(-int(total) // MOST_CELLS))
-    return knapsack(values, [[-(-cost // unit) for cost in row] for row in costs], int(total / unit))
+    exact = [[Fraction(cost) for cost in row] for row in costs]
+    scale = lcm(*(cost.denominator for row in exact for cost in row))
+    # Counted from each layer's cheapest choice, which then always fits, however costs are rounded.
+    whole = [[int((cost - min(row)) * scale) for cost in row] for row in exact]
+    total = int(scale * (Fraction(budget) + Fraction(TOLERANCE) - sum(min(row) for row in exact)))
+    if total < 0:
+        raise ValueError(f"the cheapest choices cost more than {budget}")
+    total = min(total, sum(max(row) for row in whole))
+    unit = max(1, gcd(*(cost for row in whole for cost in row)), -(-total // MOST_CELLS))
+    return knapsack(values, [[-(-cost // unit) for cost in row] for row in whole], total // unit)
 
 
 def search(
-    errors: Errors, weights: Sequence[int], bits: Sequence[float], *, environment: Sequence[int], budget: float
+    errors: Errors, costs: Sequence[Sequence[float | Fraction]], *, environment: Sequence[int], budget: float
 ) -> list[Point]:
-    """Points whose `what` is an index of `bits` for each layer: the knapsack's answers, with their measured errors.
+    """Points whose `what` is an index of a choice for each layer: the knapsack's answers, with their measured errors.
 
-    `errors(configuration)` measures one; sensitivities are its increase when a single layer leaves `environment`
-    (RobuQ measures after a short training, which repairs some layers; we measure after rounding: inferred). That is
-    layers * widths measurements and BUDGETS + 1 more: errors add up only roughly, so each answer is measured itself.
+    `costs` [L][B]: what a choice adds, in the unit of `budget`. `errors(configuration)` measures one; sensitivities are
+    its increase when a single layer leaves `environment` (RobuQ measures after a short training, which repairs some
+    layers; we measure after rounding: inferred). That is layers * choices measurements and BUDGETS + 1 more: errors add
+    up only roughly, so each answer is measured itself.
     """
     base = tuple(environment)
     before = errors(base)
     values = []
-    for layer in range(len(weights)):
-        changed = [(*base[:layer], option, *base[layer + 1 :]) for option in range(len(bits))]
-        values.append(monotone([errors(configuration) - before for configuration in changed]))
-    share = np.asarray(weights) / sum(weights)
+    for layer, row in enumerate(costs):
+        changed = [(*base[:layer], option, *base[layer + 1 :]) for option in range(len(row))]
+        values.append(monotone([errors(configuration) - before for configuration in changed], [float(c) for c in row]))
     points = []
-    for average in sorted({*np.linspace(bits[0], bits[-1], BUDGETS).tolist(), budget}):
-        chosen = allocate(values, weights, bits, average)
-        points.append(Point(float(share @ np.asarray(bits)[list(chosen)]), errors(chosen), chosen))
+    least, most = (float(sum(extreme(row) for row in costs)) for extreme in (min, max))
+    for most_spent in sorted({*np.linspace(least, most, BUDGETS).tolist(), budget}):
+        chosen = allocate(values, costs, most_spent)
+        spent = sum((Fraction(row[option]) for row, option in zip(costs, chosen, strict=True)), Fraction(0))
+        points.append(Point(float(spent), errors(chosen), chosen))
     return points

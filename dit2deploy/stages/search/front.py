@@ -1,31 +1,50 @@
 """The front of a search beside its policy: POLICY.front.json, any point of which can take the policy's place."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from dit2deploy.artefacts import schema
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
+from dit2deploy.stages.search.budget import Unit
 
 
 class FrontPoint(schema.Record):
-    average_bits: float  # weighted as the front says, over the layers that were searched
+    cost: float  # in the front's unit; bits are averaged over the layers that were searched, weighted as it says
     error: float  # relative squared error on calibration data, see the recipe
     policy: Policy
 
 
 class Front(schema.Record):
-    """Points by rising average bits and falling error; `chosen` is the index of the one that policy.json holds."""
+    """Points by rising cost and falling error; `chosen` is the index of the one that policy.json holds."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["search_front"] = "search_front"
     recipe: str
     allocate: str
     weighting: str
+    unit: Unit
+    device: str = ""  # of milliseconds
     budget: float
     chosen: int
     points: tuple[FrontPoint, ...]
-    uniform: tuple[tuple[float, float], ...]  # average bits and error with all layers at one width, to compare with
+    uniform: tuple[tuple[float, float], ...]  # cost and error with all layers at one width or format, to compare with
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, value: Any) -> Any:
+        return upgrade_from_1(value) if isinstance(value, dict) and value.get("schema_version") == 1 else value
+
+
+def upgrade_from_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew average bits only."""
+    points = [
+        {**{name: part for name, part in point.items() if name != "average_bits"}, "cost": point.get("average_bits")}
+        for point in value.get("points", ())
+    ]
+    return {**value, "schema_version": 2, "unit": "bits", "points": points}
 
 
 def front_file(policy: Path) -> Path:

@@ -8,18 +8,20 @@ from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note, track
 from dit2deploy.evaluate.size import layer_bits
+from dit2deploy.nn.units import Unit
 from dit2deploy.stages.search import evolution
+from dit2deploy.stages.search.budget import check_is_possible
 from dit2deploy.stages.search.evolution import Genes
 from dit2deploy.stages.search.pareto import TOLERANCE, Point
 from dit2deploy.stages.search.task import Found, Task
-from dit2deploy.stages.search.units import Choice, Unit, prepare
+from dit2deploy.stages.search.units import Choice, prepare
 from dit2deploy.stages.search.walk import Walk, check_walks, latent_error, samples_of
 
 SIZES = (384, 288, 192, 128, 96, 64, 32)  # those of Q-DiT, and what divides a hidden size of 192
 
 
 def evolve(task: Task) -> Found:
-    """Group sizes by evolution.py; the cost of a configuration is the average of stored bits a weight, scales included.
+    """Group sizes by evolution.py; a budget of bits counts all that is stored for a weight, scales included.
 
     What is rebuilt: one size for each set of layers that read one input, a whole row among them; crossover and
     mutation half each under a limit of bits; the fitness of methods.md 6.5 for where there is no Inception network, the
@@ -34,13 +36,18 @@ def evolve(task: Task) -> Found:
     layers = prepare(task, lambda config: call, (task.problem.training_steps,))
     total = sum(unit.parameters for unit in layers.units)
     choices = [_choices(unit, layers.base.layers, task.problem.linears) for unit in layers.units]
-    costs = [[choice.bits / total for choice in row] for row in choices]
-    whole = (0,) * len(choices)
-    if options.budget < _sum(costs, whole):
+    whole, fixed = (0,) * len(choices), layers.prices.fixed
+    if task.budget.unit == "bits":
+        costs = [[choice.bits / total for choice in row] for row in choices]
+    else:
+        costs = [[layers.cost(index, choice.layers, 0) for choice in row] for index, row in enumerate(choices)]
+    budget = task.budget.amount - fixed
+    if task.budget.unit == "bits" and budget < _sum(costs, whole):
         raise Misuse(
-            f"budget {options.budget}: codes, one scale a channel and branches take {_sum(costs, whole):.3f} bits.",
+            f"budget {task.budget}: codes, one scale a channel and branches take {_sum(costs, whole):.3f} bits.",
             "Give more, e.g. a quarter bit more, or a base with fewer bits.",
         )
+    check_is_possible(task.budget, fixed + _sum(costs, whole), [fixed + _sum(costs, g) for g in _alike(choices)])
     searched, others = samples_of(task.calibration, options.trajectories)
 
     def measured(samples: list[int]) -> Callable[[Genes], float]:
@@ -65,16 +72,16 @@ def evolve(task: Task) -> Found:
     found = evolution.evolve(
         measured(searched),
         costs,
-        budget=options.budget,
+        budget=budget,
         seed=task.problem.seed,
         population=options.population,
         generations=options.generations,
         first=[whole],
     )
     judge = measured(others or searched)
-    alike = _alike(choices, costs, options.budget)
+    alike = [genes for genes in _alike(choices) if _sum(costs, genes) <= budget + TOLERANCE]
     told = [
-        Point(_sum(costs, genes), judge(genes), _policies(choices, genes))
+        Point(fixed + _sum(costs, genes), judge(genes), _policies(choices, genes))
         for genes in track([*(point.what for point in found[: evolution.PARENTS]), *alike], "search: survivors")
     ]
     note(f"search: {task.journal.measured} measurements")
@@ -91,13 +98,13 @@ def _choices(unit: Unit, base: Mapping[str, LayerPolicy], linears: Mapping[str, 
     return found
 
 
-def _alike(choices: Sequence[Sequence[Choice]], costs: Sequence[Sequence[float]], budget: float) -> list[Genes]:
+def _alike(choices: Sequence[Sequence[Choice]]) -> list[Genes]:
     """One size for all units, a whole row where it does not divide K: what the search is compared with."""
     found = []
     for size in (None, *SIZES):
         sizes = [[next(iter(choice.layers.values())).group_size for choice in row] for row in choices]
         genes = tuple(row.index(size) if size in row else 0 for row in sizes)
-        if genes not in found and _sum(costs, genes) <= budget + TOLERANCE:
+        if genes not in found:
             found.append(genes)
     return found
 

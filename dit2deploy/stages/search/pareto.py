@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-TOLERANCE = 1e-9  # of a cost in average bits: sums of the same widths in another order are equal
+TOLERANCE = 1e-9  # of a cost in any unit: sums of the same costs in another order are equal
 
 
 class Point(NamedTuple):
-    """One configuration: `cost` in average bits, `error` relative to full precision, `what` it is."""
+    """One configuration: `cost` in the unit of the budget, `error` relative to full precision, `what` it is."""
 
     cost: float
     error: float

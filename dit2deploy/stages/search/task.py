@@ -2,12 +2,15 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.artefacts.device_table import DeviceTable
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.formats import FORMATS
+from dit2deploy.stages.search.budget import Budget
 from dit2deploy.stages.search.journal import Journal
 from dit2deploy.stages.search.pareto import TOLERANCE, Point
 from dit2deploy.stages.search.problem import Problem
@@ -26,8 +29,11 @@ class Options:
     """What may be said to a mixed-precision recipe; each takes those that its `options` names, and besides them the
     options of the uniform recipe `base`."""
 
-    budget: float = 3.0  # average bits over the block linears; stored bits a weight for allocate "weights"
-    weighting: Weighting = "macs"  # what a layer counts in that average
+    # A number: average bits over the block linears (stored bits a weight for allocate "weights"); "1.8MB": bytes of the
+    # checkpoint's tensors; "3.2ms": a step's linears on `device`, see budget.py.
+    budget: float | str = 3.0
+    weighting: Weighting = "macs"  # what a layer counts in an average of bits
+    device: Path | DeviceTable | None = None  # from `measure-ops`
     base: str = "w1.58a4"  # the uniform recipe that says all else: formats, ranks, the layers around the blocks
     allocate: Allocate = "activations"
     bits: Sequence[int] = (2, 3, 4, 5, 6, 8)  # activation widths to choose from; weights: all formats
@@ -43,7 +49,7 @@ class Options:
     generations: int = 10  # Q-DiT: after the first (20 in its code)
 
 
-def check(options: Options, settled: Collection[str] = ()) -> None:
+def check(options: Options, budget: Budget, settled: Collection[str] = ()) -> None:
     """Misuse for values that no search can use; those of `settled` are the recipe's own."""
     for name, allowed in (("weighting", get_args(Weighting)), ("allocate", CHOSEN)):
         if name not in settled and getattr(options, name) not in allowed:
@@ -56,12 +62,22 @@ def check(options: Options, settled: Collection[str] = ()) -> None:
             raise Misuse(f"{name} {getattr(options, name)} is too small.", f"Give at least {least}.")
     if not 0 <= options.lam <= 1:
         raise Misuse(f"lam {options.lam} is not in 0 .. 1.", "0: the others in full precision; 1: quantized.")
+    if (budget.unit == "milliseconds") != (options.device is not None):
+        raise Misuse(
+            f"budget {budget}: " + ("a device table says nothing of it." if options.device else "on which device?"),
+            "Give a budget in milliseconds (3.2ms) together with --device, a table of `dit2deploy measure-ops`.",
+        )
+    if budget.unit == "bytes" and options.allocate == "activations":
+        raise Misuse(
+            f"budget {budget}: activation bits change no byte of a checkpoint.",
+            "Choose weights (--allocate weights of robuq-ampn and treeq-tss), or give bits or milliseconds.",
+        )
     if "allocate" in settled:
         return  # its search knows which budgets can be met
     widths = [fmt.bits for fmt in FORMATS] if options.allocate == "weights" else bits
-    if not widths[0] - TOLERANCE <= options.budget <= widths[-1]:
+    if budget.unit == "bits" and not widths[0] - TOLERANCE <= budget.amount <= widths[-1]:
         raise Misuse(
-            f"budget {options.budget}: no average of {', '.join(f'{width:g}' for width in widths)} bits is that.",
+            f"budget {budget.amount}: no average of {', '.join(f'{width:g}' for width in widths)} bits is that.",
             f"Give {widths[0]:g} .. {widths[-1]:g}" + (", or other bits." if options.allocate != "weights" else "."),
         )
 
@@ -74,6 +90,8 @@ class Task:
     source: "ModelFolder"
     calibration: CalibrationSet
     options: Options
+    budget: Budget
+    device: DeviceTable | None
     base_overrides: Mapping[str, Any]
     journal: Journal
 

@@ -13,12 +13,14 @@ from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note, track
 from dit2deploy.nn.simulate import Simulation
+from dit2deploy.nn.units import Unit
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.stages.search import adatsq, uniform
+from dit2deploy.stages.search.budget import check_is_possible, rising
 from dit2deploy.stages.search.journal import Journal
 from dit2deploy.stages.search.pareto import Point
 from dit2deploy.stages.search.task import Found, Task
-from dit2deploy.stages.search.units import Unit, at_widths, prepare
+from dit2deploy.stages.search.units import Layers, at_widths, prepare
 from dit2deploy.stages.search.walk import Walk, check_walks, latent_error, samples_of
 
 
@@ -134,14 +136,22 @@ def beam(task: Task) -> Found:
         )
         for run, call in zip(runs, calls, strict=True)
     ]
-    tiers = [adatsq.candidates(scores, layers.shares, options.bits, options.budget) for scores in fisher]
+    prices = _prices(layers, options.bits)
+    fixed = layers.prices.fixed
+    alike = [fixed + sum(row[width] for row in prices) for width in options.bits]
+    check_is_possible(task.budget, min(alike), alike)
+    # Candidates are tiers of bits around the average that the budget buys where all layers are alike.
+    average = task.budget.amount
+    if task.budget.unit != "bits":
+        average = float(np.interp(task.budget.amount, alike, options.bits))
+    tiers = [adatsq.candidates(scores, layers.shares, options.bits, average) for scores in fisher]
     lengths = [len(run) / len(task.calibration) for run in runs]
     costs = [
-        [length * float(layers.shares @ np.asarray(widths)) for widths in row]
-        for length, row in zip(lengths, tiers, strict=True)
+        [length * sum(row[width] for row, width in zip(prices, widths, strict=True)) for widths in row_of_tiers]
+        for length, row_of_tiers in zip(lengths, tiers, strict=True)
     ]
     # One clip holds for all groups of a layer, so it cannot follow the bits of one of them.
-    clip = task.base_overrides.get("clip") or ("gaussian" if options.budget <= uniform.GAUSSIAN_UP_TO else "absmax")
+    clip = task.base_overrides.get("clip") or ("gaussian" if average <= uniform.GAUSSIAN_UP_TO else "absmax")
     searched, others = samples_of(task.calibration, options.trajectories)
 
     def trajectories(samples: Sequence[int]) -> Trajectories:
@@ -155,17 +165,21 @@ def beam(task: Task) -> Found:
         return walk.advance(before, state, tiers[group][candidate])
 
     try:
-        found = adatsq.beam_search(advance, walk.start, costs, beam=options.beam, budget=options.budget)
+        left = task.budget.amount - fixed
+        found = adatsq.beam_search(advance, walk.start, costs, beam=options.beam, budget=left)
     except ValueError:
         raise Misuse(
-            f"adatsq: no candidate of bits {list(options.bits)} is as cheap as {options.budget} bits.",
+            f"adatsq: no candidate of bits {list(options.bits)} is as cheap as {task.budget}.",
             "Give more bits to choose from, below the budget.",
         ) from None
     # The survivors are judged by samples that they were not selected on, where the set holds such.
     judge = trajectories(others) if others else walk
-    alike = [width for width in options.bits if abs(width - options.budget) <= 1]
-    paths = [(point.cost, [tiers[group][choice] for group, choice in enumerate(point.what)]) for point in found]
-    paths += [(float(width), [(width,) * len(layers.units)] * len(runs)) for width in alike]
+    paths = [(fixed + point.cost, [tiers[group][choice] for group, choice in enumerate(point.what)]) for point in found]
+    paths += [
+        (cost, [(width,) * len(layers.units)] * len(runs))
+        for cost, width in zip(alike, options.bits, strict=True)
+        if abs(width - average) <= 1
+    ]
     judged = [Point(cost, judge.walk_all(path), path) for cost, path in track(paths, "search: survivors")]
     note(f"search: {task.journal.measured} measurements")
 
@@ -178,6 +192,24 @@ def beam(task: Task) -> Found:
 
     named = [Point(point.cost, point.error, policies(point.what)) for point in judged]
     return Found(layers.base, named, named[len(found) :])
+
+
+def _prices(layers: Layers, bits: Sequence[int]) -> list[dict[int, float]]:
+    """For each unit, what each width costs if it holds in all time groups.
+
+    Groups add up by their lengths: a step costs what its own widths cost. That holds in milliseconds for kernels that
+    take a layer's width at run time; a GEMM that is built for the widest of its layer takes that one's time throughout.
+    """
+    found = []
+    for index, unit in enumerate(layers.units):
+        costs = [
+            layers.cost(
+                index, {name: at_widths(layers.base.layers[name], [width], "absmax") for name in unit.layers}, width
+            )
+            for width in bits
+        ]
+        found.append(dict(zip(bits, rising(costs), strict=True)))
+    return found
 
 
 def _call_of(calibration: CalibrationSet, index: int) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Units of a search: layers that get their widths together, what they cost, and what they may become."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,13 @@ import torch
 
 from dit2deploy.artefacts.policy import LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
+from dit2deploy.evaluate.size import stored_bytes
 from dit2deploy.models.load import load_transformer
-from dit2deploy.nn.simulate import Simulation, blocks_of
+from dit2deploy.nn.simulate import Simulation
+from dit2deploy.nn.units import Unit, units_of
 from dit2deploy.stages.search import uniform
-from dit2deploy.stages.search.task import Task, Weighting
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Layers that share their input (q, k and v: their quantized activations are computed once), as one choice."""
-
-    layers: tuple[str, ...]
-    block: int  # place among the network's blocks, see `blocks_of`; -1: in none of them
-    macs: int  # multiply-accumulates of one sample
-    parameters: int
-
-    def weight(self, weighting: Weighting) -> int:
-        """What a bit of this unit counts in the average."""
-        return {"macs": self.macs, "parameters": self.parameters, "layers": len(self.layers)}[weighting]
+from dit2deploy.stages.search.budget import Prices
+from dit2deploy.stages.search.task import Task
 
 
 @dataclass(frozen=True)
@@ -39,62 +27,24 @@ class Choice:
     strength: float = 1.0
 
 
-def units_of(network: Simulation, names: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> list[Unit]:
-    """The units of the layers `names` in the order in which one call with `inputs` (batch on axis 0) reaches them.
-
-    Layers that the call does not reach are left out.
-    """
-    reached: list[tuple[str, int, torch.Tensor]] = []
-    samples = len(inputs["timestep"])
-
-    def see(name: str, module: torch.nn.Module, arguments: tuple, keywords: Mapping) -> None:
-        x = arguments[0] if arguments else keywords["x"]
-        reached.append((name, x.numel() // x.shape[-1] // samples, x))
-
-    hooks = [network.layers[name].register_forward_pre_hook(partial(see, name), with_kwargs=True) for name in names]
-    try:
-        network.call(inputs)
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-    groups: list[list[tuple[str, int, torch.Tensor]]] = []
-    seen: set[str] = set()
-    for entry in reached:
-        if entry[0] in seen:
-            continue
-        seen.add(entry[0])
-        if groups and groups[-1][-1][2] is entry[2]:
-            groups[-1].append(entry)
-        else:
-            groups.append([entry])
-    blocks = list(blocks_of(network.module))
-    return [_unit(network, group, blocks) for group in groups]
-
-
-def _unit(network: Simulation, group: list[tuple[str, int, torch.Tensor]], blocks: Sequence[str]) -> Unit:
-    names = tuple(name for name, _, _ in group)
-    sizes = {name: network.layers[name].in_features * network.layers[name].out_features for name in names}
-    return Unit(
-        layers=names,
-        block=next((index for index, block in enumerate(blocks) if names[0].startswith(f"{block}.")), -1),
-        macs=sum(sizes[name] * rows for name, rows, _ in group),
-        parameters=sum(sizes.values()),
-    )
-
-
 @dataclass(frozen=True)
 class Layers:
-    """What the searches share: the simulated network and the layers that are searched."""
+    """What the searches share: the simulated network, the layers that are searched, and what they cost."""
 
     network: Simulation
     base: Policy
     units: list[Unit]
-    weights: list[int]  # of the units, by the weighting
+    weights: list[int]  # of the units in an average of bits, by the weighting
+    prices: Prices
 
     @property
     def shares(self) -> np.ndarray:
         return np.asarray(self.weights) / sum(self.weights)
+
+    def cost(self, index: int, layers: Mapping[str, LayerPolicy], bits: float, *, group: int = 0) -> float:
+        """What these policies of the layers of unit `index` cost, see Prices.of."""
+        share = self.weights[index] / sum(self.weights)
+        return self.prices.of(layers, rows=self.units[index].rows, bits=bits, share=share, group=group)
 
 
 def prepare(task: Task, inputs: Callable[[Any], Mapping[str, Any]], bounds: tuple[int, ...]) -> Layers:
@@ -106,11 +56,35 @@ def prepare(task: Task, inputs: Callable[[Any], Mapping[str, Any]], bounds: tupl
     base = recipe.search(task.problem, **task.base_overrides, timestep_bounds=bounds)
     names = [name for name, layer in base.layers.items() if task.problem.roles[name] == "block" and layer.is_quantized]
     module, family = load_transformer(task.source.folder)
-    network = Simulation(module, bounds=bounds, timestep_scale=family.timestep_scale, seed=task.problem.seed)
-    units = units_of(network, names, inputs(module.config))
+    call = inputs(module.config)
+    units = units_of(module, names, call)
     if not units:
         raise Misuse(f"{task.source.folder}: has no block linears to search.", "Use a uniform recipe.")
-    return Layers(network, base, units, [unit.weight(task.options.weighting) for unit in units])
+    prices = _prices(task, base, names, module, call)
+    network = Simulation(module, bounds=bounds, timestep_scale=family.timestep_scale, seed=task.problem.seed)
+    return Layers(network, base, units, [unit.weight(task.options.weighting) for unit in units], prices)
+
+
+def _prices(
+    task: Task, base: Policy, searched: Sequence[str], module: torch.nn.Module, call: Mapping[str, Any]
+) -> Prices:
+    """With all that `base` has around the searched layers as the fixed cost."""
+    sizes = task.problem.linears
+    prices = Prices(task.budget.unit, sizes=sizes, device=task.device)
+    others = {name: layer for name, layer in base.layers.items() if name not in searched}
+    if prices.unit == "bytes":
+        kept = {name: layer for name, layer in others.items() if layer.is_quantized}
+        quantized = {*kept, *searched}
+        tensors = task.source.tensors
+        plain = sum(tensors.nbytes(name) for name in tensors if name.rpartition(".")[0] not in quantized)
+        return replace(prices, fixed=float(plain + sum(stored_bytes(kept[name], sizes[name]) for name in kept)))
+    if prices.unit == "milliseconds":
+        around = units_of(module, list(others), call)
+        times = [
+            prices.of({name: others[name] for name in unit.layers}, rows=unit.rows, bits=0, share=0) for unit in around
+        ]
+        return replace(prices, fixed=sum(times))
+    return prices
 
 
 def at_widths(policy: LayerPolicy, bits: Sequence[int], clip: str) -> LayerPolicy:

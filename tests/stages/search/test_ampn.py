@@ -1,5 +1,6 @@
 """The knapsack of AMPN against methods.md 3.5 and brute force; budgets by weight."""
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,11 @@ from dit2deploy.stages.search.ampn import allocate, knapsack, monotone, search
 from tests.stages.search.toys import Blocks
 
 ROWS = [[9, 3, 1.2, 0.4], [20, 4, 1, 0.3], [2, 1, 0.6, 0.5], [6, 2.5, 1.5, 1]]
+
+
+def averages(weights, bits) -> list[list[Fraction]]:
+    """What each width of each layer adds to an average of bits."""
+    return [[Fraction(w, sum(weights)) * Fraction(b).limit_denominator(100) for b in bits] for w in weights]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +31,7 @@ def test_the_oracle(budget, total, bits):
     chosen = knapsack(ROWS, [[1, 2, 3, 4]] * 4, budget)
     assert sum(row[option] for row, option in zip(ROWS, chosen, strict=True)) == pytest.approx(total)
     assert chosen == tuple(width - 1 for width in bits)
-    assert allocate(ROWS, [1, 1, 1, 1], [1, 2, 3, 4], budget / 4) == chosen
+    assert allocate(ROWS, [[1, 2, 3, 4]] * 4, budget) == chosen
 
 
 def test_weighted_costs_against_brute_force():
@@ -38,14 +44,15 @@ def test_weighted_costs_against_brute_force():
                 for what in product(range(3), repeat=5)
                 if np.dot(weights, np.array(bits)[list(what)]) <= budget * sum(weights) + 1e-9
             ]
-            chosen = allocate(values, weights, bits, budget)
+            costs = averages(weights, bits)
+            chosen = allocate(values, costs, budget)
             assert np.dot(weights, np.array(bits)[list(chosen)]) <= budget * sum(weights) + 1e-6
             assert sum(row[option] for row, option in zip(values, chosen, strict=True)) == pytest.approx(min(allowed))
 
 
 def test_large_weights_keep_the_budget():
     weights = [10**9 + 7, 3 * 10**9 + 1, 4 * 10**9 + 9]
-    chosen = allocate([[4, 2, 1]] * 3, weights, [2, 3, 4], 3.0)
+    chosen = allocate([[4, 2, 1]] * 3, averages(weights, [2, 3, 4]), 3.0)
     assert np.dot(weights, np.array([2, 3, 4])[list(chosen)]) <= 3.0 * sum(weights)
     assert sum(chosen) >= 2
 
@@ -57,12 +64,14 @@ def test_what_cannot_be_met_is_an_error():
 
 def test_noise_buys_no_bits():
     assert monotone([3.0, 1.0, 1.2, 0.9, 1.0]) == [3.0, 1.0, 1.0, 0.9, 0.9]
-    assert allocate([monotone([1.0, 1.1])], [1], [3, 4], 4.0) == (0,)
+    assert allocate([monotone([1.0, 1.1])], [[3, 4]], 4.0) == (0,)
 
 
 def test_it_is_near_the_optimum_of_a_toy():
     toy = Blocks(0)
-    points = search(lambda what: float(toy.measure(what).mean()), [1] * 8, toy.bits, environment=(1,) * 8, budget=2.75)
+    points = search(
+        lambda what: float(toy.measure(what).mean()), averages([1] * 8, toy.bits), environment=(1,) * 8, budget=2.75
+    )
     assert toy.asked <= 8 * 3 + 15
     for budget, best in zip((2.5, 2.75, 3.25), toy.best_at((2.5, 2.75, 3.25)), strict=True):
         assert min(point.error for point in points if point.cost <= budget + 1e-9) <= 1.25 * best

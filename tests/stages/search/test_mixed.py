@@ -12,12 +12,13 @@ from dit2deploy.cli import main
 from dit2deploy.models.flux import FLUX
 from dit2deploy.models.load import linears, load_transformer, open_model
 from dit2deploy.nn.simulate import Simulation
+from dit2deploy.nn.units import units_of
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.search import mixed, search, take_point
 from dit2deploy.stages.search.journal import Journal
 from dit2deploy.stages.search.measure import Measure, items_of
 from dit2deploy.stages.search.tss import OPEN
-from dit2deploy.stages.search.units import Choice, at_widths, units_of
+from dit2deploy.stages.search.units import Choice, at_widths
 from tests import packing
 
 BLOCKS = "transformer_blocks"
@@ -71,13 +72,13 @@ def test_a_search_meets_its_budget_and_leaves_its_front(recipe, model, calibrati
     front = json.loads((tmp_path / "policy.front.json").read_text())
     points = front["points"]
     assert points[front["chosen"]]["policy"] == json.loads(out.read_text())
-    assert np.all(np.diff([point["average_bits"] for point in points]) > 0)
+    assert np.all(np.diff([point["cost"] for point in points]) > 0)
     assert np.all(np.diff([point["error"] for point in points]) < 0)
     alike = [error for bits, error in front["uniform"] if bits <= 3.0]
     assert points[front["chosen"]]["error"] <= min(alike)
     assert (tmp_path / "policy.front.png").read_bytes()[:4] == b"\x89PNG"
     assert take_point(model, out, 0) == Policy.load(out)
-    assert Policy.load(out).options["average_bits"] == points[0]["average_bits"]
+    assert Policy.load(out).options["average_bits"] == points[0]["cost"]
 
 
 @pytest.mark.parametrize("recipe", [*TINY, *GROUPS])
@@ -146,7 +147,7 @@ def test_units_share_their_input_and_count_tokens(model, calibration, shapes):
     assert all(len(set(part["timestep"].tolist())) == 4 for part in parts)
     assert len(items_of(calibration, family, module.config, 8, seed=0)) == 1
     names = [name for name in shapes if family.role(name) == "block"]
-    units = units_of(network, names, parts[0])
+    units = units_of(network.module, names, parts[0])
     assert [unit.layers[0].removeprefix(f"{BLOCKS}.") for unit in units[:4]] == [
         "0.attn1.to_q",
         "0.attn1.to_out.0",
@@ -165,7 +166,7 @@ def test_replayed_blocks_do_not_change_an_error(model, calibration, tmp_path):
     parts = items_of(calibration, family, module.config, 20, seed=0)
     policy = search(model, tmp_path / "policy.json", recipe="w4a4")
     names = [name for name in policy.layers if family.role(name) == "block"]
-    units = units_of(network, names, parts[0])
+    units = units_of(network.module, names, parts[0])
     choices = [
         [
             Choice(bits, {name: at_widths(policy.layers[name], [bits], "gaussian") for name in unit.layers})
