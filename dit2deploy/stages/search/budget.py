@@ -104,6 +104,5 @@ def check_is_possible(budget: Budget, least: float, alike: Sequence[float]) -> N
             "Give that or more, or let it choose from less: --bits, --allocate weights, a base with lower ranks.",
         )
     if budget.unit != "bits":
-        note(
-            f"search: layers that are all alike cost {shown(min(alike), budget.unit)} to {shown(max(alike), budget.unit)}"
-        )
+        from_, to = shown(min(alike), budget.unit), shown(max(alike), budget.unit)
+        note(f"search: with all layers alike, the choices cost {from_} to {to}")

@@ -123,7 +123,7 @@ def test_milliseconds_are_those_of_the_table(recipe, allocate, model, calibratio
     options = {"bits": (2, 3, 4, 6, 8), "calibration": calibration, "device": device, "seed": 1, **TINY[recipe]}
     if recipe != "adatsq":
         options["allocate"] = allocate
-    budget = 0.83 if allocate == "activations" else 0.9
+    budget = 1.4 if allocate == "activations" else 1.7
     policy = search(model, tmp_path / "policy.json", recipe=recipe, budget=f"{budget}ms", **options)
     lengths = (0.5, 0.5) if recipe == "adatsq" else (1.0,)
     spent = milliseconds(policy, model, lengths)
@@ -139,12 +139,12 @@ def test_milliseconds_are_those_of_the_table(recipe, allocate, model, calibratio
     for suffix in (".json", ".front.json"):
         first, second = (tmp_path / f"{name}{suffix}" for name in ("policy", "again"))
         assert first.read_bytes() == second.read_bytes()
-    with pytest.raises(Misuse, match=r"the least that this search can reach is 0\.\d+ ms"):
+    with pytest.raises(Misuse, match=r"the least that this search can reach is 1\.\d+ ms"):
         search(model, tmp_path / "b.json", recipe=recipe, budget="0.1ms", **options)
 
 
 def test_what_the_table_lacks_is_named_with_the_cure(model, calibration, device, tmp_path):
-    options = {"recipe": "robuq-ampn", "calibration": calibration, "budget": "1ms", "items": 4}
+    options = {"recipe": "robuq-ampn", "calibration": calibration, "budget": "1.4ms", "items": 4}
     with pytest.raises(Misuse, match=r"no time of a linear of 144 x 48, 16 tokens, ternary, 5-bit") as refused:
         search(model, tmp_path / "p.json", device=device, bits=(2, 5), **options)
     assert "measure-ops" in refused.value.cure
@@ -186,8 +186,8 @@ def test_a_front_of_version_1_is_read():
 
 def test_the_command_takes_a_table(model, calibration, device, tmp_path, capsys):
     device.save(tmp_path / "device.json")
-    words = ["--recipe", "robuq-ampn", "--bits", "2,4", "--items", "4", "--budget", "0.8ms"]
+    words = ["--recipe", "robuq-ampn", "--bits", "2,4", "--items", "4", "--budget", "1.3ms"]
     words += ["--device", str(tmp_path / "device.json"), "--calibration", str(calibration.folder)]
     main(["search", str(model), "-o", str(tmp_path / "policy.json"), "--json", *words])
     told = json.loads(capsys.readouterr().out)
-    assert 0 < told["milliseconds"] <= 0.8 and math.isfinite(told["milliseconds"])
+    assert 0 < told["milliseconds"] <= 1.3 and math.isfinite(told["milliseconds"])
