@@ -6,13 +6,13 @@ import torch
 from dit2deploy.ops.op import Case, Op, OutputRule, Port
 
 
-def monarch_add(y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """y + M x, float32 [.., N], for the block-structured M of the factors; y float32 [.., N], x float32 [.., K].
+def monarch_add(plain: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """plain + M x, float32 [.., N], for the block-structured M of the factors; plain [.., N] and x [.., K] float32.
 
     down float32 [A, r B, K / A] and up float32 [B, N / B, A r] lie as quantizers/monarch.py says, for A blocks of
     inputs, B of outputs and rank r a block; the shapes tell all three. With x[m, a, p] the input in blocks:
         z[m, b, a, i] = sum_p down[a, i B + b, p] x[m, a, p]
-        y[m, s B + b] += sum_(a, i) up[b, s, a r + i] z[m, b, a, i]
+        y[m, s B + b] = plain[m, s B + b] + sum_(a, i) up[b, s, a r + i] z[m, b, a, i]
     which is methods.md 4.3 (https://arxiv.org/abs/2204.00595 for r = 1; r [inferred] from "general").
     """
     a, q, p = down.shape
@@ -20,11 +20,11 @@ def monarch_add(y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.
     blocks = x.reshape(-1, a, p).transpose(0, 1)  # [A, M, p]
     z = (blocks @ down.mT).reshape(a, -1, q // b, b)  # [A, M, r, B]
     z = z.permute(3, 1, 0, 2).reshape(b, -1, up.shape[2])  # [B, M, A r]
-    added = (z @ up.mT).permute(1, 2, 0).reshape((*y.shape[:-1], s * b))
-    return y + added
+    added = (z @ up.mT).permute(1, 2, 0).reshape((*plain.shape[:-1], s * b))
+    return plain + added
 
 
-# (allowzero: the last Reshape of an empty y must not take its own 0 for "as it was".)
+# (allowzero: the last Reshape of an empty result must not take its own 0 for "as it was".)
 _BODY = """
   a = Shape <start = 0, end = 1> (down)
   p = Shape <start = 2, end = 3> (down)
@@ -46,9 +46,9 @@ _BODY = """
   up_t = Transpose <perm = [0, 2, 1]> (up)
   added_blocks = MatMul (z, up_t)
   added_dealt = Transpose <perm = [1, 2, 0]> (added_blocks)
-  out_shape = Shape (y)
+  out_shape = Shape (plain)
   added = Reshape <allowzero = 1> (added_dealt, out_shape)
-  out = Add (y, added)"""
+  y = Add (plain, added)"""
 
 
 def cases() -> list[Case]:
@@ -58,7 +58,7 @@ def cases() -> list[Case]:
     def add(name: str, lead: tuple[int, ...], n: int, k: int, grid: tuple[int, int, int]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(len(out))
         a, b, rank = grid
-        shapes = {"y": (*lead, n), "x": (*lead, k), "down": (a, rank * b, k // a), "up": (b, n // b, a * rank)}
+        shapes = {"plain": (*lead, n), "x": (*lead, k), "down": (a, rank * b, k // a), "up": (b, n // b, a * rank)}
         inputs = {port: rng.standard_normal(shape).astype(np.float32) for port, shape in shapes.items()}
         out.append(Case(name, inputs))
         return inputs
@@ -81,8 +81,8 @@ def cases() -> list[Case]:
 
 MONARCH_ADD = Op(
     "MonarchAdd",
-    inputs=(Port("y", "f32"), Port("x", "f32"), Port("down", "f32"), Port("up", "f32")),
-    outputs=(Port("out", "f32"),),
+    inputs=(Port("plain", "f32"), Port("x", "f32"), Port("down", "f32"), Port("up", "f32")),
+    outputs=(Port("y", "f32"),),
     attributes={},
     shapes=(OutputRule(0),),
     reference=monarch_add,

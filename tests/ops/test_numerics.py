@@ -182,7 +182,7 @@ def exact_gemm(fmt: Format, case: Case, *, body: bool) -> tuple[np.ndarray, np.n
 
 def exact_monarch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(E, n u S) of the module's docstring, float64 [.., N], by a dense matrix built from the index convention."""
-    y, x, down, up = (case.inputs[name].astype(np.float64) for name in ("y", "x", "down", "up"))
+    plain, x, down, up = (case.inputs[name].astype(np.float64) for name in ("plain", "x", "down", "up"))
     (a, _, p), (b, s, inner) = down.shape, up.shape
 
     def dense(down: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -192,8 +192,8 @@ def exact_monarch(case: Case) -> tuple[np.ndarray, np.ndarray]:
             matrix[j::b, i * p : (i + 1) * p] = up[j][:, columns] @ down[i, j::b]
         return matrix
 
-    value = y + x @ dense(down, up).T
-    magnitude = abs(y) + abs(x) @ dense(abs(down), abs(up)).T
+    value = plain + x @ dense(down, up).T
+    magnitude = abs(plain) + abs(x) @ dense(abs(down), abs(up)).T
     return value, (4 * np.sqrt(p) + 4 * np.sqrt(inner) + 6) * 2.0**-24 * magnitude
 
 

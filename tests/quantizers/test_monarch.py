@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dit2deploy.artefacts.policy import Grid
+from dit2deploy.quantizers import monarch
 from dit2deploy.quantizers.low_rank import moments_root
 from dit2deploy.quantizers.monarch import dense, factors, project
 
@@ -106,3 +107,18 @@ def test_a_checkpoint_holds_float16_that_no_size_of_weights_overflows():
 def test_a_grid_that_does_not_fit_is_refused(grid, message):
     with pytest.raises(ValueError, match=message):
         factors(normal(32, 48), Grid(*grid))
+
+
+def test_sweeps_find_more_where_blocks_of_inputs_are_correlated():
+    """Each sweep lowers |(E - M) C^1/2|; without them methods.md 4.3's formula may do worse than no branch at all."""
+    x = normal(2000, 32, seed=5) @ normal(32, 8, seed=6) @ normal(8, 32, seed=7)
+    root = moments_root((x.T @ x).float()).double()
+    error, cancelling = normal(24, 32), root.inverse().mT  # E L is white: no input block can be changed alone
+    error = error @ cancelling.mT
+    errors = []
+    for sweeps in range(4):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(monarch, "SWEEPS", sweeps)
+            made = dense(*factors(error, Grid(4, 4, 2), root=root))
+        errors.append(float(((error - made) @ root).square().sum()))
+    assert errors[0] > (error @ root).square().sum() > errors[1] > errors[2] > errors[3]

@@ -31,8 +31,8 @@ class Kernel : public CpuKernel {
                             dot(p.down + (a * p.rows_down() + row) * p.width, x + a * p.width, p.width);
                 for (int64_t o = 0; o < p.n; ++o) {
                     const int64_t b = o % p.blocks_out, s = o / p.blocks_out;
-                    p.out[m * p.n + o] = p.y[m * p.n + o] + dot(p.up + (b * p.height + s) * p.inner(),
-                                                                z + b * p.inner(), p.inner());
+                    p.y[m * p.n + o] = p.plain[m * p.n + o] + dot(p.up + (b * p.height + s) * p.inner(),
+                                                                  z + b * p.inner(), p.inner());
                 }
             }
         });

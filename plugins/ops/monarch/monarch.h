@@ -9,16 +9,16 @@
 namespace d2d {
 
 // The ports as numbers. z[b, a * rank + i] = down[a, i * b_count + b] . (block a of x); output s * b_count + b is
-// y + up[b, s] . z[b].
+// plain + up[b, s] . z[b].
 struct MonarchProblem {
     int64_t m, n, k;
     int64_t blocks_in, blocks_out, rank;
     int64_t width, height;  // of a block: k / blocks_in, n / blocks_out
-    const float* y;
+    const float* plain;
     const float* x;
     const float* down;  // [blocks_in, rank * blocks_out, width]
     const float* up;    // [blocks_out, height, blocks_in * rank]
-    float* out;
+    float* y;
 
     MonarchProblem(const Tensor* inputs, const Tensor* outputs);
 

@@ -32,8 +32,7 @@ template <class Isa>
 class TiledMonarch : public CpuKernel {
     static constexpr int kWidth = Isa::kWidth;
     static constexpr int64_t kTokens = 2 * kWidth;
-    static constexpr int64_t kColumns =
-        64;                          // of y in work at once, about: a panel of them stays in the first level
+    static constexpr int64_t kColumns = 64;  // of y at once, about: a panel stays in the first-level cache
     static constexpr int kRows = 4;  // of a factor side by side: 8 sums hide the latency of multiply-adds
     using Floats = typename Vectors<kWidth>::Floats;
     using Ints = typename Vectors<kWidth>::Ints;
@@ -48,7 +47,7 @@ class TiledMonarch : public CpuKernel {
             const int64_t count = p.m - first < kTokens ? p.m - first : kTokens;
             float* z = scratch<float>(static_cast<size_t>(p.values() * kTokens), kMiddle);
             go_down(p, p.x + first * p.k, count, z);
-            go_up(p, p.y + first * p.n, p.out + first * p.n, count, z);
+            go_up(p, p.plain + first * p.n, p.y + first * p.n, count, z);
         });
     }
 
@@ -71,18 +70,18 @@ class TiledMonarch : public CpuKernel {
         }
     }
 
-    static void go_up(const MonarchProblem& p, const float* y, float* out, int64_t count, const float* z) {
+    static void go_up(const MonarchProblem& p, const float* plain, float* y, int64_t count, const float* z) {
         // Rows of a block at once: a multiple of a vector, so that only the last columns are a tail.
         const int64_t strips = kColumns / (kWidth * p.blocks_out), rows = kWidth * (strips > 1 ? strips : 1);
         float* panel = scratch<float>(static_cast<size_t>(rows * p.blocks_out * kTokens), kOut);
         for (int64_t row = 0; row < p.height; row += rows) {
             const int64_t some = p.height - row < rows ? p.height - row : rows, column = row * p.blocks_out;
-            to_panel(y + column, p.n, count, some * p.blocks_out, panel);
+            to_panel(plain + column, p.n, count, some * p.blocks_out, panel);
             for (int64_t b = 0; b < p.blocks_out; ++b)
                 add_product(p.up + (b * p.height + row) * p.inner(), some, p.inner(),
                             z + b * p.inner() * kTokens,
                             [&](int64_t at) { return panel + (at * p.blocks_out + b) * kTokens; });
-            from_panel(panel, some * p.blocks_out, count, out + column, p.n);
+            from_panel(panel, some * p.blocks_out, count, y + column, p.n);
         }
     }
 
