@@ -21,7 +21,7 @@ from dit2deploy.targets import by_name
 
 @pytest.fixture(scope="module")
 def made(tiny_dit_folder, tmp_path_factory):
-    """Pipeline, calibration set, and a checkpoint of which block linears have both kinds of branches, or Monarch alone."""
+    """Pipeline, calibration set, and a checkpoint: block linears have both kinds of branches, or Monarch alone."""
     root = tmp_path_factory.mktemp("branches")
     calibration = calibrate(tiny_dit_folder, root / "calibration", samples=2, steps=3)
     policy = search(tiny_dit_folder, root / "policy.json", recipe="w1.58a4", low_rank=2)
