@@ -59,7 +59,7 @@ def low_rank(inputs: dict[str, np.ndarray], k: int, n: int) -> onnx.ModelProto:
 def times(m: int, k: int, n: int, grid: Grid, threads: int, seconds: float) -> dict[str, list[float]]:
     random = np.random.default_rng(0)
     a, b, rank = grid
-    shapes = {"plain": (m, n), "x": (m, k), "down": (a, rank * b, k // a), "up": (b, n // b, a * rank)}
+    shapes = {"plain": (m, n), "x": (m, k), "down": (k, rank, b), "up": (a, rank, n)}
     values = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     inputs = {name: values[name] for name in ("plain", "x")}
     body = MONARCH_ADD.model(Case("bench", values), constants=("down", "up"))

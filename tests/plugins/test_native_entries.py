@@ -46,7 +46,7 @@ def gemm(*, low_rank: bool = False, **changes) -> dict[str, np.ndarray]:
 
 def branch(**changes) -> dict[str, np.ndarray]:
     """A 2 x 2 grid of rank 3, K 8 and N 6."""
-    shapes = {"plain": (5, 6), "x": (5, 8), "down": (2, 6, 4), "up": (2, 3, 6)}
+    shapes = {"plain": (5, 6), "x": (5, 8), "down": (8, 3, 2), "up": (2, 3, 6)}
     return {name: np.ones(shape, np.float32) for name, shape in shapes.items()} | changes
 
 
@@ -149,8 +149,8 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         ("TernaryGemmLowRank", gemm(low_rank=True, up=np.ones((N, 9), np.float32)), {}, "t must be [.., r]"),
         ("HadamardQuantize", quantizer(), {"block": 128}, "block 128 does not divide the 64 columns of x"),
         ("HadamardQuantize", quantizer(qmax=np.full(4, 7, np.float32)), {}, "which do not divide the 6 rows of x"),
-        ("MonarchAdd", branch(up=np.ones((2, 3, 7), np.float32)), {}, "do not fit: A = 2, B = 2, r B = 6, A r = 7"),
-        ("MonarchAdd", branch(x=np.ones((5, 9), np.float32)), {}, "x must have 8 columns, as down has, got 9"),
+        ("MonarchAdd", branch(up=np.ones((2, 4, 6), np.float32)), {}, "down has rank 3 and up has rank 4"),
+        ("MonarchAdd", branch(x=np.ones((5, 9), np.float32)), {}, "x must have 8 columns, the rows of down, got 9"),
     ),
     ids=("words", "steps", "groups", "rank", "block", "qmax", "grid", "columns"),
 )

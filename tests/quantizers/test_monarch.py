@@ -37,8 +37,7 @@ def blockwise_svd(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
 def test_it_is_the_blockwise_truncated_svd(n, k, grid, parameters, largest_rank):
     weight = normal(n, k)
     down, up = factors(weight, grid)
-    assert down.shape == (grid.blocks_in, grid.rank * grid.blocks_out, k // grid.blocks_in)
-    assert up.shape == (grid.blocks_out, n // grid.blocks_out, grid.blocks_in * grid.rank)
+    assert down.shape == (k, grid.rank, grid.blocks_out) and up.shape == (grid.blocks_in, grid.rank, n)
     assert down.numel() + up.numel() == grid.parameters(n, k) == parameters
     made = dense(down, up)
     torch.testing.assert_close(made, blockwise_svd(weight, grid), rtol=0, atol=1e-10)
