@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
-from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
 from dit2deploy.formats import by_name, pack
 from dit2deploy.models import Family
 from dit2deploy.models.load import linears_of
 from dit2deploy.ops.hadamard_quantize import block_size, hadamard
+from dit2deploy.quantizers.monarch import dense, project
 
 
 def policy_of(
@@ -22,6 +23,7 @@ def policy_of(
     bits: tuple[int, ...] = (4,),
     bounds: tuple[int, ...] = (1000,),
     low_rank: int = 0,
+    monarch: Grid | None = None,
     group_size: int | None = None,
     clip: str = "absmax",
 ) -> Policy:
@@ -38,6 +40,7 @@ def policy_of(
                 activation_bits=bits,
                 hadamard=hadamard,
                 low_rank=low_rank,
+                monarch=monarch,
                 group_size=group_size,
                 clip=clip,
             )
@@ -61,6 +64,10 @@ def pack_layer(layer: torch.nn.Linear, policy: LayerPolicy) -> dict[str, np.ndar
         up, down = u[:, : policy.low_rank] * s[: policy.low_rank], v[: policy.low_rank]
         out = {"down": down.numpy().astype(np.float16), "up": up.numpy().astype(np.float16)}
         weight = weight - up @ down
+    if policy.monarch:
+        down, up = project(weight, policy.monarch)
+        out |= {"monarch_down": down.numpy(), "monarch_up": up.numpy()}
+        weight = weight - dense(down, up)
     groups = hadamard(weight, block=policy.hadamard).reshape(n, k // (policy.group_size or k), -1)
     scale = groups.abs().mean(-1) * 2 if fmt.name == "ternary" else groups.abs().amax(-1) / fmt.high
     codes = (groups / scale.unsqueeze(-1)).round().clamp(fmt.low, fmt.high).reshape(n, k)

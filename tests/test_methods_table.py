@@ -54,7 +54,12 @@ def arguments(model, out, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"hadamard": 64, "clip": "gaussian", "low_rank": 2}, {"group_size": 16, "clip": "gaussian"}]
+    "changes",
+    [
+        {},
+        {"hadamard": 64, "clip": "gaussian", "low_rank": 2, "monarch": (2, 4, 1)},
+        {"group_size": 16, "clip": "gaussian"},
+    ],
 )
 def test_the_quick_network_is_the_reference(tool, model, calibration, tmp_path, changes):
     case = tool.Case(model, tool.COLUMNS[1], calibration, tmp_path, rank=2, seed=0)
@@ -86,6 +91,10 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     assert {layer.rounding for layer in made["RobuQ PTQ"]} == {"nearest"}
     assert {layer.hessian for layer in made["AdaTSQ GPTQ"]} == {"fisher"}
     assert all(layer.group_size and layer.low_rank == 2 for layer in made["SVDQuant-like"])
+    budget = made["low rank 16"][0].low_rank
+    for name in ("GMB 2 x 2", "GMB 4 x 4", "GMB 8 x 8", "low rank 8 + GMB", "GMB searched"):
+        for layer in made[name]:  # of as many parameters, whatever N and K
+            assert layer.low_rank + (layer.monarch.blocks_in * layer.monarch.rank if layer.monarch else 0) == budget
     assert len({json.dumps([layer.model_dump(mode="json") for layer in layers]) for layers in made.values()}) == len(
         tool.ROWS
     )

@@ -62,8 +62,8 @@ class QuantLinear(torch.nn.Module):
         if policy.monarch:
             a, b, rank = policy.monarch
             for leaf, shape in (
-                ("monarch_down", (a, rank * b, in_features // a)),
-                ("monarch_up", (b, out_features // b, a * rank)),
+                ("monarch_down", (in_features, rank, b)),
+                ("monarch_up", (a, rank, out_features)),
             ):
                 self.register_buffer(leaf, torch.empty(shape, dtype=torch.float16))
 

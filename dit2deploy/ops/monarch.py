@@ -6,49 +6,56 @@ import torch
 from dit2deploy.ops.op import Case, Op, OutputRule, Port
 
 
-def monarch_add(y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """y + M x, float32 [.., N], for the block-structured M of the factors; y float32 [.., N], x float32 [.., K].
+def monarch_add(plain: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """plain + M x, float32 [.., N], for the block-structured M of the factors; plain [.., N] and x [.., K] float32.
 
-    down float32 [A, r B, K / A] and up float32 [B, N / B, A r] lie as quantizers/monarch.py says, for A blocks of
-    inputs, B of outputs and rank r a block; the shapes tell all three. With x[m, a, p] the input in blocks:
-        z[m, b, a, i] = sum_p down[a, i B + b, p] x[m, a, p]
-        y[m, s B + b] += sum_(a, i) up[b, s, a r + i] z[m, b, a, i]
-    which is methods.md 4.3 (https://arxiv.org/abs/2204.00595 for r = 1; r [inferred] from "general").
+    down float32 [K, r, B] and up float32 [A, r, N] for A blocks of inputs, B of outputs and rank r a block, as
+    quantizers/monarch.py lays them out:
+        z[m, a, i, b] = sum over k of block a of x[m, k] down[k, i, b]
+        y[m, o] = plain[m, o] + sum_(a, i) z[m, a, i, o % B] up[a, i, o]
+    which is methods.md 4.3 (https://arxiv.org/abs/2204.00595 for r = 1; r [inferred] from "general"), its factors
+    turned so that kernels read them in place and the permutation between them is a way of counting.
     """
-    a, q, p = down.shape
-    b, s, _ = up.shape
-    blocks = x.reshape(-1, a, p).transpose(0, 1)  # [A, M, p]
-    z = (blocks @ down.mT).reshape(a, -1, q // b, b)  # [A, M, r, B]
-    z = z.permute(3, 1, 0, 2).reshape(b, -1, up.shape[2])  # [B, M, A r]
-    added = (z @ up.mT).permute(1, 2, 0).reshape((*y.shape[:-1], s * b))
-    return y + added
+    (k, rank, b), (a, _, n) = down.shape, up.shape
+    blocks = x.reshape(-1, a, k // a).transpose(0, 1)  # [A, M, K / A]
+    z = (blocks @ down.reshape(a, k // a, -1)).reshape(a, -1, rank, b)
+    z = z.permute(3, 1, 0, 2).reshape(b, -1, a * rank)  # [B, M, A rank]
+    added = z @ up.reshape(a * rank, n // b, b).permute(2, 0, 1)  # [B, M, N / B]
+    return plain + added.permute(1, 2, 0).reshape(plain.shape)
 
 
-# (allowzero: the last Reshape of an empty y must not take its own 0 for "as it was".)
+# (allowzero: the last Reshape of an empty result must not take its own 0 for "as it was".)
 _BODY = """
-  a = Shape <start = 0, end = 1> (down)
-  p = Shape <start = 2, end = 3> (down)
-  b = Shape <start = 0, end = 1> (up)
-  r_all = Shape <start = 2, end = 3> (up)
-  r = Div (r_all, a)
+  k = Shape <start = 0, end = 1> (down)
+  rank = Shape <start = 1, end = 2> (down)
+  b = Shape <start = 2, end = 3> (down)
+  a = Shape <start = 0, end = 1> (up)
+  n = Shape <start = 2, end = 3> (up)
+  rank_a = Mul (rank, a)
+  rank_b = Mul (rank, b)
+  p = Div (k, a)
+  s = Div (n, b)
   lead = Shape <start = 0, end = -1> (x)
   m = ReduceProd <keepdims = 1> (lead)
   cut_shape = Concat <axis = 0> (m, a, p)
   cut = Reshape <allowzero = 1> (x, cut_shape)
   blocks = Transpose <perm = [1, 0, 2]> (cut)
-  down_t = Transpose <perm = [0, 2, 1]> (down)
-  z_rows = MatMul (blocks, down_t)
-  z_shape = Concat <axis = 0> (a, m, r, b)
+  down_shape = Concat <axis = 0> (a, p, rank_b)
+  down_blocks = Reshape (down, down_shape)
+  z_rows = MatMul (blocks, down_blocks)
+  z_shape = Concat <axis = 0> (a, m, rank, b)
   z_cut = Reshape <allowzero = 1> (z_rows, z_shape)
   z_dealt = Transpose <perm = [3, 1, 0, 2]> (z_cut)
-  dealt_shape = Concat <axis = 0> (b, m, r_all)
+  dealt_shape = Concat <axis = 0> (b, m, rank_a)
   z = Reshape <allowzero = 1> (z_dealt, dealt_shape)
-  up_t = Transpose <perm = [0, 2, 1]> (up)
-  added_blocks = MatMul (z, up_t)
+  up_shape = Concat <axis = 0> (rank_a, s, b)
+  up_cut = Reshape (up, up_shape)
+  up_blocks = Transpose <perm = [2, 0, 1]> (up_cut)
+  added_blocks = MatMul (z, up_blocks)
   added_dealt = Transpose <perm = [1, 2, 0]> (added_blocks)
-  out_shape = Shape (y)
+  out_shape = Shape (plain)
   added = Reshape <allowzero = 1> (added_dealt, out_shape)
-  out = Add (y, added)"""
+  y = Add (plain, added)"""
 
 
 def cases() -> list[Case]:
@@ -58,7 +65,7 @@ def cases() -> list[Case]:
     def add(name: str, lead: tuple[int, ...], n: int, k: int, grid: tuple[int, int, int]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(len(out))
         a, b, rank = grid
-        shapes = {"y": (*lead, n), "x": (*lead, k), "down": (a, rank * b, k // a), "up": (b, n // b, a * rank)}
+        shapes = {"plain": (*lead, n), "x": (*lead, k), "down": (k, rank, b), "up": (a, rank, n)}
         inputs = {port: rng.standard_normal(shape).astype(np.float32) for port, shape in shapes.items()}
         out.append(Case(name, inputs))
         return inputs
@@ -71,6 +78,8 @@ def cases() -> list[Case]:
     add("one-token", (1,), 24, 36, (3, 2, 1))
     add("no-token", (0, 4), 24, 36, (3, 2, 1))
     add("odd", (7,), 35, 77, (7, 5, 2))
+    add("uneven", (38,), 84, 90, (6, 12, 7))
+    add("wide", (3,), 22, 1200, (2, 1, 11))
     add("classical", (33,), 64, 64, (8, 8, 1))
     add("nan-row", (6,), 24, 36, (3, 2, 1))["x"][2, 5] = np.nan
     add("dit-fc1", (65,), 768, 192, (4, 4, 3))
@@ -81,8 +90,8 @@ def cases() -> list[Case]:
 
 MONARCH_ADD = Op(
     "MonarchAdd",
-    inputs=(Port("y", "f32"), Port("x", "f32"), Port("down", "f32"), Port("up", "f32")),
-    outputs=(Port("out", "f32"),),
+    inputs=(Port("plain", "f32"), Port("x", "f32"), Port("down", "f32"), Port("up", "f32")),
+    outputs=(Port("y", "f32"),),
     attributes={},
     shapes=(OutputRule(0),),
     reference=monarch_add,

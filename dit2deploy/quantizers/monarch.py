@@ -5,8 +5,8 @@ s = N / blocks_out: output o is row o // blocks_out of block o % blocks_out. Blo
 block a to output block b, is a product U_ba V_ba of rank `rank`. As the two block-diagonal factors of a Monarch matrix
 with its permutation between (https://arxiv.org/abs/2204.00595; [inferred] for TreeQ: methods.md 4.3, there k, l, rho):
 
-    down [blocks_in, rank * blocks_out, p]   row i * blocks_out + b of block a is V_ba[i]
-    up [blocks_out, s, blocks_in * rank]     column a * rank + i of block b is U_ba[:, i]
+    down [K, rank, blocks_out]   at inputs of block a, (i, b) holds V_ba[i]
+    up [blocks_in, rank, N]      at outputs of block b, (a, i) holds U_ba[:, i]
 
 which are rank (blocks_out K + blocks_in N) parameters of a matrix of rank up to rank * blocks_in * blocks_out. One
 block is an ordinary low-rank branch.
@@ -56,8 +56,8 @@ def factors(
             rest[i] = blocks[i] - pairs[i][0] @ pairs[i][1]
         left, right = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     size = right.norm(dim=-1).clamp_min(TINY).sqrt()  # split evenly, which keeps both in float16's range
-    up = (left * size.unsqueeze(-2)).permute(1, 2, 0, 3).reshape(b, n // b, a * rank)
-    down = (right / size.unsqueeze(-1)).permute(0, 2, 1, 3).reshape(a, rank * b, p)
+    up = (left * size.unsqueeze(-2)).permute(0, 3, 2, 1).reshape(a, rank, n)  # of [a, b, s, rank]
+    down = (right / size.unsqueeze(-1)).permute(0, 3, 2, 1).reshape(k, rank, b)  # of [a, b, rank, p]
     return down, up
 
 
@@ -87,7 +87,7 @@ def project(
 def dense(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """The matrix [N, K] that the factors stand for, in float32 at least."""
     dtype = torch.promote_types(down.dtype, torch.float32)
-    (a, _, p), (b, s, _) = down.shape, up.shape
-    right = down.to(dtype).reshape(a, -1, b, p)  # [a, rank, b, p]
-    left = up.to(dtype).reshape(b, s, a, -1)  # [b, s, a, rank]
-    return torch.einsum("bsai,aibp->sbap", left, right).reshape(s * b, a * p)
+    (k, rank, b), (a, _, n) = down.shape, up.shape
+    right = down.to(dtype).reshape(a, k // a, rank, b)
+    left = up.to(dtype).reshape(a, rank, n // b, b)
+    return torch.einsum("aisb,apib->sbap", left, right).reshape(n, k)

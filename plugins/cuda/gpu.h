@@ -37,10 +37,7 @@ __device__ inline int64_t block_x() { return blockIdx.x; }
 __device__ inline int64_t block_y() { return blockIdx.y; }
 __device__ inline int64_t blocks_y() { return gridDim.y; }
 __device__ inline void sync_block() { __syncthreads(); }
-template <class T>
-__device__ T shuffle_xor(T value, int mask) {
-    return __shfl_xor_sync(~0u, value, mask);
-}
+__device__ inline int shuffle_xor(int value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 
 }  // namespace gpu
 

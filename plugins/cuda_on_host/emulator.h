@@ -9,7 +9,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -125,13 +124,5 @@ int64_t block_y();
 int64_t blocks_y();
 void sync_block(GPU_HERE);
 int shuffle_xor(int value, int mask, GPU_HERE);
-
-inline float shuffle_xor(float value, int mask, GPU_HERE) {
-    int bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    bits = shuffle_xor(bits, mask, file, line);
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-}
 
 }  // namespace gpu

@@ -60,6 +60,7 @@ def test_a_policy_for_another_model_is_refused(model, linears, text):
         (lambda p: p["layers"]["a"].update(branch_init="random"), "layers.a.branch_init"),
         (lambda p: p["layers"]["a"].update(hessian="late"), "layers.a.hessian"),
         (lambda p: p["layers"]["a"].update(smoothing=1.5), "layers.a.smoothing"),
+        (lambda p: p["layers"]["a"].update(monarch=[4, 4]), "layers.a.monarch"),
         (lambda p: p.update(timestep_bounds=[500, 100]), "rise"),
     ],
 )
@@ -114,9 +115,12 @@ def test_a_policy_from_before_the_options_keeps_its_bytes_and_its_hash(tmp_path)
     assert old.sha256 == "a6de8ce11baff5668a1934a719286358dbaeb875374b8735870a17792995aa17"
     layer = old.layers["a"]
     assert (layer.branch_init, layer.hessian, layer.smoothing) == ("alternating", "uniform", 0)
+    assert layer.monarch is None
 
 
-@pytest.mark.parametrize("change", [{"branch_init": "weighted"}, {"hessian": "fisher"}, {"smoothing": 0.3}])
+@pytest.mark.parametrize(
+    "change", [{"branch_init": "refit"}, {"hessian": "fisher"}, {"smoothing": 0.3}, {"monarch": [2, 4, 3]}]
+)
 def test_an_option_that_is_used_is_written(tmp_path, change):
     layers = {"a": LayerPolicy(weight="int4", activation_bits=(4,), **change), "b": LayerPolicy(weight="float")}
     policy = _policy(layers=layers)
@@ -126,10 +130,25 @@ def test_an_option_that_is_used_is_written(tmp_path, change):
     assert policy.sha256 != _policy(layers=layers | {"a": LayerPolicy(weight="int4", activation_bits=(4,))}).sha256
 
 
+@pytest.mark.parametrize(
+    ("grid", "text"),
+    [((3, 1, 1), "does not divide K = 64"), ((1, 3, 1), "and N = 8"), ((8, 4, 3), "rank 3 is above"), ((0, 1, 1), "1")],
+)
+def test_a_monarch_grid_must_fit_its_layer(grid, text):
+    def of(grid) -> Policy:
+        layer = LayerPolicy(weight="int4", activation_bits=(4,), monarch=grid)
+        return _policy(layers={"a": layer, "b": LayerPolicy(weight="float")})
+
+    of((8, 4, 2)).check_covers("Net", LINEARS)
+    with pytest.raises(Misuse, match=f"layer a.*{text}"):
+        of(grid).check_covers("Net", LINEARS)
+
+
 def test_moments_are_needed_by_gptq_and_weighted_branches():
     def needs(**changes) -> bool:
         return LayerPolicy(**{"weight": "int4", "activation_bits": (4,), **changes}).needs_moments
 
     assert needs(rounding="gptq") and needs(low_rank=2, branch_init="weighted")
+    assert needs(monarch=(1, 1, 1), branch_init="refit") and not needs(monarch=(1, 1, 1))
     assert not needs() and not needs(branch_init="weighted") and not needs(low_rank=2)
     assert not LayerPolicy(weight="float", rounding="gptq").needs_moments

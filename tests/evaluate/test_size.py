@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.evaluate.size import average_activation_bits, effective_weight_bits, layer_bits
 from dit2deploy.models.load import build, linears_of
+from dit2deploy.quantizers.linear import quantize_linear
 
 LINEARS = {"a": (30, 60), "b": (10, 20)}
 
@@ -21,7 +23,7 @@ def test_bits_are_those_of_the_checkpoint(tiny_checkpoint):
     linears = linears_of(build(tiny_checkpoint.config, tiny_checkpoint.folder))
     for name, shape in linears.items():
         if policy.layers[name].is_quantized:
-            leaves = ("weight", "weight_scale", *(("down", "up") if policy.layers[name].low_rank else ()))
+            leaves = ("weight", "weight_scale", *policy.layers[name].branch_leaves)
             held = sum(tensors.read(f"{name}.{leaf}").nbytes for leaf in leaves)
             assert layer_bits(policy.layers[name], shape) == 8 * held, name
 
@@ -30,6 +32,10 @@ def test_codes_scales_and_branch_are_counted():
     layer = LayerPolicy(weight="ternary", activation_bits=(4,), group_size=30, low_rank=2)
     codes = 3 * 32  # words of 20 trits
     assert layer_bits(layer, (30, 60)) == 30 * codes + 30 * 2 * 32 + 16 * 2 * 90
+    grid = layer.model_copy(update={"monarch": Grid(6, 3, 2)})
+    factors = quantize_linear(np.ones((30, 60), np.float32), None, grid)
+    held = sum(factors[leaf].nbytes for leaf in ("monarch_down", "monarch_up"))
+    assert layer_bits(grid, (30, 60)) == layer_bits(layer, (30, 60)) + 8 * held
     policy = _policy(a=layer, b=LayerPolicy(weight="float"))
     assert effective_weight_bits(policy, LINEARS) == pytest.approx((layer_bits(layer, (30, 60)) + 16 * 200) / 2000)
     assert effective_weight_bits(policy, {"b": (10, 20)}, float_bits=32) == 32

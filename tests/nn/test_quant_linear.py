@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.artefacts.policy import Grid, LayerPolicy
 from dit2deploy.formats import FORMATS, unpack
 from dit2deploy.models import FAMILIES
 from dit2deploy.models.dit import DIT
@@ -11,6 +11,7 @@ from dit2deploy.nn.convert import load_quantized
 from dit2deploy.nn.quant_linear import QuantLinear
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard
+from dit2deploy.quantizers.monarch import dense
 from tests.packing import pack_checkpoint, pack_layer, policy_of, tiny_module
 
 K, N = 96, 40
@@ -34,15 +35,25 @@ def by_definition(made: QuantLinear, x: torch.Tensor, policy: LayerPolicy) -> to
     y = ((t / step).round() * step) @ weight.T + state["bias"]
     if policy.low_rank:
         y = y + x.double() @ state["down"].T @ state["up"].T
+    if policy.monarch:
+        y = y + x.double() @ dense(state["monarch_down"], state["monarch_up"]).T
     return y
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 @pytest.mark.parametrize("form", ["fused", "qdq"])
-@pytest.mark.parametrize("low_rank, group_size, hadamard_block", [(0, None, 32), (5, 16, 1), (3, None, 8)])
-def test_it_computes_its_definition(fmt, form, low_rank, group_size, hadamard_block):
+@pytest.mark.parametrize(
+    "low_rank, monarch, group_size, hadamard_block",
+    [(0, None, None, 32), (5, None, 16, 1), (3, Grid(4, 2, 3), None, 8), (0, Grid(2, 8, 1), None, 32)],
+)
+def test_it_computes_its_definition(fmt, form, low_rank, monarch, group_size, hadamard_block):
     policy = LayerPolicy(
-        weight=fmt.name, activation_bits=(6,), hadamard=hadamard_block, low_rank=low_rank, group_size=group_size
+        weight=fmt.name,
+        activation_bits=(6,),
+        hadamard=hadamard_block,
+        low_rank=low_rank,
+        monarch=monarch,
+        group_size=group_size,
     )
     made = layer(form, policy)
     x = torch.randn(3, 7, K, generator=torch.Generator().manual_seed(1))

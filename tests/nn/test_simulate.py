@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.artefacts.policy import Grid, LayerPolicy
 from dit2deploy.models import FAMILIES
 from dit2deploy.models.dit import DIT
 from dit2deploy.models.load import linears_of
@@ -28,6 +28,7 @@ def called(module, inputs) -> torch.Tensor:
 def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, tmp_path, monkeypatch):
     module = packing.tiny_module(DIT)
     options = {"weight": weight, "bits": (3, 5), "bounds": BOUNDS, "low_rank": 3, "group_size": group_size}
+    options["monarch"] = Grid(4, 4, 2) if weight == "int4" else None
     policy = packing.policy_of(DIT, module, clip="gaussian", **options)
     monkeypatch.setattr(
         packing,
@@ -47,17 +48,18 @@ def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, tmp_path, mo
 
 
 def test_branches_of_other_starts_are_other_forms():
-    """ "weighted" needs moments that a search does not have: there it is tried as "alternating"."""
+    """Starts that need moments, which a search does not have, are tried as those without."""
     torch.manual_seed(0)
     source = torch.nn.Sequential(torch.nn.Linear(32, 24))
     x = torch.randn(5, 32)
     network = Simulation(source, bounds=(1000,), timestep_scale=1.0)
     given = {}
-    for init in ("alternating", "residual", "weight", "weighted"):
+    for init in ("alternating", "residual", "weight", "weighted", "refit"):
         policy = LayerPolicy(weight="ternary", activation_bits=(8,), low_rank=4, branch_init=init)
         network.choose({"0": policy})
         given[init] = source(x)
     assert torch.equal(given["weighted"], given["alternating"])
+    assert torch.equal(given["refit"], given["weight"])
     assert not torch.equal(given["residual"], given["alternating"])
     assert not torch.equal(given["residual"], given["weight"])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.artefacts.policy import Grid, LayerPolicy
 from dit2deploy.formats import FORMATS
 from dit2deploy.nn.quant_linear import QuantLinear
 from dit2deploy.nn.timestep_groups import TimestepGroups
@@ -33,10 +33,19 @@ def tokens(seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 @pytest.mark.parametrize("clip", ["absmax", "gaussian"])
-@pytest.mark.parametrize(("low_rank", "group_size", "block"), [(0, None, 32), (5, 16, 1), (3, None, 8)])
-def test_it_starts_as_the_checkpoint_and_packs_what_it_computes(fmt, clip, low_rank, group_size, block):
+@pytest.mark.parametrize(
+    ("low_rank", "monarch", "group_size", "block"),
+    [(0, None, None, 32), (5, None, 16, 1), (3, Grid(4, 2, 3), None, 8), (0, Grid(2, 8, 1), None, 32)],
+)
+def test_it_starts_as_the_checkpoint_and_packs_what_it_computes(fmt, clip, low_rank, monarch, group_size, block):
     policy = LayerPolicy(
-        weight=fmt.name, activation_bits=(4,), hadamard=block, low_rank=low_rank, group_size=group_size, clip=clip
+        weight=fmt.name,
+        activation_bits=(4,),
+        hadamard=block,
+        low_rank=low_rank,
+        monarch=monarch,
+        group_size=group_size,
+        clip=clip,
     )
     layer, tensors = pair(policy)
     packed = layer.pack()

@@ -182,19 +182,19 @@ def exact_gemm(fmt: Format, case: Case, *, body: bool) -> tuple[np.ndarray, np.n
 
 def exact_monarch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(E, n u S) of the module's docstring, float64 [.., N], by a dense matrix built from the index convention."""
-    y, x, down, up = (case.inputs[name].astype(np.float64) for name in ("y", "x", "down", "up"))
-    (a, _, p), (b, s, inner) = down.shape, up.shape
+    plain, x, down, up = (case.inputs[name].astype(np.float64) for name in ("plain", "x", "down", "up"))
+    (k, rank, b), (a, _, n) = down.shape, up.shape
+    p = k // a
 
     def dense(down: np.ndarray, up: np.ndarray) -> np.ndarray:
-        matrix = np.zeros((s * b, a * p))
+        matrix = np.zeros((n, k))
         for i, j in np.ndindex(a, b):
-            columns = slice(i * (inner // a), (i + 1) * (inner // a))
-            matrix[j::b, i * p : (i + 1) * p] = up[j][:, columns] @ down[i, j::b]
+            matrix[j::b, i * p : (i + 1) * p] = up[i, :, j::b].T @ down[i * p : (i + 1) * p, :, j].T
         return matrix
 
-    value = y + x @ dense(down, up).T
-    magnitude = abs(y) + abs(x) @ dense(abs(down), abs(up)).T
-    return value, (4 * np.sqrt(p) + 4 * np.sqrt(inner) + 6) * 2.0**-24 * magnitude
+    value = plain + x @ dense(down, up).T
+    magnitude = abs(plain) + abs(x) @ dense(abs(down), abs(up)).T
+    return value, (4 * np.sqrt(p) + 4 * np.sqrt(a * rank) + 6) * 2.0**-24 * magnitude
 
 
 @functools.cache

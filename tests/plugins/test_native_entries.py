@@ -44,6 +44,12 @@ def gemm(*, low_rank: bool = False, **changes) -> dict[str, np.ndarray]:
     return {**inputs, **changes}
 
 
+def branch(**changes) -> dict[str, np.ndarray]:
+    """A 2 x 2 grid of rank 3, K 8 and N 6."""
+    shapes = {"plain": (5, 6), "x": (5, 8), "down": (8, 3, 2), "up": (2, 3, 6)}
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()} | changes
+
+
 def expected(*, low_rank: bool = False) -> np.ndarray:
     inputs = gemm(low_rank=low_rank)
     weight = np.random.default_rng(1)
@@ -143,8 +149,10 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         ("TernaryGemmLowRank", gemm(low_rank=True, up=np.ones((N, 9), np.float32)), {}, "t must be [.., r]"),
         ("HadamardQuantize", quantizer(), {"block": 128}, "block 128 does not divide the 64 columns of x"),
         ("HadamardQuantize", quantizer(qmax=np.full(4, 7, np.float32)), {}, "which do not divide the 6 rows of x"),
+        ("MonarchAdd", branch(up=np.ones((2, 4, 6), np.float32)), {}, "down has rank 3 and up has rank 4"),
+        ("MonarchAdd", branch(x=np.ones((5, 9), np.float32)), {}, "x must have 8 columns, the rows of down, got 9"),
     ),
-    ids=("words", "steps", "groups", "rank", "block", "qmax"),
+    ids=("words", "steps", "groups", "rank", "block", "qmax", "grid", "columns"),
 )
 def test_a_wrong_shape_stops_the_run_with_our_message(library, op, inputs, attributes, said):
     with pytest.raises(Exception) as caught:

@@ -95,9 +95,7 @@ def test_a_search_finds_all_that_it_asks_for(tmp_path, capsys):
     main(["measure-ops", str(made.pipeline), "-o", str(device), *words])
     assert "linears on" in capsys.readouterr().out
     options = {"calibration": CalibrationSet.load(made.calibration), "items": 4, "bits": (3, 4), "low_rank": 4}
-    policy = search(
-        made.pipeline, tmp_path / "p.json", recipe="robuq-ampn", device=device, budget="1000ms", **options
-    )
+    policy = search(made.pipeline, tmp_path / "p.json", recipe="robuq-ampn", device=device, budget="1000ms", **options)
     total = sum(time.ms for time in DeviceTable.load(device).times)
     assert 0 < policy.options["milliseconds"] < 3 * total
 

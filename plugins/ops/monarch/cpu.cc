@@ -9,12 +9,6 @@ namespace {
 
 constexpr int64_t kTokensATask = 8;
 
-float dot(const float* a, const float* b, int64_t count) {
-    float sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
-    return sum;
-}
-
 class Kernel : public CpuKernel {
   public:
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
@@ -24,15 +18,17 @@ class Kernel : public CpuKernel {
             const int64_t first = static_cast<int64_t>(task) * kTokensATask,
                           last = std::min(p.m, first + kTokensATask);
             for (int64_t m = first; m < last; ++m) {
-                const float* x = p.x + m * p.k;
-                for (int64_t a = 0; a < p.blocks_in; ++a)
-                    for (int64_t row = 0; row < p.rows_down(); ++row)
-                        z[p.place(a, row)] =
-                            dot(p.down + (a * p.rows_down() + row) * p.width, x + a * p.width, p.width);
+                std::fill(z, z + p.values(), 0.0f);
+                for (int64_t k = 0; k < p.k; ++k) {
+                    float* block = z + k / p.width() * p.columns();
+                    for (int64_t c = 0; c < p.columns(); ++c)
+                        block[c] += p.x[m * p.k + k] * p.down[k * p.columns() + c];
+                }
                 for (int64_t o = 0; o < p.n; ++o) {
-                    const int64_t b = o % p.blocks_out, s = o / p.blocks_out;
-                    p.out[m * p.n + o] = p.y[m * p.n + o] + dot(p.up + (b * p.height + s) * p.inner(),
-                                                                z + b * p.inner(), p.inner());
+                    float sum = p.plain[m * p.n + o];
+                    for (int64_t j = 0; j < p.inner(); ++j)
+                        sum += z[j * p.blocks_out + o % p.blocks_out] * p.up[j * p.n + o];
+                    p.y[m * p.n + o] = sum;
                 }
             }
         });

@@ -3,49 +3,39 @@
 //   bytes 512 * 4 * (1152 + 2 * 4608) + 92160 * 4 = 21.6 MB / 1.0 TB/s = 22 us   <- the bound
 //   operations 2 * 512 * 92160                             / 82.6 T/s  = 1.1 us
 // So: memory-bound. This version is simple and right: a thread block takes a few tokens from x to y with z in shared
-// memory; a warp sums up a value of z, and a thread an output.
+// memory; a thread sums up a value of z of one token, and an output of all of them.
 #include "gpu.h"
 
 namespace {
 
-constexpr int kThreads = 256, kWarp = 32, kTokens = 4;
+constexpr int kThreads = 256, kTokens = 4;
 
 }  // namespace
 
-GPU_KERNEL(monarch_add, const float* y, const float* x, const float* down, const float* up, float* out,
+GPU_KERNEL(monarch_add, const float* plain, const float* x, const float* down, const float* up, float* y,
            int64_t m, int64_t n, int64_t k, int64_t blocks_in, int64_t blocks_out, int64_t rank) {
-    const int64_t inner = blocks_in * rank, values = blocks_out * inner, rows = rank * blocks_out;
-    const int64_t width = k / blocks_in, height = n / blocks_out;
+    const int64_t columns = rank * blocks_out, values = blocks_in * columns, width = k / blocks_in;
     const gpu::Shared<float> z = gpu::dynamic_shared<float>(kTokens * values);
-    const int64_t first = gpu::block_x() * kTokens, lane = gpu::thread() % kWarp;
-    const int64_t count = m - first < kTokens ? m - first : kTokens;
+    const int64_t first = gpu::block_x() * kTokens, count = m - first < kTokens ? m - first : kTokens;
 
-    for (int64_t row = gpu::thread() / kWarp; row < values; row += kThreads / kWarp) {
-        const int64_t a = row / rows, own = row % rows;  // the row of `down` over all input blocks
-        float sums[kTokens] = {};
-        for (int64_t i = lane; i < width; i += kWarp) {
-            const float factor = down[row * width + i];
-            for (int token = 0; token < count; ++token)
-                sums[token] += factor * x[(first + token) * k + a * width + i];
-        }
-        for (int token = 0; token < kTokens; ++token) {
-            float sum = sums[token];
-            for (int mask = kWarp / 2; mask; mask /= 2) sum += gpu::shuffle_xor(sum, mask);
-            if (lane == 0)
-                z.store(token * values + own % blocks_out * inner + a * rank + own / blocks_out, sum);
-        }
+    for (int64_t i = gpu::thread(); i < kTokens * values; i += kThreads) {
+        const int64_t token = i / values, value = i % values, start = value / columns * width;
+        float sum = 0;
+        if (token < count)
+            for (int64_t j = start; j < start + width; ++j)
+                sum += x[(first + token) * k + j] * down[j * columns + value % columns];
+        z.store(i, sum);
     }
     gpu::sync_block();
 
     for (int64_t o = gpu::thread(); o < n; o += kThreads) {
-        const int64_t b = o % blocks_out, s = o / blocks_out;
         float sums[kTokens] = {};
-        for (int64_t j = 0; j < inner; ++j) {
-            const float factor = up[(b * height + s) * inner + j];
+        for (int64_t j = 0; j < blocks_in * rank; ++j) {
+            const float factor = up[j * n + o];
             for (int token = 0; token < kTokens; ++token)
-                sums[token] += factor * z.load(token * values + b * inner + j);
+                sums[token] += factor * z.load(token * values + j * blocks_out + o % blocks_out);
         }
-        for (int token = 0; token < count; ++token)
-            out[(first + token) * n + o] = y[(first + token) * n + o] + sums[token];
+        for (int token = 0; token < kTokens; ++token)
+            if (token < count) y[(first + token) * n + o] = plain[(first + token) * n + o] + sums[token];
     }
 }

@@ -19,27 +19,29 @@ std::string check_factors(const Shape& down, const Shape& up) {
         for (int i = 0; i < shape->rank; ++i)
             if (shape->dims[i] == 0) return "down and up must not be empty";
     if (down.rank < 0 || up.rank < 0) return "";
-    const int64_t blocks_in = down.dims[0], rows = down.dims[1], blocks_out = up.dims[0];
-    if (rows % blocks_out || up.dims[2] != rows / blocks_out * blocks_in)
-        return "down [A, r B, K / A] and up [B, N / B, A r] do not fit: A = " + text(blocks_in) +
-               ", B = " + text(blocks_out) + ", r B = " + text(rows) + ", A r = " + text(up.dims[2]);
+    if (down.dims[1] != up.dims[1])
+        return "down has rank " + text(down.dims[1]) + " and up has rank " + text(up.dims[1]);
+    if (down.dims[0] % up.dims[0] || up.dims[2] % down.dims[2])
+        return text(up.dims[0]) + " x " + text(down.dims[2]) +
+               " blocks do not divide K = " + text(down.dims[0]) + " and N = " + text(up.dims[2]);
     return "";
 }
 
 std::string check_shapes(const Attributes&, const std::vector<Shape>& shapes) {
-    const Shape &y = shapes[0], &x = shapes[1], &down = shapes[2], &up = shapes[3];
+    const Shape &plain = shapes[0], &x = shapes[1], &down = shapes[2], &up = shapes[3];
     if (std::string fault = check_factors(down, up); !fault.empty()) return fault;
     for (const Shape& shape : shapes)
         if (shape.rank < 0) return "";
-    if (y.rank < 1 || x.rank != y.rank)
-        return "y and x must have the same number of dimensions, at least one";
-    for (int i = 0; i + 1 < y.rank; ++i)
-        if (y.dims[i] >= 0 && x.dims[i] >= 0 && y.dims[i] != x.dims[i])
-            return "y must have the rows of x: dimension " + text(i) + " is " + text(y.dims[i]) +
+    if (plain.rank < 1 || x.rank != plain.rank)
+        return "plain and x must have the same number of dimensions, at least one";
+    for (int i = 0; i + 1 < plain.rank; ++i)
+        if (plain.dims[i] >= 0 && x.dims[i] >= 0 && plain.dims[i] != x.dims[i])
+            return "plain must have the rows of x: dimension " + text(i) + " is " + text(plain.dims[i]) +
                    " against " + text(x.dims[i]);
-    const int64_t k = down.dims[0] * down.dims[2], n = up.dims[0] * up.dims[1];
-    if (x.last() != k) return "x must have " + text(k) + " columns, as down has, got " + text(x.last());
-    if (y.last() != n) return "y must have " + text(n) + " columns, as up has, got " + text(y.last());
+    if (x.last() != down.dims[0])
+        return "x must have " + text(down.dims[0]) + " columns, the rows of down, got " + text(x.last());
+    if (plain.last() != up.dims[2])
+        return "plain must have " + text(up.dims[2]) + " columns, as up has, got " + text(plain.last());
     return "";
 }
 
@@ -60,23 +62,21 @@ MonarchProblem::MonarchProblem(const Tensor* inputs, const Tensor* outputs)
     : m(inputs[0].shape.rows()),
       n(inputs[0].shape.last()),
       k(inputs[1].shape.last()),
-      blocks_in(inputs[2].shape.dims[0]),
-      blocks_out(inputs[3].shape.dims[0]),
-      rank(inputs[2].shape.dims[1] / blocks_out),
-      width(inputs[2].shape.dims[2]),
-      height(inputs[3].shape.dims[1]),
-      y(inputs[0].as<float>()),
+      blocks_in(inputs[3].shape.dims[0]),
+      blocks_out(inputs[2].shape.dims[2]),
+      rank(inputs[2].shape.dims[1]),
+      plain(inputs[0].as<float>()),
       x(inputs[1].as<float>()),
       down(inputs[2].as<float>()),
       up(inputs[3].as<float>()),
-      out(outputs[0].as<float>()) {}
+      y(outputs[0].as<float>()) {}
 
 Definition monarch_add() {
     return {
         "MonarchAdd",
         1,
-        {{"y", DType::f32}, {"x", DType::f32}, {"down", DType::f32}, {"up", DType::f32}},
-        {{"out", DType::f32}},
+        {{"plain", DType::f32}, {"x", DType::f32}, {"down", DType::f32}, {"up", DType::f32}},
+        {{"y", DType::f32}},
         {},
         {{0, -1, kKeepLast}},
         check_attributes,

@@ -8,26 +8,24 @@
 
 namespace d2d {
 
-// The ports as numbers. z[b, a * rank + i] = down[a, i * b_count + b] . (block a of x); output s * b_count + b is
-// y + up[b, s] . z[b].
+// The ports as numbers. For a in blocks_in, i in rank, b in blocks_out:
+//     z[a, i, b] = sum over k of block a of x[k] down[k, i, b]
+//     y[o] = plain[o] + sum over (a, i) of z[a, i, o % blocks_out] up[a, i, o]
 struct MonarchProblem {
     int64_t m, n, k;
     int64_t blocks_in, blocks_out, rank;
-    int64_t width, height;  // of a block: k / blocks_in, n / blocks_out
-    const float* y;
+    const float* plain;
     const float* x;
-    const float* down;  // [blocks_in, rank * blocks_out, width]
-    const float* up;    // [blocks_out, height, blocks_in * rank]
-    float* out;
+    const float* down;  // [k, rank, blocks_out]
+    const float* up;    // [blocks_in, rank, n]
+    float* y;
 
     MonarchProblem(const Tensor* inputs, const Tensor* outputs);
 
-    int64_t inner() const { return blocks_in * rank; }       // values of z an output block reads
-    int64_t values() const { return blocks_out * inner(); }  // of z, for one token
-    int64_t rows_down() const { return rank * blocks_out; }  // rows of an input block in `down`
-    int64_t place(int64_t block_in, int64_t row) const {     // in z, of row `row` of an input block
-        return row % blocks_out * inner() + block_in * rank + row / blocks_out;
-    }
+    int64_t width() const { return k / blocks_in; }           // of a block of inputs
+    int64_t columns() const { return rank * blocks_out; }     // of z, of one block of inputs
+    int64_t inner() const { return blocks_in * rank; }        // terms of an output
+    int64_t values() const { return blocks_in * columns(); }  // of z, of one token
 };
 
 std::unique_ptr<CpuKernel> make_monarch_add_portable();

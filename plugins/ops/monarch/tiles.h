@@ -4,16 +4,16 @@
 // at 3.2 GHz with two multiply-adds of 8 floats a cycle:
 //   operations 256 * 4 * (4 * 1152 + 4 * 4608) = 23.6 M multiply-adds / 51.2 G/s           = 0.46 ms
 //   bytes 256 * 4 * (1152 + 2 * 4608) + 92160 * 4 = 11.0 MB / 20 GB/s                      = 0.55 ms  <- the bound
-// So: on both bounds, and two MatMuls with their transposes would move the outputs four times. A task is two vectors of
-// tokens. Tokens are lanes: both halves of the branch are then one product of a row-major factor with a panel
-// [inner, tokens], whatever the block's size, and the permutation between them is where a row of z is stored. Turning x
-// and y to panels and back costs a few shuffles a value, once.
+// So: on both bounds, and two MatMuls with their transposes would move the outputs four times. Outputs are lanes in both
+// halves, so that x, plain and y stay as they lie: z comes out in the order (a, i, b), and a vector of outputs needs
+// z[a, i, o % B] of its lanes, which repeats itself every lcm(B, lanes) outputs: z is written out that often. Two vectors
+// of outputs that need the same z go together, and a strip of the factor for both is copied once for all tokens of a task.
 //
 // In an anonymous namespace: each file compiles its own copy with its own flags, and the linker must not merge them.
 #pragma once
 
 #include <cstring>
-#include <utility>
+#include <type_traits>
 
 #include "monarch.h"
 #include "scratch.h"
@@ -24,21 +24,27 @@ namespace {
 template <int Width>
 struct Vectors {
     typedef float Floats __attribute__((vector_size(Width * 4)));
-    typedef int32_t Ints __attribute__((vector_size(Width * 4)));
 };
+
+inline int64_t common_multiple(int64_t a, int64_t b) {
+    int64_t x = a, y = b;
+    while (y) {
+        const int64_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
+}
 
 // `Isa`: kWidth floats a vector, and multiply_add(a, b, c) = a * b + c with one rounding.
 template <class Isa>
 class TiledMonarch : public CpuKernel {
-    static constexpr int kWidth = Isa::kWidth;
-    static constexpr int64_t kTokens = 2 * kWidth;
-    static constexpr int64_t kColumns =
-        64;                          // of y in work at once, about: a panel of them stays in the first level
-    static constexpr int kRows = 4;  // of a factor side by side: 8 sums hide the latency of multiply-adds
+    static constexpr int64_t kWidth = Isa::kWidth, kPair = 2 * kWidth;
+    static constexpr int64_t kTokens = 32;  // of a task
+    static constexpr int kRows = 4;         // tokens side by side: 8 sums hide the latency of multiply-adds
+    static constexpr int64_t kDepth = 256;  // of a strip: 16 KiB of 16 outputs
     using Floats = typename Vectors<kWidth>::Floats;
-    using Ints = typename Vectors<kWidth>::Ints;
-    using Lanes = std::make_integer_sequence<int, kWidth>;
-    enum Slot { kPanel, kMiddle, kOut };
+    enum Slot { kStrip, kMiddle, kRepeated };
 
   public:
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
@@ -46,9 +52,20 @@ class TiledMonarch : public CpuKernel {
         parallel.run(static_cast<size_t>((p.m + kTokens - 1) / kTokens), [&](size_t task) {
             const int64_t first = static_cast<int64_t>(task) * kTokens;
             const int64_t count = p.m - first < kTokens ? p.m - first : kTokens;
-            float* z = scratch<float>(static_cast<size_t>(p.values() * kTokens), kMiddle);
-            go_down(p, p.x + first * p.k, count, z);
-            go_up(p, p.y + first * p.n, p.out + first * p.n, count, z);
+            const int64_t padded = (p.columns() + kPair - 1) / kPair * kPair;
+            const int64_t period = common_multiple(p.blocks_out, kWidth);
+            float* z = scratch<float>(static_cast<size_t>(count * p.blocks_in * padded), kMiddle);
+            float* repeated = scratch<float>(static_cast<size_t>(count * p.inner() * period), kRepeated);
+            go_down(p, p.x + first * p.k, count, padded, z);
+            for (int64_t token = 0; token < count; ++token)
+                for (int64_t j = 0; j < p.inner(); ++j) {
+                    const float* from =
+                        z + (token * p.blocks_in + j / p.rank) * padded + j % p.rank * p.blocks_out;
+                    float* to = repeated + (token * p.inner() + j) * period;
+                    for (int64_t l = 0; l < period; l += p.blocks_out)
+                        for (int64_t b = 0; b < p.blocks_out; ++b) to[l + b] = from[b];
+                }
+            go_up(p, p.plain + first * p.n, count, repeated, period, p.y + first * p.n);
         });
     }
 
@@ -61,117 +78,115 @@ class TiledMonarch : public CpuKernel {
 
     static void store(float* to, const Floats& value) { std::memcpy(to, &value, sizeof(value)); }
 
-    static void go_down(const MonarchProblem& p, const float* x, int64_t count, float* z) {
-        float* panel = scratch<float>(static_cast<size_t>(p.width * kTokens), kPanel);
-        std::memset(z, 0, static_cast<size_t>(p.values() * kTokens) * sizeof(float));
-        for (int64_t a = 0; a < p.blocks_in; ++a) {
-            to_panel(x + a * p.width, p.k, count, p.width, panel);
-            add_product(p.down + a * p.rows_down() * p.width, p.rows_down(), p.width, panel,
-                        [&](int64_t row) { return z + p.place(a, row) * kTokens; });
+    static int64_t clamped(int64_t count) { return count < 0 ? 0 : count < kWidth ? count : kWidth; }
+
+    // The first `count` lanes; zeros in the others.
+    static Floats load_some(const float* from, int64_t count) {
+        if (count == kWidth) return load(from);
+        Floats value{};
+        std::memcpy(&value, from, static_cast<size_t>(count) * sizeof(float));
+        return value;
+    }
+
+    static void store_some(float* to, const Floats& value, int64_t count) {
+        if (count == kWidth) return store(to, value);
+        std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(float));
+    }
+
+    // Rows of `low` lanes at `from` and `high` lanes at `from` + apart, side by side.
+    static void pack(const float* from, int64_t stride, int64_t rows, int64_t apart, int64_t low,
+                     int64_t high, float* strip) {
+        for (int64_t row = 0; row < rows; ++row, from += stride, strip += kPair) {
+            store(strip, load_some(from, low));
+            store(strip + kWidth, high ? load_some(from + apart, high) : Floats{});
         }
     }
 
-    static void go_up(const MonarchProblem& p, const float* y, float* out, int64_t count, const float* z) {
-        // Rows of a block at once: a multiple of a vector, so that only the last columns are a tail.
-        const int64_t strips = kColumns / (kWidth * p.blocks_out), rows = kWidth * (strips > 1 ? strips : 1);
-        float* panel = scratch<float>(static_cast<size_t>(rows * p.blocks_out * kTokens), kOut);
-        for (int64_t row = 0; row < p.height; row += rows) {
-            const int64_t some = p.height - row < rows ? p.height - row : rows, column = row * p.blocks_out;
-            to_panel(y + column, p.n, count, some * p.blocks_out, panel);
-            for (int64_t b = 0; b < p.blocks_out; ++b)
-                add_product(p.up + (b * p.height + row) * p.inner(), some, p.inner(),
-                            z + b * p.inner() * kTokens,
-                            [&](int64_t at) { return panel + (at * p.blocks_out + b) * kTokens; });
-            from_panel(panel, some * p.blocks_out, count, out + column, p.n);
-        }
+    // z[token, a, c] for two vectors of columns c at a time, a stretch of inputs at a time.
+    static void go_down(const MonarchProblem& p, const float* x, int64_t count, int64_t padded, float* z) {
+        float* strip = scratch<float>(static_cast<size_t>(kDepth * kPair), kStrip);
+        const int64_t stride = p.blocks_in * padded;
+        for (int64_t a = 0; a < p.blocks_in; ++a)
+            for (int64_t c = 0; c < p.columns(); c += kPair)
+                for (int64_t start = 0; start < p.width(); start += kDepth) {
+                    const int64_t rows = p.width() - start < kDepth ? p.width() - start : kDepth;
+                    const int64_t row = a * p.width() + start;
+                    pack(p.down + row * p.columns() + c, p.columns(), rows, kWidth, clamped(p.columns() - c),
+                         clamped(p.columns() - c - kWidth), strip);
+                    float* to = z + a * padded + c;
+                    int64_t token = 0;
+                    for (; token + kRows <= count; token += kRows)
+                        add_inputs<kRows>(x + token * p.k + row, p.k, strip, rows, start == 0,
+                                          to + token * stride, stride);
+                    for (; token < count; ++token)
+                        add_inputs<1>(x + token * p.k + row, p.k, strip, rows, start == 0,
+                                      to + token * stride, stride);
+                }
     }
 
-    // Adds factor [rows, inner] times panel [inner, tokens] to the rows of tokens that `to` gives.
-    template <class To>
-    static void add_product(const float* factor, int64_t rows, int64_t inner, const float* panel,
-                            const To& to) {
-        int64_t row = 0;
-        for (; row + kRows <= rows; row += kRows) add_rows<kRows>(factor, row, inner, panel, to);
-        for (; row < rows; ++row) add_rows<1>(factor, row, inner, panel, to);
-    }
-
-    template <int Rows, class To>
-    static void add_rows(const float* factor, int64_t row, int64_t inner, const float* panel, const To& to) {
+    template <int Rows>
+    static void add_inputs(const float* x, int64_t k, const float* strip, int64_t rows, bool first, float* to,
+                           int64_t stride) {
         Floats sums[Rows][2];
 #pragma GCC unroll 4
         for (int i = 0; i < Rows; ++i)
-            for (int v = 0; v < 2; ++v) sums[i][v] = load(to(row + i) + v * kWidth);
-        const float* from = factor + row * inner;
-        for (int64_t j = 0; j < inner; ++j) {
-            const Floats low = load(panel + j * kTokens), high = load(panel + j * kTokens + kWidth);
+            for (int v = 0; v < 2; ++v) sums[i][v] = first ? Floats{} : load(to + i * stride + v * kWidth);
+        for (int64_t j = 0; j < rows; ++j) {
+            const Floats low = load(strip + j * kPair), high = load(strip + j * kPair + kWidth);
 #pragma GCC unroll 4
             for (int i = 0; i < Rows; ++i) {
-                const Floats one = from[i * inner + j] - Floats{};
+                const Floats one = x[i * k + j] - Floats{};
                 sums[i][0] = Isa::multiply_add(one, low, sums[i][0]);
                 sums[i][1] = Isa::multiply_add(one, high, sums[i][1]);
             }
         }
 #pragma GCC unroll 4
         for (int i = 0; i < Rows; ++i)
-            for (int v = 0; v < 2; ++v) store(to(row + i) + v * kWidth, sums[i][v]);
+            for (int v = 0; v < 2; ++v) store(to + i * stride + v * kWidth, sums[i][v]);
     }
 
-    // One stage of the transposition: blocks of H x H off the diagonal change places.
-    template <int H, int... I>
-    static void exchange(Floats* v, std::integer_sequence<int, I...>) {
-        const Ints upper = {(I & H ? kWidth + I - H : I)...}, lower = {(I & H ? kWidth + I : I + H)...};
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; ++i)
-            if (!(i & H)) {
-                const Floats a = v[i], b = v[i + H];
-                v[i] = __builtin_shuffle(a, b, upper);
-                v[i + H] = __builtin_shuffle(a, b, lower);
+    // Outputs o and o + period, a vector of each, which need the same lanes of z.
+    static void go_up(const MonarchProblem& p, const float* plain, int64_t count, const float* z,
+                      int64_t period, float* y) {
+        float* strip = scratch<float>(static_cast<size_t>(p.inner() * kPair), kStrip);
+        for (int64_t base = 0; base < p.n; base += 2 * period)
+            for (int64_t phase = 0; phase < period && base + phase < p.n; phase += kWidth) {
+                const int64_t o = base + phase, low = clamped(p.n - o), high = clamped(p.n - o - period);
+                pack(p.up + o, p.n, p.inner(), period, low, high, strip);
+                const auto some = [&](auto rows, int64_t token) {
+                    add_middle<decltype(rows)::value>(plain + token * p.n + o, p.n, period, low, high, strip,
+                                                      p.inner(), z + token * p.inner() * period + phase,
+                                                      y + token * p.n + o);
+                };
+                int64_t token = 0;
+                for (; token + kRows <= count; token += kRows)
+                    some(std::integral_constant<int, kRows>{}, token);
+                for (; token < count; ++token) some(std::integral_constant<int, 1>{}, token);
             }
     }
 
-    static void transpose(Floats* v) {
-        exchange<1>(v, Lanes{});
-        exchange<2>(v, Lanes{});
-        exchange<4>(v, Lanes{});
-        if constexpr (kWidth > 8) exchange<8>(v, Lanes{});
-    }
-
-    // Columns [0, columns) of `count` tokens to rows of kTokens floats; tokens that are not there are zeros.
-    static void to_panel(const float* from, int64_t stride, int64_t count, int64_t columns, float* panel) {
-        for (int half = 0; half < 2; ++half) {
-            const int64_t first = half * kWidth;
-            int64_t c = 0;
-            for (; c + kWidth <= columns; c += kWidth) {
-                Floats v[kWidth];
-#pragma GCC unroll 16
-                for (int i = 0; i < kWidth; ++i)
-                    v[i] = first + i < count ? load(from + (first + i) * stride + c) : Floats{};
-                transpose(v);
-#pragma GCC unroll 16
-                for (int i = 0; i < kWidth; ++i) store(panel + (c + i) * kTokens + first, v[i]);
-            }
-            for (; c < columns; ++c)
-                for (int64_t t = first; t < first + kWidth; ++t)
-                    panel[c * kTokens + t] = t < count ? from[t * stride + c] : 0.0f;
+    template <int Rows>
+    static void add_middle(const float* plain, int64_t n, int64_t period, int64_t low, int64_t high,
+                           const float* strip, int64_t inner, const float* z, float* y) {
+        Floats sums[Rows][2];
+#pragma GCC unroll 4
+        for (int i = 0; i < Rows; ++i) {
+            sums[i][0] = load_some(plain + i * n, low);
+            sums[i][1] = high ? load_some(plain + i * n + period, high) : Floats{};
         }
-    }
-
-    static void from_panel(const float* panel, int64_t columns, int64_t count, float* to, int64_t stride) {
-        for (int half = 0; half < 2; ++half) {
-            const int64_t first = half * kWidth;
-            int64_t c = 0;
-            for (; c + kWidth <= columns; c += kWidth) {
-                Floats v[kWidth];
-#pragma GCC unroll 16
-                for (int i = 0; i < kWidth; ++i) v[i] = load(panel + (c + i) * kTokens + first);
-                transpose(v);
-#pragma GCC unroll 16
-                for (int i = 0; i < kWidth; ++i)
-                    if (first + i < count) store(to + (first + i) * stride + c, v[i]);
+        for (int64_t j = 0; j < inner; ++j) {
+            const Floats first = load(strip + j * kPair), second = load(strip + j * kPair + kWidth);
+#pragma GCC unroll 4
+            for (int i = 0; i < Rows; ++i) {
+                const Floats middle = load(z + (i * inner + j) * period);
+                sums[i][0] = Isa::multiply_add(middle, first, sums[i][0]);
+                sums[i][1] = Isa::multiply_add(middle, second, sums[i][1]);
             }
-            for (; c < columns; ++c)
-                for (int64_t t = first; t < first + kWidth && t < count; ++t)
-                    to[t * stride + c] = panel[c * kTokens + t];
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < Rows; ++i) {
+            store_some(y + i * n, sums[i][0], low);
+            if (high) store_some(y + i * n + period, sums[i][1], high);
         }
     }
 };

@@ -9,6 +9,7 @@ import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import TENSORS, Checkpoint
+from dit2deploy.artefacts.policy import MonarchGrid
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import write_tensors
@@ -86,6 +87,24 @@ def test_training_lowers_the_error_on_trajectories_it_never_saw(
     journal = made.manifest.training
     assert journal["steps"] == 40 and journal["checkpoint_sha256"] == checkpoint.sha256
     assert journal["losses"][-1][0] == 40 and not (tmp_path / "out.parts").exists()
+
+
+def test_a_monarch_branch_is_trained_while_the_codes_stay(model, tiny_policy, calibration, held_out, tmp_path):
+    """TreeQ's PEFT (methods.md 4.3): GMB of the parameters of rank 4, the base frozen."""
+    sides = {"low_rank": 0, "monarch": MonarchGrid(2, 2, 2), "branch_init": "refit"}
+    layers = {
+        name: layer.model_copy(update=sides) if layer.low_rank else layer for name, layer in tiny_policy.layers.items()
+    }
+    policy = tiny_policy.model_copy(update={"layers": layers})
+    start = quantize(model, policy, calibration, tmp_path / "start")
+    settings = dataclasses.replace(TINY, steps=40, trained="branch", ema=0.8, batch=8)
+    made = finetune(model, start, tmp_path / "out", calibration=calibration, settings=settings)
+    assert error(load_quantized(made), held_out) < 0.95 * error(load_quantized(start), held_out)
+    changed = {name for name in made.tensors if (made.tensors.read(name) != start.tensors.read(name)).any()}
+    assert {name.rpartition(".")[2] for name in changed} == {"weight_scale", "bias", "monarch_down", "monarch_up"}
+    assert {name.rpartition(".")[0] for name in changed if "monarch" in name} == {
+        name for name, layer in layers.items() if layer.monarch
+    }
 
 
 def test_the_student_starts_as_the_checkpoint_and_its_packed_layers_run_as_it_does(

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from dit2deploy.artefacts.checkpoint import SCHEDULER, TENSORS, Checkpoint
-from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file
 from dit2deploy.formats import by_name, unpack
 from dit2deploy.models.load import linears, load_transformer, open_model
 from dit2deploy.nn.convert import load_quantized
 from dit2deploy.ops.hadamard_quantize import hadamard
+from dit2deploy.quantizers.branches import total
 from dit2deploy.quantizers.linear import quantize_linear
 from dit2deploy.quantizers.round_to_nearest import dequantize
 from dit2deploy.stages.calibrate import calibrate
@@ -45,8 +46,8 @@ def float_weight(tensors: dict[str, np.ndarray], layer: LayerPolicy, k: int) -> 
     """What a layer's tensors stand for, in the space before rotation and with the branch."""
     codes = torch.from_numpy(unpack(tensors["weight"], by_name(layer.weight), k)).float()
     weight = hadamard(dequantize(codes, torch.from_numpy(tensors["weight_scale"])), block=layer.hadamard)
-    if layer.low_rank:
-        weight = weight + torch.from_numpy(tensors["up"]).float() @ torch.from_numpy(tensors["down"]).float()
+    if layer.branch_leaves:
+        weight = weight + total({leaf: torch.from_numpy(tensors[leaf]) for leaf in layer.branch_leaves})
     return weight
 
 
@@ -121,6 +122,26 @@ def test_a_weighted_branch_serves_the_inputs_that_there_are():
         quantize_linear(matrix, None, layer)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize(
+    "sides", [{"low_rank": 8}, {"monarch": Grid(4, 4, 2)}, {"low_rank": 4, "monarch": Grid(2, 2, 2)}]
+)
+def test_a_refit_branch_takes_what_the_codes_leave_of_the_outputs(rounding, sides):
+    """The codes are those of the branch of the weight; the branch serves the outputs better than that one."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2000, 64)) @ (rng.standard_normal((64, 64)) * np.linspace(1, 0.02, 64)[:, None])
+    x, matrix, found, codes = torch.from_numpy(x).float(), decaying(64), {}, []
+    for init in ("weight", "refit"):
+        layer = LayerPolicy(
+            weight="ternary", activation_bits=(8,), hadamard=64, rounding=rounding, branch_init=init, **sides
+        )
+        tensors = quantize_linear(matrix, None, layer, hessian=x.T @ x)
+        codes.append(tensors["weight"])
+        found[init] = sqnr_db(x @ torch.from_numpy(matrix).T, x @ float_weight(tensors, layer, 64).T)
+    np.testing.assert_array_equal(*codes)
+    assert found["refit"] > found["weight"] + 1
+
+
 def test_gptq_works_on_rotated_inputs():
     """Correlated inputs, rotation on: GPTQ gains on the layer's output only if the Hessian is rotated too."""
     rng = np.random.default_rng(0)
@@ -149,7 +170,7 @@ def test_checkpoint_is_the_model_and_loads_as_the_reference(model, policy, calib
             assert made.tensors.dtype(f"{name}.weight") == source.tensors.dtype(f"{name}.weight")
             np.testing.assert_array_equal(made.tensors.read(f"{name}.weight"), source.tensors.read(f"{name}.weight"))
             continue
-        leaves = ("weight", "weight_scale", *(("down", "up") if layer.low_rank else ()))
+        leaves = ("weight", "weight_scale", *layer.branch_leaves)
         weight = float_weight({leaf: made.tensors.read(f"{name}.{leaf}") for leaf in leaves}, layer, k)
         expected = torch.from_numpy(source.tensors.read(f"{name}.weight")).float()
         assert weight.shape == (n, k)

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from dit2deploy.artefacts.policy import Grid
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.load import linears, load_transformer, open_model
 from dit2deploy.stages.calibrate import calibrate
-from dit2deploy.stages.quantize import quantize
+from dit2deploy.stages.quantize import quantize, tune
 from dit2deploy.stages.quantize.hessians import sample_inputs
-from dit2deploy.stages.quantize.tune import least_error, search_group_sizes, search_smoothing
+from dit2deploy.stages.quantize.tune import (
+    budget_splits,
+    least_error,
+    search_group_sizes,
+    search_monarch,
+    search_smoothing,
+)
 from dit2deploy.stages.search import search
 
 
@@ -76,6 +83,35 @@ def test_the_multiplier_finds_what_trying_all_finds():
         for other in itertools.product(*choices.values()):
             if sum(entry[2] for entry in other) <= cost:
                 assert error <= sum(entry[1] for entry in other) + 1e-12
+
+
+def test_budgets_are_split_without_a_parameter_more_or_less():
+    n, k = 192, 768
+    splits = budget_splits(16, (n, k))
+    assert splits[0] == (16, None) and len(set(splits)) == len(splits) > 8
+    assert all(rank * (n + k) + (grid.parameters(n, k) if grid else 0) == 16 * (n + k) for rank, grid in splits)
+    assert (0, Grid(4, 4, 4)) in splits and (8, Grid(8, 8, 1)) in splits
+    assert budget_splits(16, (7, 48)) == [(16, None)]
+
+
+def test_a_monarch_grid_is_chosen_where_it_errs_least(tiny_dit_folder, calibration, tmp_path, monkeypatch):
+    policy = search(tiny_dit_folder, tmp_path / "p.json", recipe="w4a4", low_rank=4, rounding="gptq")
+    asked = []
+
+    def tried(x, weight, layer, moments, *, seed):
+        assert moments.shape == (x.shape[1],) * 2 and layer.rounding == "nearest"
+        asked.append(layer)
+        return {0: 0.5, 2: 0.1 if weight.shape[0] == weight.shape[1] else 0.9}.get(layer.low_rank, 0.7)
+
+    monkeypatch.setattr(tune, "_tried", tried)
+    found = search_monarch(tiny_dit_folder, policy, calibration, blocks=(2,), shares=(0.5, 0.0))
+    found.check_covers(policy.model, linears(open_model(tiny_dit_folder)))
+    shapes = linears(open_model(tiny_dit_folder))
+    for name, layer in policy.layers.items():
+        square = shapes[name][0] == shapes[name][1]
+        change = {"low_rank": 2, "monarch": Grid(2, 2, 1)} if square else {"low_rank": 0, "monarch": Grid(2, 2, 2)}
+        assert found.layers[name] == (layer.model_copy(update=change) if layer.low_rank else layer)
+    assert len(asked) == 3 * sum(layer.low_rank > 0 for layer in policy.layers.values())
 
 
 def test_sampled_inputs_are_tokens_of_all_calls(tiny_dit_folder, calibration):
