@@ -23,6 +23,7 @@ def policy_of(
     low_rank: int = 0,
     group_size: int | None = None,
     clip: str = "absmax",
+    grid: str = "mid-tread",
 ) -> Policy:
     """Blocks as asked for, modulation and embedders int8, final layers as they are."""
 
@@ -39,6 +40,7 @@ def policy_of(
                 low_rank=low_rank,
                 group_size=group_size,
                 clip=clip,
+                grid=grid,
             )
         return LayerPolicy(weight="int8", activation_bits=(8,) * len(bounds), hadamard=hadamard)
 

@@ -28,6 +28,7 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
 @click.option("--rounding", type=click.Choice(("nearest", "gptq")), help="[default: the recipe's]")
 @click.option("--clip", type=click.Choice(("absmax", "gaussian")), help="Of activations.  [default: the recipe's]")
+@click.option("--grid", type=click.Choice(("mid-tread", "mid-rise")), help="Of activations.  [default: by their bits]")
 @click.option("--calibration", type=options.PATH, help="Mixed: what is measured on, from `dit2deploy calibrate`.")
 @click.option("--budget", type=float, help="Mixed: average bits of the block linears.  [default: 3]")
 @click.option(
@@ -41,7 +42,11 @@ def _widths(_context: click.Context, _parameter: click.Parameter, value: str | N
     type=click.Choice(("activations", "weights")),
     help="robuq-ampn, treeq-tss: whose bits.  [default: activations]",
 )
-@click.option("--bits", callback=_widths, help="Mixed: activation widths to choose from.  [default: 2,3,4,5,6,8]")
+@click.option(
+    "--bits",
+    callback=_widths,
+    help="Mixed: activation widths to choose from.  [default: robuq-ampn 1,2,3,4; the others 2,3,4,5,6,8]",
+)
 @click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss: samples compared.  [default: 32]")
 @click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")
 @click.option("--lam", type=click.FloatRange(0, 1), help="treeq-tss: noise of the other layers.  [default: 1]")

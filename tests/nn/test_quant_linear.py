@@ -30,8 +30,13 @@ def by_definition(made: QuantLinear, x: torch.Tensor, policy: LayerPolicy) -> to
     scale = state["weight_scale"]
     weight = (codes.reshape(N, scale.shape[1], -1) * scale.unsqueeze(-1)).reshape(N, K)
     t = hadamard(x.double(), block=policy.hadamard)
-    step = t.abs().amax(-1, keepdim=True) / state["qmax"]
-    y = ((t / step).round() * step) @ weight.T + state["bias"]
+    if policy.grid == "mid-rise":  # Table B of methods.md 1.2: levels (k + 1/2) step of two bits
+        step = 0.995687 * t.square().mean(-1, keepdim=True).sqrt()
+        rounded = ((t / step).floor() + 0.5).clamp(-1.5, 1.5)
+    else:
+        step = t.abs().amax(-1, keepdim=True) / state["qmax"]
+        rounded = (t / step).round()
+    y = (rounded * step) @ weight.T + state["bias"]
     if policy.low_rank:
         y = y + x.double() @ state["down"].T @ state["up"].T
     return y
@@ -44,6 +49,16 @@ def test_it_computes_its_definition(fmt, form, low_rank, group_size, hadamard_bl
     policy = LayerPolicy(
         weight=fmt.name, activation_bits=(6,), hadamard=hadamard_block, low_rank=low_rank, group_size=group_size
     )
+    check_definition(form, policy)
+
+
+@pytest.mark.parametrize("form", ["fused", "qdq"])
+def test_it_computes_its_definition_on_a_mid_rise_grid(form):
+    kind = {"clip": "gaussian", "grid": "mid-rise", "hadamard": 32, "low_rank": 3, "group_size": 16}
+    check_definition(form, LayerPolicy(weight="ternary", activation_bits=(2,), **kind))
+
+
+def check_definition(form: str, policy: LayerPolicy) -> None:
     made = layer(form, policy)
     x = torch.randn(3, 7, K, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -24,11 +24,14 @@ def called(module, inputs) -> torch.Tensor:
         return module(**inputs, return_dict=False)[0]
 
 
-@pytest.mark.parametrize("weight, group_size", [("ternary", None), ("int4", 8), ("int8", None)])
-def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "weight, group_size, grid",
+    [("ternary", None, "mid-rise"), ("int4", 8, "mid-tread"), ("int8", None, "mid-tread")],
+)
+def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, grid, tmp_path, monkeypatch):
     module = packing.tiny_module(DIT)
     options = {"weight": weight, "bits": (3, 5), "bounds": BOUNDS, "low_rank": 3, "group_size": group_size}
-    policy = packing.policy_of(DIT, module, clip="gaussian", **options)
+    policy = packing.policy_of(DIT, module, clip="gaussian", grid=grid, **options)
     monkeypatch.setattr(
         packing,
         "pack_layer",

@@ -80,7 +80,7 @@ class Trajectories:
         self,
         network: Simulation,
         units: Sequence[Unit],
-        clip: str,
+        rule: Mapping[str, str],
         base: Mapping[str, LayerPolicy],
         calibration: CalibrationSet,
         runs: Sequence[Sequence[int]],
@@ -88,17 +88,17 @@ class Trajectories:
         *,
         samples: Sequence[int],
     ) -> None:
-        """`base` holds the policy of every layer; those of `units` get their bits from the path, and `clip`.
+        """`base` holds the policy of every layer; those of `units` get their bits from the path, and `rule`.
 
         `samples` are indices of the calibration set's seeds.
         """
-        self._network, self._units, self._clip, self._base = network, units, clip, base
+        self._network, self._units, self._rule, self._base = network, units, rule, base
         self._runs, self._journal = runs, journal
         manifest = calibration.manifest
         self._steps, self._guidance = manifest.steps, np.float32(manifest.guidance)
         self._scheduler = Scheduler.from_config(manifest.scheduler)
         self._timesteps = manifest.timesteps
-        self._told = [list(runs), clip, list(samples), [unit.layers for unit in units]]
+        self._told = [list(runs), dict(rule), list(samples), [unit.layers for unit in units]]
         first = calibration.call(0)
         guided, held = manifest.guidance != 1, len(manifest.seeds)
         kept = np.asarray(samples)
@@ -141,7 +141,7 @@ class Trajectories:
         if bits is not None:
             for unit, width in zip(self._units, bits, strict=True):
                 widths = [width] * len(self._runs)
-                self._network.choose({name: at_widths(self._base[name], widths, self._clip) for name in unit.layers})
+                self._network.choose({name: at_widths(self._base[name], widths, self._rule) for name in unit.layers})
         for step in run:
             timestep, repeat = self._timesteps[step], len(self._labels) // len(latents)
             inputs = {
@@ -186,8 +186,8 @@ def beam(task: Task) -> Found:
         [length * float(layers.shares @ np.asarray(widths)) for widths in row]
         for length, row in zip(lengths, tiers, strict=True)
     ]
-    # One clip holds for all groups of a layer, so it cannot follow the bits of one of them.
-    clip = task.base_overrides.get("clip") or ("gaussian" if options.budget <= uniform.GAUSSIAN_UP_TO else "absmax")
+    # One clip and grid hold for all groups of a layer, so they cannot follow the bits of one of them.
+    rule = uniform.rule_of(task.base_overrides, options.bits, options.budget)
     held = len(task.calibration.manifest.seeds)
     count = min(options.trajectories, held)
     searched = [index * held // count for index in range(count)]
@@ -195,7 +195,7 @@ def beam(task: Task) -> Found:
 
     def trajectories(samples: Sequence[int]) -> Trajectories:
         network, base = layers.network, layers.base.layers
-        return Trajectories(network, layers.units, clip, base, task.calibration, runs, task.journal, samples=samples)
+        return Trajectories(network, layers.units, rule, base, task.calibration, runs, task.journal, samples=samples)
 
     walk = trajectories(searched)
 
@@ -220,7 +220,7 @@ def beam(task: Task) -> Found:
 
     def policies(path: Sequence[Sequence[int]]) -> dict[str, LayerPolicy]:
         return {
-            name: at_widths(layers.base.layers[name], [widths[index] for widths in reversed(path)], clip)
+            name: at_widths(layers.base.layers[name], [widths[index] for widths in reversed(path)], rule)
             for index, unit in enumerate(layers.units)
             for name in unit.layers
         }
