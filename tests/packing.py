@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
-from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
 from dit2deploy.formats import by_name, pack
 from dit2deploy.models import Family
 from dit2deploy.models.load import linears_of
@@ -23,9 +23,10 @@ def policy_of(
     bits: tuple[int, ...] = (4,),
     bounds: tuple[int, ...] = (1000,),
     low_rank: int = 0,
-    monarch: Grid | None = None,
+    monarch: MonarchGrid | None = None,
     group_size: int | None = None,
     clip: str = "absmax",
+    grid: str = "mid-tread",
 ) -> Policy:
     """Blocks as asked for, modulation and embedders int8, final layers as they are."""
 
@@ -43,6 +44,7 @@ def policy_of(
                 monarch=monarch,
                 group_size=group_size,
                 clip=clip,
+                grid=grid,
             )
         return LayerPolicy(weight="int8", activation_bits=(8,) * len(bounds), hadamard=hadamard)
 

@@ -59,6 +59,8 @@ def arguments(model, out, *more: str) -> list[str]:
         {},
         {"hadamard": 64, "clip": "gaussian", "low_rank": 2, "monarch": (2, 4, 1)},
         {"group_size": 16, "clip": "gaussian"},
+        {"hadamard": 64, "clip": "gaussian", "grid": "mid-rise", "activation_bits": (2,)},
+        {"grid": "mid-rise", "activation_bits": (1,)},
     ],
 )
 def test_the_quick_network_is_the_reference(tool, model, calibration, tmp_path, changes):
@@ -89,6 +91,8 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     assert {layer.smoothing for layer in made["SmoothQuant"]} == {0.0, 0.5}
     assert {layer.branch_init for layer in made["RobuQ PTQ"]} == {"weight"}
     assert {layer.rounding for layer in made["RobuQ PTQ"]} == {"nearest"}
+    assert {layer.grid for layer in made["branch V3"]} == {"mid-rise"}
+    assert {layer.grid for layer in made["branch V3, mid-tread"] + made["RobuQ PTQ"]} == {"mid-tread"}
     assert {layer.hessian for layer in made["AdaTSQ GPTQ"]} == {"fisher"}
     assert all(layer.group_size and layer.low_rank == 2 for layer in made["SVDQuant-like"])
     budget = made["low rank 16"][0].low_rank
@@ -98,6 +102,17 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     assert len({json.dumps([layer.model_dump(mode="json") for layer in layers]) for layers in made.values()}) == len(
         tool.ROWS
     )
+
+
+@pytest.mark.parametrize(("column", "grid"), [("W1.58A1", "mid-rise"), ("W1.58A2", "mid-rise"), ("W3A3", "mid-tread")])
+def test_robuq_has_its_grid(tool, model, calibration, tmp_path, column, grid):
+    (chosen,) = tool.chosen(tool.COLUMNS, [column], "column")
+    (row,) = tool.chosen(tool.ROWS, ["RobuQ PTQ"], "row")
+    policy = row.make(tool.Case(model, chosen, calibration, tmp_path, rank=2, seed=0))
+    layers = [policy.layers[name] for name in tool.block_linears(model)]
+    assert {(layer.grid, layer.clip, layer.activation_bits[0]) for layer in layers} == {
+        (grid, "gaussian", chosen.activation_bits)
+    }
 
 
 def test_a_table_is_measured_once_and_goes_on(tool, model, tmp_path, monkeypatch, capsys):

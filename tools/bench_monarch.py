@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dit2deploy.artefacts.policy import Grid
+from dit2deploy.artefacts.policy import MonarchGrid
 from dit2deploy.artefacts.results import write_results
 from dit2deploy.base.errors import Dit2DeployError
 from dit2deploy.base.machine import cpu_model
@@ -22,7 +22,7 @@ from dit2deploy.targets import kernel
 from dit2deploy.targets.ort import open_session
 
 SHAPES = ((1152, 4608), (1152, 3456), (1152, 1152), (4608, 1152))  # (K, N) of fc1, qkv, proj, fc2
-GRIDS = (Grid(2, 2, 8), Grid(4, 4, 4), Grid(8, 8, 2), Grid(16, 16, 1))
+GRIDS = (MonarchGrid(2, 2, 8), MonarchGrid(4, 4, 4), MonarchGrid(8, 8, 2), MonarchGrid(16, 16, 1))
 RANK = 16  # of the low-rank branch: as many parameters as each grid
 EXAMPLE = """example:
   python tools/bench_monarch.py --seconds 20
@@ -56,7 +56,7 @@ def low_rank(inputs: dict[str, np.ndarray], k: int, n: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
-def times(m: int, k: int, n: int, grid: Grid, threads: int, seconds: float) -> dict[str, list[float]]:
+def times(m: int, k: int, n: int, grid: MonarchGrid, threads: int, seconds: float) -> dict[str, list[float]]:
     random = np.random.default_rng(0)
     a, b, rank = grid
     shapes = {"plain": (m, n), "x": (m, k), "down": (k, rank, b), "up": (a, rank, n)}

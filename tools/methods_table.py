@@ -65,6 +65,7 @@ COLUMNS = (
     Column("W1.58A4", "w1.58a4", 4),
     Column("W1.58A3", "w1.58a4", 3),
     Column("W1.58A2", "w1.58a4", 2),
+    Column("W1.58A1", "w1.58a4", 1),
 )
 
 
@@ -81,7 +82,8 @@ class Case:
 
     def uniform(self, **overrides: Any) -> Policy:
         """The column's recipe without what a method may add, and with what this one adds."""
-        plain = {"hadamard": 1, "low_rank": 0, "rounding": "nearest", "clip": "absmax"}
+        grid = "mid-tread" if self.column.activation_bits > 1 else "mid-rise"
+        plain = {"hadamard": 1, "low_rank": 0, "rounding": "nearest", "clip": "absmax", "grid": grid}
         return search(
             self.model,
             self.folder / "policy.json",
@@ -98,6 +100,7 @@ class Row(NamedTuple):
     name: str
     what: str
     make: Callable[[Case], Policy]
+    least_bits: int = 1  # of activations
 
 
 def with_blocks(case: Case, policy: Policy, **changes: Any) -> Policy:
@@ -139,9 +142,15 @@ def grouped(case: Case) -> Policy:
 
 def branch(case: Case, **changes: Any) -> Policy:
     """Hadamard, gaussian clip and a low-rank branch: RobuQ's layer."""
-    chosen = {"clip": "gaussian", "rounding": "gptq", **changes}
-    policy = case.uniform(hadamard=None, clip=chosen["clip"], rounding=chosen["rounding"], low_rank=case.rank)
-    return with_blocks(case, policy, **chosen)
+    chosen = {"clip": "gaussian", "grid": None, "rounding": "gptq", **changes}
+    of_recipe = {name: chosen.pop(name) for name in ("clip", "grid", "rounding")}
+    return with_blocks(case, case.uniform(hadamard=None, low_rank=case.rank, **of_recipe), **chosen)
+
+
+def robuq(case: Case) -> Policy:
+    """What of RobuQ needs no training; its grid is mid-rise where that gains most (methods.md 3.4) [inferred]."""
+    grid = "mid-rise" if case.column.activation_bits <= 2 else "mid-tread"
+    return branch(case, rounding="nearest", branch_init="weight", grid=grid)
 
 
 BUDGET = 16  # parameters of the rows that compare branches, as the rank of a low-rank one (methods.md 4.3)
@@ -167,10 +176,11 @@ ROWS = (
     Row("ViDiT-Q-like", "smoothing searched, Hadamard, nearest", partial(smooth, alpha=None, hadamard=None)),
     Row("QuaRot-like", "Hadamard, GPTQ, absmax tokens", partial(uniform, hadamard=None, rounding="gptq")),
     Row("SVDQuant-like", "smoothing searched, branch, groups of 64, GPTQ", smooth_branch),
-    Row("RobuQ PTQ", "Hadamard, clip, V2 branch, nearest", partial(branch, rounding="nearest", branch_init="weight")),
+    Row("RobuQ PTQ", "Hadamard, clip, V2 branch, nearest; a mid-rise grid up to 2 bits", robuq),
     Row("branch V1", "Hadamard, clip, GPTQ, branch of the residual", partial(branch, branch_init="residual")),
     Row("branch V2", "Hadamard, clip, GPTQ, branch of the weight", partial(branch, branch_init="weight")),
     Row("branch V3", "Hadamard, clip, GPTQ, branch alternating", branch),
+    Row("branch V3, mid-tread", "the same without the mid-rise grid", partial(branch, grid="mid-tread"), 2),
     Row("branch V3, no clip", "the recipes' own at 4 bits: V3 with absmax tokens", partial(branch, clip="absmax")),
     Row("branch weighted", "V3 in the norm of the inputs", partial(branch, branch_init="weighted")),
     Row(
@@ -277,16 +287,17 @@ def _quick(
     layer: QuantLinear, weight: torch.Tensor, rotation: torch.Tensor, memory: dict[str, Any], x: torch.Tensor
 ) -> torch.Tensor:
     policy, qmax = layer.policy, float(layer.qmax)
-    how = policy.hadamard, policy.clip, qmax
+    how = policy.hadamard, policy.clip, policy.grid, qmax
     if memory.get("x") is not x or memory["how"] != how:
         rotated = (x.reshape(-1, policy.hadamard) @ rotation).reshape(x.shape) if policy.hadamard > 1 else x
         if policy.clip == "gaussian":
             rms = torch.linalg.vector_norm(rotated, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            step = rms * float(gaussian_step(layer.qmax))
+            step = rms * float(gaussian_step(layer.qmax, policy.grid))
         else:
             step = rotated.abs().amax(-1, keepdim=True) / qmax
-        codes = (rotated / step.clamp_min(SMALLEST)).round_().clamp_(-qmax, qmax)
-        memory.update(x=x, how=how, value=codes.mul_(step))
+        scaled = rotated / step.clamp_min(SMALLEST)
+        codes = scaled.mul_(0.5).floor_().mul_(2).add_(1) if policy.grid == "mid-rise" else scaled.round_()
+        memory.update(x=x, how=how, value=codes.clamp_(-qmax, qmax).mul_(step))
     y = torch.nn.functional.linear(memory["value"], weight, layer.bias)
     return add_branches(y, x, {leaf: getattr(layer, leaf).float() for leaf in policy.branch_leaves})
 
@@ -445,11 +456,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     scheduler, judge = Scheduler.load(options.model), Classifier.load(options.classifier)
     settings = {name: getattr(options, name) for name in ("samples", "steps", "guidance", "calibration_samples")}
     journal = Journal(options.out / JOURNAL, [source.sha256, settings, versions("dit2deploy")])
+    pairs = [(row, column) for column in columns for row in rows if column.activation_bits >= row.least_bits]
     missing = [
         (seed, row, column)
         for seed in range(options.seeds)
-        for column in columns
-        for row in rows
+        for row, column in pairs
         if journal.get(row.name, column.name, seed) is None
     ]
     seeds = sorted({seed for seed, _, _ in missing} | {s for s in range(options.seeds) if not journal.get(FULL, "", s)})
@@ -486,8 +497,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "column": column.name,
             "values": summary([journal.get(row.name, column.name, seed) for seed in range(options.seeds)]),
         }
-        for row in rows
-        for column in columns
+        for row, column in sorted(pairs, key=lambda pair: rows.index(pair[0]))
     ]
     return write_results(
         options.out / RESULT,

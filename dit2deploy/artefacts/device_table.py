@@ -76,8 +76,8 @@ class DeviceTable(schema.Record):
             raise Misuse(
                 f"the table of {self.device} has no time of a linear of {linear} (batch {self.batch}).",
                 "Measure it: `dit2deploy measure-ops MODEL --policy POLICY -o TABLE` extends the table by what a "
-                "policy has (--weights and --bits: more formats and widths); POLICY comes from `dit2deploy search` with "
-                "the recipe that is --base here and the same options.",
+                "policy has (--weights and --bits: more formats and widths); POLICY comes from `dit2deploy search` "
+                "with the recipe that is --base here and the same options.",
             )
         return self._by_linear[linear]
 

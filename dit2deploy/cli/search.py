@@ -22,7 +22,7 @@ from dit2deploy.cli import options
 @click.option("--clip", type=click.Choice(("absmax", "gaussian")), help="Of activations.  [default: the recipe's]")
 @click.option(
     "--branch-init",
-    type=click.Choice(("residual", "weight", "alternating", "weighted")),
+    type=click.Choice(("residual", "weight", "alternating", "weighted", "refit")),
     help="Where the side branch comes from (RobuQ's V1, V2, V3; V3 in the norm of the inputs).  [default: alternating]",
 )
 @click.option(
@@ -31,6 +31,7 @@ from dit2deploy.cli import options
     help="How the calibration's steps count in GPTQ; fisher: AdaTSQ's weights.  [default: uniform]",
 )
 @click.option("--smoothing", type=click.FloatRange(0, 1), help="SmoothQuant's alpha, where layers have a place for it.")
+@click.option("--grid", type=click.Choice(("mid-tread", "mid-rise")), help="Of activations.  [default: by their bits]")
 @click.option("--calibration", type=options.PATH, help="Mixed: what is measured on, from `dit2deploy calibrate`.")
 @click.option(
     "--budget",
@@ -50,7 +51,9 @@ from dit2deploy.cli import options
     help="robuq-ampn, treeq-tss: whose bits.  [default: activations]",
 )
 @click.option(
-    "--bits", callback=options.widths, help="Mixed: activation widths to choose from.  [default: 2,3,4,5,6,8]"
+    "--bits",
+    callback=options.widths,
+    help="Mixed: activation widths to choose from.  [default: robuq-ampn 1,2,3,4; the others 2,3,4,5,6,8]",
 )
 @click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss: samples compared.  [default: 32]")
 @click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")

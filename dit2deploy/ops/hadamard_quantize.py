@@ -64,7 +64,7 @@ def gaussian_step(qmax: torch.Tensor, grid: str = "mid-tread") -> torch.Tensor:
 
 
 def hadamard_quantize(
-    x: torch.Tensor, qmax: torch.Tensor, *, block: int, clip: str, grid: str
+    x: torch.Tensor, qmax: torch.Tensor, *, block: int, clip: str, grid: str = "mid-tread"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and steps of each token: x is about (q * s) rotated back.
 

@@ -61,6 +61,10 @@ def test_a_policy_for_another_model_is_refused(model, linears, text):
         (lambda p: p["layers"]["a"].update(hessian="late"), "layers.a.hessian"),
         (lambda p: p["layers"]["a"].update(smoothing=1.5), "layers.a.smoothing"),
         (lambda p: p["layers"]["a"].update(monarch=[4, 4]), "layers.a.monarch"),
+        (lambda p: p["layers"]["a"].update(grid="odd"), "layers.a.grid"),
+        (lambda p: p["layers"]["a"].update(grid="mid-rise", activation_bits=[8]), "at most 7 bits"),
+        (lambda p: p["layers"]["a"].update(activation_bits=[1]), "1 bit takes the mid-rise grid"),
+        (lambda p: p["layers"]["a"].update(grid="mid-rise", activation_bits=[0]), "activation_bits"),
         (lambda p: p.update(timestep_bounds=[500, 100]), "rise"),
     ],
 )
@@ -115,11 +119,12 @@ def test_a_policy_from_before_the_options_keeps_its_bytes_and_its_hash(tmp_path)
     assert old.sha256 == "a6de8ce11baff5668a1934a719286358dbaeb875374b8735870a17792995aa17"
     layer = old.layers["a"]
     assert (layer.branch_init, layer.hessian, layer.smoothing) == ("alternating", "uniform", 0)
-    assert layer.monarch is None
+    assert layer.grid == "mid-tread" and layer.monarch is None
 
 
 @pytest.mark.parametrize(
-    "change", [{"branch_init": "refit"}, {"hessian": "fisher"}, {"smoothing": 0.3}, {"monarch": [2, 4, 3]}]
+    "change",
+    [{"branch_init": "refit"}, {"hessian": "fisher"}, {"smoothing": 0.3}, {"grid": "mid-rise"}, {"monarch": [2, 4, 3]}],
 )
 def test_an_option_that_is_used_is_written(tmp_path, change):
     layers = {"a": LayerPolicy(weight="int4", activation_bits=(4,), **change), "b": LayerPolicy(weight="float")}
@@ -142,6 +147,15 @@ def test_a_monarch_grid_must_fit_its_layer(grid, text):
     of((8, 4, 2)).check_covers("Net", LINEARS)
     with pytest.raises(Misuse, match=f"layer a.*{text}"):
         of(grid).check_covers("Net", LINEARS)
+
+
+def test_codes_of_both_grids_fit_their_width():
+    def codes(grid: str, *bits: int) -> tuple[tuple[int, ...], int]:
+        layer = LayerPolicy(weight="int4", activation_bits=bits, grid=grid)
+        return layer.largest_codes, layer.code_bits
+
+    assert codes("mid-tread", 2, 8) == ((1, 127), 8) and codes("mid-tread", 4) == ((7,), 4)
+    assert codes("mid-rise", 1) == ((1,), 2) and codes("mid-rise", 3, 7, 2) == ((7, 127, 3), 8)
 
 
 def test_moments_are_needed_by_gptq_and_weighted_branches():

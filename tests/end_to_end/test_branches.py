@@ -4,7 +4,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from dit2deploy.artefacts.policy import Grid
+from dit2deploy.artefacts.policy import MonarchGrid
 from dit2deploy.evaluate.fidelity import sqnr_db
 from dit2deploy.models.load import load_transformer, open_model
 from dit2deploy.nn.call import call_numpy
@@ -29,7 +29,7 @@ def made(tiny_dit_folder, tmp_path_factory):
     layers = {
         name: layer.model_copy(
             update={
-                "monarch": Grid(4, 2, 1),
+                "monarch": MonarchGrid(4, 2, 1),
                 "branch_init": "refit",
                 "low_rank": 0 if name.endswith("net.2") else layer.low_rank,
             }

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
+from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
 from dit2deploy.cli.compile import summary
 from dit2deploy.demo import PATH
 from dit2deploy.pipeline import compile
+from dit2deploy.stages.quantize import quantize
 from dit2deploy.stages.sample import sample
+from dit2deploy.stages.search import search
 from dit2deploy.targets import by_name
 
 SETTINGS = {"recipe": "w1.58a4", "samples": 1, "steps": 2, "runs": 3, "seed": 3}
@@ -92,11 +95,22 @@ def test_a_changed_bundle_is_an_error_and_not_built_upon(made):
 
 
 def test_a_checkpoint_takes_the_place_of_search_and_quantize(made, tmp_path):
+    """One whose activations have 1 and 2 bits, on a mid-rise grid."""
     model, out = made
-    work = out.with_name(f"{out.name}.work")
-    given = {"checkpoint": work / "checkpoint", "calibration": work / "calibration"}
+    calibration = CalibrationSet.load(out.with_name(f"{out.name}.work") / "calibration")
+    policy = search(model, tmp_path / "policy.json", recipe="w1.58a4", activation_bits=2)
+    every = {
+        name: layer.model_copy(update={"activation_bits": (1,)}) if name.endswith("ff.net.2") else layer
+        for name, layer in policy.layers.items()
+    }
+    assert {(layer.activation_bits, layer.grid) for layer in every.values() if layer.low_rank} == {
+        ((1,), "mid-rise"),
+        ((2,), "mid-rise"),
+    }
+    made_here = quantize(model, policy.model_copy(update={"layers": every}), calibration, tmp_path / "checkpoint")
+    given = {"checkpoint": made_here.folder, "calibration": calibration.folder}
     bundle = compile(model, tmp_path / "bundle", **given, **SETTINGS)
-    assert bundle.manifest.provenance["checkpoint_sha256"] == Bundle.load(out).manifest.provenance["checkpoint_sha256"]
+    assert bundle.manifest.provenance["checkpoint_sha256"] == made_here.sha256
     assert not (tmp_path / "bundle.work" / "policy.json").exists()
     assert json.loads((tmp_path / "bundle" / PARITY).read_text())["status"] == "passed"
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.evaluate.size import average_activation_bits, effective_weight_bits, layer_bits
 from dit2deploy.models.load import build, linears_of
@@ -32,7 +32,7 @@ def test_codes_scales_and_branch_are_counted():
     layer = LayerPolicy(weight="ternary", activation_bits=(4,), group_size=30, low_rank=2)
     codes = 3 * 32  # words of 20 trits
     assert layer_bits(layer, (30, 60)) == 30 * codes + 30 * 2 * 32 + 16 * 2 * 90
-    grid = layer.model_copy(update={"monarch": Grid(6, 3, 2)})
+    grid = layer.model_copy(update={"monarch": MonarchGrid(6, 3, 2)})
     factors = quantize_linear(np.ones((30, 60), np.float32), None, grid)
     held = sum(factors[leaf].nbytes for leaf in ("monarch_down", "monarch_up"))
     assert layer_bits(grid, (30, 60)) == layer_bits(layer, (30, 60)) + 8 * held

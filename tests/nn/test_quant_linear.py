@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import Grid, LayerPolicy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.formats import FORMATS, unpack
 from dit2deploy.models import FAMILIES
 from dit2deploy.models.dit import DIT
@@ -31,8 +31,13 @@ def by_definition(made: QuantLinear, x: torch.Tensor, policy: LayerPolicy) -> to
     scale = state["weight_scale"]
     weight = (codes.reshape(N, scale.shape[1], -1) * scale.unsqueeze(-1)).reshape(N, K)
     t = hadamard(x.double(), block=policy.hadamard)
-    step = t.abs().amax(-1, keepdim=True) / state["qmax"]
-    y = ((t / step).round() * step) @ weight.T + state["bias"]
+    if policy.grid == "mid-rise":  # Table B of methods.md 1.2: levels (k + 1/2) step of two bits
+        step = 0.995687 * t.square().mean(-1, keepdim=True).sqrt()
+        rounded = ((t / step).floor() + 0.5).clamp(-1.5, 1.5)
+    else:
+        step = t.abs().amax(-1, keepdim=True) / state["qmax"]
+        rounded = (t / step).round()
+    y = (rounded * step) @ weight.T + state["bias"]
     if policy.low_rank:
         y = y + x.double() @ state["down"].T @ state["up"].T
     if policy.monarch:
@@ -44,7 +49,7 @@ def by_definition(made: QuantLinear, x: torch.Tensor, policy: LayerPolicy) -> to
 @pytest.mark.parametrize("form", ["fused", "qdq"])
 @pytest.mark.parametrize(
     "low_rank, monarch, group_size, hadamard_block",
-    [(0, None, None, 32), (5, None, 16, 1), (3, Grid(4, 2, 3), None, 8), (0, Grid(2, 8, 1), None, 32)],
+    [(0, None, None, 32), (5, None, 16, 1), (3, MonarchGrid(4, 2, 3), None, 8), (0, MonarchGrid(2, 8, 1), None, 32)],
 )
 def test_it_computes_its_definition(fmt, form, low_rank, monarch, group_size, hadamard_block):
     policy = LayerPolicy(
@@ -55,6 +60,16 @@ def test_it_computes_its_definition(fmt, form, low_rank, monarch, group_size, ha
         monarch=monarch,
         group_size=group_size,
     )
+    check_definition(form, policy)
+
+
+@pytest.mark.parametrize("form", ["fused", "qdq"])
+def test_it_computes_its_definition_on_a_mid_rise_grid(form):
+    kind = {"clip": "gaussian", "grid": "mid-rise", "hadamard": 32, "low_rank": 3, "group_size": 16}
+    check_definition(form, LayerPolicy(weight="ternary", activation_bits=(2,), **kind))
+
+
+def check_definition(form: str, policy: LayerPolicy) -> None:
     made = layer(form, policy)
     x = torch.randn(3, 7, K, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import Grid, LayerPolicy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.models import FAMILIES
 from dit2deploy.models.dit import DIT
 from dit2deploy.models.load import linears_of
@@ -24,12 +24,15 @@ def called(module, inputs) -> torch.Tensor:
         return module(**inputs, return_dict=False)[0]
 
 
-@pytest.mark.parametrize("weight, group_size", [("ternary", None), ("int4", 8), ("int8", None)])
-def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "weight, group_size, grid",
+    [("ternary", None, "mid-rise"), ("int4", 8, "mid-tread"), ("int8", None, "mid-tread")],
+)
+def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, grid, tmp_path, monkeypatch):
     module = packing.tiny_module(DIT)
     options = {"weight": weight, "bits": (3, 5), "bounds": BOUNDS, "low_rank": 3, "group_size": group_size}
-    options["monarch"] = Grid(4, 4, 2) if weight == "int4" else None
-    policy = packing.policy_of(DIT, module, clip="gaussian", **options)
+    options["monarch"] = MonarchGrid(4, 4, 2) if weight == "int4" else None
+    policy = packing.policy_of(DIT, module, clip="gaussian", grid=grid, **options)
     monkeypatch.setattr(
         packing,
         "pack_layer",

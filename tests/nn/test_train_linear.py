@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import Grid, LayerPolicy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.formats import FORMATS
 from dit2deploy.nn.quant_linear import QuantLinear
 from dit2deploy.nn.timestep_groups import TimestepGroups
@@ -32,21 +32,18 @@ def tokens(seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize("clip", ["absmax", "gaussian"])
+@pytest.mark.parametrize(
+    ("clip", "grid", "bits"), [("absmax", "mid-tread", 4), ("gaussian", "mid-tread", 4), ("gaussian", "mid-rise", 1)]
+)
 @pytest.mark.parametrize(
     ("low_rank", "monarch", "group_size", "block"),
-    [(0, None, None, 32), (5, None, 16, 1), (3, Grid(4, 2, 3), None, 8), (0, Grid(2, 8, 1), None, 32)],
+    [(0, None, None, 32), (5, None, 16, 1), (3, MonarchGrid(4, 2, 3), None, 8), (0, MonarchGrid(2, 8, 1), None, 32)],
 )
-def test_it_starts_as_the_checkpoint_and_packs_what_it_computes(fmt, clip, low_rank, monarch, group_size, block):
-    policy = LayerPolicy(
-        weight=fmt.name,
-        activation_bits=(4,),
-        hadamard=block,
-        low_rank=low_rank,
-        monarch=monarch,
-        group_size=group_size,
-        clip=clip,
-    )
+def test_it_starts_as_the_checkpoint_and_packs_what_it_computes(
+    fmt, clip, grid, bits, low_rank, monarch, group_size, block
+):
+    branch = {"hadamard": block, "low_rank": low_rank, "monarch": monarch, "group_size": group_size}
+    policy = LayerPolicy(weight=fmt.name, activation_bits=(bits,), clip=clip, grid=grid, **branch)
     layer, tensors = pair(policy)
     packed = layer.pack()
     assert {name: value.dtype for name, value in packed.items()} == {n: v.dtype for n, v in tensors.items()}
@@ -87,8 +84,17 @@ def test_clipped_activations_get_no_gradient():
     t = torch.ones(1, 16)
     t[0, 3] = 40.0
     t.requires_grad_()
-    _PerToken.apply(t, torch.tensor([7.0]), "gaussian").sum().backward()
+    _PerToken.apply(t, torch.tensor([7.0]), "gaussian", "mid-tread").sum().backward()
     assert t.grad[0].tolist() == [float(index != 3) for index in range(16)]
+
+
+def test_signs_get_a_gradient_up_to_their_level():
+    """One bit: the level is 0.798 root mean squares."""
+    t = torch.tensor([[0.7, -0.7, 1.51**0.5, -(1.51**0.5)]], requires_grad=True)  # root mean square 1
+    levels = _PerToken.apply(t, torch.tensor([1.0]), "gaussian", "mid-rise")
+    levels.sum().backward()
+    assert levels[0].tolist() == pytest.approx([0.797885, -0.797885, 0.797885, -0.797885])
+    assert t.grad[0].tolist() == [1, 1, 0, 0]
 
 
 def test_latent_weights_take_the_gradient_of_their_codes_straight_through():
@@ -96,7 +102,7 @@ def test_latent_weights_take_the_gradient_of_their_codes_straight_through():
     x, wanted = tokens(), torch.randn(3, 7, N, generator=torch.Generator().manual_seed(3))
     (layer(x) * wanted).sum().backward()
     with torch.no_grad():
-        q = _PerToken.apply(x, torch.tensor([127.0]), "absmax").flatten(0, 1)
+        q = _PerToken.apply(x, torch.tensor([127.0]), "absmax", "mid-tread").flatten(0, 1)
     expected = wanted.flatten(0, 1).T @ q * layer.scale * layer.format.high
     torch.testing.assert_close(layer.latent.grad, expected, rtol=1e-4, atol=1e-5)
 
@@ -121,3 +127,12 @@ def test_wider_activations_for_a_while_and_a_scale_of_zero():
     assert layer.qmax.tolist() == [7, 31]
     layer.set_least_bits(2)
     assert layer.qmax.tolist() == [1, 31]
+
+
+def test_a_mid_rise_grid_stays_one_at_wider_activations():
+    layer, _ = pair(LayerPolicy(weight="ternary", activation_bits=(1,), grid="mid-rise"))
+    found = []
+    for bits in (8, 3, 1):
+        layer.set_least_bits(bits)
+        found += layer.qmax.tolist()
+    assert found == [127, 7, 1]

@@ -185,14 +185,16 @@ void refuses_bad_attributes(IPluginCreatorV3One &hadamard,
   CHECK(!create(hadamard, {{"block", nullptr, Type::kINT32, 1}}));
   CHECK(!create(hadamard, {{"clip", "middle", Type::kCHAR, 7}}));
   CHECK(!create(hadamard, {{"clip", &one, Type::kINT32, 1}}));
+  CHECK(!create(hadamard, {{"grid", "odd", Type::kCHAR, 3}}));
   CHECK(!create(gemm, {{"bits", &nine, Type::kINT32, 1}}));
   CHECK(!create(gemm, {{"layout", &three, Type::kINT32, 1}}));
   CHECK(create(gemm, {{"something", &nine, Type::kINT32, 1},
                       {nullptr, nullptr, Type::kUNKNOWN, 0}}));
   std::unique_ptr<IPluginV3> bare(
       hadamard.createPlugin("node", nullptr, TensorRTPhase::kBUILD));
-  CHECK(bare &&
-        values(runtime_of(*bare).getFieldsToSerialize())["clip"] == "absmax");
+  CHECK(bare);
+  auto written = values(runtime_of(*bare).getFieldsToSerialize());
+  CHECK(written["clip"] == "absmax" && written["grid"] == "mid-tread");
 }
 
 void shapes_and_types_of_hadamard_quantize(IPluginV3 &plugin) {
@@ -312,6 +314,7 @@ int main(int argc, char **argv) {
   const int32_t number = 4, columns = 16;
   const Fields of_gemm = {{"bits", &number, PluginFieldType::kINT32, 1}};
   const Fields of_hadamard = {{"clip", "gaussian", PluginFieldType::kCHAR, 9},
+                              {"grid", "mid-rise", PluginFieldType::kCHAR, 9},
                               {"block", &columns, PluginFieldType::kINT32, 1}};
   for (int32_t i = 0; i < count; ++i) {
     auto *creator = static_cast<IPluginCreatorV3One *>(all[i]);

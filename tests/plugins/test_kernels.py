@@ -130,9 +130,10 @@ def rotations() -> Iterator[tuple[int, int]]:
     yield from ((1536, 512), (1024, 1024), (8192, 4096), (32768, 32768))
 
 
+@pytest.mark.parametrize("grid", ("mid-tread", "mid-rise"))
 @pytest.mark.parametrize("clip", ("absmax", "gaussian"))
 @pytest.mark.parametrize(("k", "block"), rotations())
-def test_quantizers_agree_bit_for_bit(face, library: Path, k: int, block: int, clip: str):
+def test_quantizers_agree_bit_for_bit(face, library: Path, k: int, block: int, clip: str, grid: str):
     isa, path = face
     rng = np.random.default_rng(k + block)
     x = rng.standard_normal((18, k), np.float32) * 10 ** rng.uniform(-3, 3, (18, 1)).astype(np.float32)
@@ -142,7 +143,7 @@ def test_quantizers_agree_bit_for_bit(face, library: Path, k: int, block: int, c
     qmax = np.array([1, 3, 7.5, 7, 15, 127], np.float32)
     run = [
         kernel.run(
-            "HadamardQuantize", [x, qmax], {"block": block, "clip": clip}, [(18, k), (18, 1)],
+            "HadamardQuantize", [x, qmax], {"block": block, "clip": clip, "grid": grid}, [(18, k), (18, 1)],
             isa=one, threads=2, library=where,
         )
         for one, where in ((isa, path), ("portable", library))

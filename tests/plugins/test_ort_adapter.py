@@ -21,8 +21,19 @@ ROOT = Path(__file__).resolve().parents[2]
 K, N, M = 96, 40, 7
 
 
-def network(*, block: int = 32, clip: str = "absmax", bits: int = 4, layout: int = 1, **changes: np.ndarray) -> bytes:
-    """x -> HadamardQuantize -> TernaryGemm -> y, without function bodies; `changes` replace constants."""
+def network(
+    *,
+    block: int = 32,
+    clip: str = "absmax",
+    grid: str | None = None,
+    bits: int = 4,
+    layout: int = 1,
+    **changes: np.ndarray,
+) -> bytes:
+    """x -> HadamardQuantize -> TernaryGemm -> y, without function bodies; `changes` replace constants.
+
+    Without `grid` the node is as models from before that attribute have it.
+    """
     codes = np.random.default_rng(0).integers(-1, 1, (N, K), endpoint=True)
     words = pack(codes, TERNARY)
     constants = {
@@ -34,7 +45,9 @@ def network(*, block: int = 32, clip: str = "absmax", bits: int = 4, layout: int
     }
     gemm = GEMMS["ternary"]
     nodes = [
-        helper.make_node("HadamardQuantize", ["x", "qmax"], ["q", "s"], domain=DOMAIN, block=block, clip=clip),
+        helper.make_node(
+            "HadamardQuantize", ["x", "qmax"], ["q", "s"], domain=DOMAIN, block=block, clip=clip, grid=grid
+        ),
         helper.make_node(gemm.name, ["q", "s", "w", "ws", "bias"], ["y"], domain=DOMAIN, bits=bits, layout=layout),
     ]
     graph = helper.make_graph(
@@ -82,6 +95,7 @@ def test_a_network_of_our_ops_runs(threads, layout):
     ("change", "text"),
     [
         ({"block": 24}, "HadamardQuantize: block must be a power of two"),
+        ({"grid": "odd"}, "HadamardQuantize: grid must be 'mid-tread' or 'mid-rise', got 'odd'"),
         ({"clip": "median"}, "HadamardQuantize: clip must be 'absmax' or 'gaussian', got 'median'"),
         ({"bits": 9}, "TernaryGemm: bits must be from 2 to 8, got 9"),
         ({"layout": 7, "w": np.zeros((1, 1), np.int32)}, "TernaryGemm: layout 7 is not known"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import Grid, LayerPolicy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.nn.quant_linear import QuantLinear
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.quantizers.linear import quantize_linear
@@ -16,7 +16,8 @@ X = torch.from_numpy(RNG.standard_normal((50, 64)).astype(np.float32))
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"hadamard": 32, "low_rank": 3, "monarch": Grid(4, 2, 2)}, {"group_size": 16, "clip": "gaussian"}]
+    "changes",
+    [{}, {"hadamard": 32, "low_rank": 3, "monarch": MonarchGrid(4, 2, 2)}, {"group_size": 16, "clip": "gaussian"}],
 )
 def test_outputs_are_those_of_the_quantized_layer(changes):
     policy = LayerPolicy(weight="int4", activation_bits=(4,), **changes)

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from dit2deploy.formats import FORMATS, INT3, INT4, INT8, TERNARY
-from dit2deploy.ops.hadamard_quantize import GAUSSIAN_LEVELS, GAUSSIAN_STEPS, hadamard, hadamard_quantize
+from dit2deploy.ops.hadamard_quantize import (
+    GAUSSIAN_LEVELS,
+    GAUSSIAN_STEPS,
+    MID_RISE_STEPS,
+    hadamard,
+    hadamard_quantize,
+)
 from dit2deploy.quantizers.round_to_nearest import (
     absmax_scales,
     absmean_scales,
@@ -91,6 +97,52 @@ def test_products_of_quantized_weights_and_tokens(fmt, bits, expected):
     q, s = hadamard_quantize(x, torch.tensor([2.0 ** (bits - 1) - 1]), block=1, clip="gaussian")
     found = (q.float() * s) @ there_and_back(weight, mse_scales(weight, fmt), fmt).T
     assert sqnr_db(x @ weight.T, found) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize(("fmt", "weight_nsr"), [(TERNARY, 0.19017404), (INT3, 0.04685997), (INT4, 0.01288939)])
+@pytest.mark.parametrize(("bits", "token_db"), [(1, 4.3964), (2, 9.2502)])
+def test_products_with_tokens_on_a_mid_rise_grid(fmt, weight_nsr, bits, token_db):
+    """methods.md 1.5 with Table B: NSR = 1 - (1 - NSR_w)(1 - NSR_x), e.g. 5.43 dB for ternary weights, 2-bit tokens."""
+    weight, x = normal(256, 1152), normal(512, 1152, seed=1)
+    q, s = hadamard_quantize(x, torch.tensor([2.0**bits - 1]), block=1, clip="gaussian", grid="mid-rise")
+    found = (q.float() * s) @ there_and_back(weight, mse_scales(weight, fmt), fmt).T
+    expected = 1 - (1 - weight_nsr) * (1 - 10 ** (-token_db / 10))
+    assert sqnr_db(x @ weight.T, found) == pytest.approx(-10 * math.log10(expected), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"), [(1, 4.40), (2, 9.25), (3, 14.28), (4, 19.39), (5, 24.58), (6, 29.84), (7, 35.19)]
+)
+def test_tokens_on_a_mid_rise_grid_reach_their_sqnr(bits, expected):
+    """methods.md 1.3, column mid-rise (1 bit: Table B)."""
+    x = normal(2000, 1152)
+    q, s = hadamard_quantize(x, torch.tensor([2.0**bits - 1]), block=1, clip="gaussian", grid="mid-rise")
+    assert sqnr_db(x, q * s) == pytest.approx(expected, abs=0.1)
+    assert len(q.unique()) == 2**bits and (q % 2 == 1).all()
+
+
+def normal_error(levels: np.ndarray) -> float:
+    """methods.md 1.1: squared error of a unit normal that is rounded to the nearest of rising levels; closed form."""
+    inner = (levels[1:] + levels[:-1]) / 2
+    density = np.concatenate([[0.0], np.exp(-inner * inner / 2) / math.sqrt(2 * math.pi), [0.0]])
+    below = np.array([0.0, *(0.5 * math.erfc(-t / math.sqrt(2)) for t in inner), 1.0])
+    weighted = np.concatenate([[0.0], inner, [0.0]]) * density
+    mass, first = np.diff(below), -np.diff(density)
+    return float((mass - np.diff(weighted) - 2 * levels * first + levels**2 * mass).sum())
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_steps_of_the_mid_rise_grid_minimise_the_error_of_a_unit_normal(bits):
+    """Table B re-derived: half steps to its last digit, and its SQNR."""
+    odd = np.arange(1.0 - 2**bits, 2**bits, 2)
+    step = MID_RISE_STEPS[bits - 1]
+    low, high = 0.8 * step, 1.2 * step
+    for _ in range(80):
+        a, b = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, b) if normal_error(a * odd) < normal_error(b * odd) else (a, high)
+    assert low == pytest.approx(step, abs=1e-6)
+    table = (4.3964, 9.2502, 14.2667, 19.3769, 24.5653, 29.8295, 35.1665)
+    assert -10 * math.log10(normal_error(step * odd)) == pytest.approx(table[bits - 1], abs=1e-4)
 
 
 @pytest.mark.parametrize(("qmax", "step"), zip(GAUSSIAN_LEVELS, GAUSSIAN_STEPS, strict=True))

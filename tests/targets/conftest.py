@@ -84,7 +84,7 @@ def sample(tmp_path_factory) -> Sample:
 
     ternary, int8 = LOW_RANK_GEMMS["ternary"], GEMMS["int8"]
     nodes = [
-        node(HADAMARD_QUANTIZE, ["x", "a.qmax"], ["a.q", "a.s"], block=16, clip="gaussian"),
+        node(HADAMARD_QUANTIZE, ["x", "a.qmax"], ["a.q", "a.s"], block=16, clip="gaussian", grid="mid-rise"),
         helper.make_node("MatMul", ["x", "a.down_t"], ["a.t"]),
         node(ternary, ["a.q", "a.s", "a.weight", "a.weight_scale", "a.bias", "a.t", "a.up"], ["a.y"], bits=4),
         node(HADAMARD_QUANTIZE, ["a.y", "b.qmax"], ["b.q", "b.s"], block=8, clip="absmax"),
@@ -126,7 +126,7 @@ def sample(tmp_path_factory) -> Sample:
     x = floats(3, 5, K)
     w = {name: torch.from_numpy(value) for name, value in weights.items()}
     tx = torch.from_numpy(x)
-    q, s = HADAMARD_QUANTIZE.call(tx, w["a.qmax"], block=16, clip="gaussian")
+    q, s = HADAMARD_QUANTIZE.call(tx, w["a.qmax"], block=16, clip="gaussian", grid="mid-rise")
     a = [w[f"a.{name}"] for name in ("weight", "weight_scale", "bias")]
     first = ternary.call(q, s, *a, tx @ w["a.down_t"], w["a.up"], bits=4)
     q, s = HADAMARD_QUANTIZE.call(first, w["b.qmax"], block=8, clip="absmax")

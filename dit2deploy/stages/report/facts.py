@@ -149,7 +149,7 @@ def _cells(layer: LayerPolicy) -> tuple[str, str, str, str]:
     rounding = ", GPTQ" if layer.rounding == "gptq" else ""
     return (
         f"{layer.weight} ({format_by_name(layer.weight).bits:g} bit{grouped}{rounding})",
-        f"{bits} bit per token, {layer.clip}",
+        f"{bits} bit per token, {layer.clip}, {layer.grid}",
         f"Hadamard, blocks of {layer.hadamard}" if layer.hadamard > 1 else "none",
         _branches(layer) or "none",
     )

@@ -79,15 +79,10 @@ def _choices(unit: Unit, base: Policy, options: Options, overrides: Mapping[str,
     """By rising bits: activation widths for the base's weights, or weight formats for the base's activations."""
     if options.allocate == "weights":
         return [Choice(fmt.bits, _in_format(unit, base, fmt.name, overrides)) for fmt in FORMATS]
+    rules = [uniform.rule_of(overrides, [width], width) for width in options.bits]
     return [
-        Choice(
-            width,
-            {
-                name: at_widths(base.layers[name], [width], overrides.get("clip") or uniform.default_clip([width]))
-                for name in unit.layers
-            },
-        )
-        for width in options.bits
+        Choice(width, {name: at_widths(base.layers[name], [width], rule) for name in unit.layers})
+        for width, rule in zip(options.bits, rules, strict=True)
     ]
 
 

@@ -55,8 +55,8 @@ def check(options: Options, budget: Budget, settled: Collection[str] = ()) -> No
         if name not in settled and getattr(options, name) not in allowed:
             raise Misuse(f"{name} {getattr(options, name)!r} is unknown.", f"Use one of {', '.join(allowed)}.")
     bits = list(options.bits)
-    if bits != sorted(set(bits)) or len(bits) < 2 or not 2 <= bits[0] <= bits[-1] <= 8:
-        raise Misuse(f"bits {bits}: no rising widths of 2 .. 8.", "Give at least two, e.g. 2,3,4,6,8.")
+    if bits != sorted(set(bits)) or len(bits) < 2 or not 1 <= bits[0] <= bits[-1] <= 8:
+        raise Misuse(f"bits {bits}: no rising widths of 1 .. 8.", "Give at least two, e.g. 2,3,4,6,8.")
     for name, least in (("items", 2), ("survivors", 2), *((name, 1) for name in _POSITIVE)):
         if getattr(options, name) < least:
             raise Misuse(f"{name} {getattr(options, name)} is too small.", f"Give at least {least}.")

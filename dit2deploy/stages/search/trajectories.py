@@ -65,7 +65,7 @@ class Trajectories:
         self,
         network: Simulation,
         units: Sequence[Unit],
-        clip: str,
+        rule: Mapping[str, str],
         base: Mapping[str, LayerPolicy],
         calibration: CalibrationSet,
         runs: Sequence[Sequence[int]],
@@ -73,13 +73,13 @@ class Trajectories:
         *,
         samples: Sequence[int],
     ) -> None:
-        """`base` holds the policy of every layer; those of `units` get their bits from the path, and `clip`.
+        """`base` holds the policy of every layer; those of `units` get their bits from the path, and `rule`.
 
         `samples` are indices of the calibration set's seeds.
         """
-        self._network, self._units, self._clip, self._base = network, units, clip, base
+        self._network, self._units, self._rule, self._base = network, units, rule, base
         self._runs, self._journal = runs, journal
-        self._told = [list(runs), clip, list(samples), [unit.layers for unit in units]]
+        self._told = [list(runs), dict(rule), list(samples), [unit.layers for unit in units]]
         self._walk = Walk(network, calibration, samples=samples)
         self.start = self._walk.start
         network.choose_float()
@@ -97,7 +97,7 @@ class Trajectories:
         def measure() -> dict[str, Any]:
             for unit, width in zip(self._units, bits, strict=True):
                 widths = [width] * len(self._runs)
-                self._network.choose({name: at_widths(self._base[name], widths, self._clip) for name in unit.layers})
+                self._network.choose({name: at_widths(self._base[name], widths, self._rule) for name in unit.layers})
             latents = self._walk.steps(state, self._runs[run])
             error = latent_error(latents, self._exact[run])
             return {"error": error, "latents": base64.b64encode(latents.tobytes()).decode()}
@@ -150,13 +150,13 @@ def beam(task: Task) -> Found:
         [length * sum(row[width] for row, width in zip(prices, widths, strict=True)) for widths in row_of_tiers]
         for length, row_of_tiers in zip(lengths, tiers, strict=True)
     ]
-    # One clip holds for all groups of a layer, so it cannot follow the bits of one of them.
-    clip = task.base_overrides.get("clip") or ("gaussian" if average <= uniform.GAUSSIAN_UP_TO else "absmax")
+    # One clip and grid hold for all groups of a layer, so they cannot follow the bits of one of them.
+    rule = uniform.rule_of(task.base_overrides, options.bits, average)
     searched, others = samples_of(task.calibration, options.trajectories)
 
     def trajectories(samples: Sequence[int]) -> Trajectories:
         network, base = layers.network, layers.base.layers
-        return Trajectories(network, layers.units, clip, base, task.calibration, runs, task.journal, samples=samples)
+        return Trajectories(network, layers.units, rule, base, task.calibration, runs, task.journal, samples=samples)
 
     walk = trajectories(searched)
 
@@ -185,7 +185,7 @@ def beam(task: Task) -> Found:
 
     def policies(path: Sequence[Sequence[int]]) -> dict[str, LayerPolicy]:
         return {
-            name: at_widths(layers.base.layers[name], [widths[index] for widths in reversed(path)], clip)
+            name: at_widths(layers.base.layers[name], [widths[index] for widths in reversed(path)], rule)
             for index, unit in enumerate(layers.units)
             for name in unit.layers
         }

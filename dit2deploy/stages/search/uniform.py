@@ -1,12 +1,12 @@
 """Uniform recipes: one format for all block linears, more bits for what surrounds them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from dit2deploy.artefacts.policy import LayerPolicy, Policy, Weight
+from dit2deploy.artefacts.policy import MOST_MID_RISE, Grid, LayerPolicy, Policy, Weight, check_grid
 from dit2deploy.artefacts.schema import first_fault
 from dit2deploy.base.errors import Misuse
 from dit2deploy.stages.search.problem import Problem
@@ -19,6 +19,7 @@ Hessian = Literal["uniform", "fisher"]
 # bits; above, the largest value of a token costs less than clipping it. For Gaussian tokens that is so from 6 bits on
 # (methods.md 1.3); rotated tokens of the demo lose by the clip at 4 bits already (docs/methods.md).
 GAUSSIAN_UP_TO = 3
+MID_RISE_UP_TO = 3  # bits
 LARGEST_HADAMARD = 512
 LARGEST_RANK = 16
 
@@ -33,6 +34,7 @@ class Options:
     low_rank: int | None = None  # None: by `default_rank`
     rounding: Rounding | None = None  # "nearest" or "gptq", also of modulation linears below 8 bits
     clip: Clip | None = None  # None: by `default_clip`
+    grid: Grid | None = None  # of activations; None: by `default_grid`
     hadamard: int | None = None  # block; None: by `default_hadamard`; 1: none
     modulation: Weight | None = None  # weight format of the modulation (adaLN) linears
     branch_init: BranchInit | None = None  # where the branch comes from, see LayerPolicy; None: its default
@@ -99,7 +101,8 @@ class UniformRecipe:
                 weight=self.weight,
                 group_size=options.group_size or None,
                 activation_bits=bits,
-                clip=options.clip or default_clip(bits),
+                clip=options.clip or default_clip(max(bits)),
+                grid=options.grid or default_grid(bits, max(bits)),
                 hadamard=default_hadamard(k) if options.hadamard is None else options.hadamard,
                 low_rank=rank if options.low_rank is None else options.low_rank,
                 rounding=options.rounding or default_rounding(self.weight),
@@ -141,8 +144,30 @@ def default_rounding(weight: Weight) -> Rounding:
     return "nearest" if weight == "int8" else "gptq"
 
 
-def default_clip(bits: Sequence[int]) -> Clip:
-    return "gaussian" if max(bits) <= GAUSSIAN_UP_TO else "absmax"
+def default_clip(bits: float) -> Clip:
+    return "gaussian" if bits <= GAUSSIAN_UP_TO else "absmax"
+
+
+def default_grid(bits: Iterable[int], usual: float) -> Grid:
+    """For a layer that may get any of `bits`, mostly about `usual` of them."""
+    every = list(bits)
+    few = usual <= MID_RISE_UP_TO and max(every) <= MOST_MID_RISE
+    return "mid-rise" if few or min(every) == 1 else "mid-tread"
+
+
+def rule_of(overrides: Mapping[str, Any], bits: Sequence[int], usual: float) -> dict[str, str]:
+    """Clip and grid of a layer's activations: what `overrides` say, or what suits the bits (see `default_grid`).
+
+    Raises Misuse for a grid that does not have one of the bits.
+    """
+    grid = overrides.get("grid") or default_grid(bits, usual)
+    try:
+        check_grid(bits, grid)
+    except ValueError as error:
+        raise Misuse(
+            f"bits {list(bits)}: {error}.", "Choose from other bits, or leave the grid to the recipe."
+        ) from None
+    return {"clip": overrides.get("clip") or default_clip(usual), "grid": grid}
 
 
 def _bits(value: Sequence[int] | int, groups: int) -> tuple[int, ...]:

@@ -87,6 +87,6 @@ def _prices(
     return prices
 
 
-def at_widths(policy: LayerPolicy, bits: Sequence[int], clip: str) -> LayerPolicy:
-    """The layer with these activation bits, one a timestep group."""
-    return policy.model_copy(update={"activation_bits": tuple(bits), "clip": clip})
+def at_widths(policy: LayerPolicy, bits: Sequence[int], rule: Mapping[str, str]) -> LayerPolicy:
+    """The layer with these activation bits, one a timestep group, and with the clip and grid of `uniform.rule_of`."""
+    return policy.model_copy(update={"activation_bits": tuple(bits), **rule})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dit2deploy.artefacts.checkpoint import SCHEDULER, TENSORS, Checkpoint
-from dit2deploy.artefacts.policy import Grid, LayerPolicy, Policy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file
 from dit2deploy.formats import by_name, unpack
@@ -124,7 +124,7 @@ def test_a_weighted_branch_serves_the_inputs_that_there_are():
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 @pytest.mark.parametrize(
-    "sides", [{"low_rank": 8}, {"monarch": Grid(4, 4, 2)}, {"low_rank": 4, "monarch": Grid(2, 2, 2)}]
+    "sides", [{"low_rank": 8}, {"monarch": MonarchGrid(4, 4, 2)}, {"low_rank": 4, "monarch": MonarchGrid(2, 2, 2)}]
 )
 def test_a_refit_branch_takes_what_the_codes_leave_of_the_outputs(rounding, sides):
     """The codes are those of the branch of the weight; the branch serves the outputs better than that one."""

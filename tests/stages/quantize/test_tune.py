@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import Grid
+from dit2deploy.artefacts.policy import MonarchGrid
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.load import linears, load_transformer, open_model
 from dit2deploy.stages.calibrate import calibrate
@@ -90,7 +90,7 @@ def test_budgets_are_split_without_a_parameter_more_or_less():
     splits = budget_splits(16, (n, k))
     assert splits[0] == (16, None) and len(set(splits)) == len(splits) > 8
     assert all(rank * (n + k) + (grid.parameters(n, k) if grid else 0) == 16 * (n + k) for rank, grid in splits)
-    assert (0, Grid(4, 4, 4)) in splits and (8, Grid(8, 8, 1)) in splits
+    assert (0, MonarchGrid(4, 4, 4)) in splits and (8, MonarchGrid(8, 8, 1)) in splits
     assert budget_splits(16, (7, 48)) == [(16, None)]
 
 
@@ -109,7 +109,11 @@ def test_a_monarch_grid_is_chosen_where_it_errs_least(tiny_dit_folder, calibrati
     shapes = linears(open_model(tiny_dit_folder))
     for name, layer in policy.layers.items():
         square = shapes[name][0] == shapes[name][1]
-        change = {"low_rank": 2, "monarch": Grid(2, 2, 1)} if square else {"low_rank": 0, "monarch": Grid(2, 2, 2)}
+        change = (
+            {"low_rank": 2, "monarch": MonarchGrid(2, 2, 1)}
+            if square
+            else {"low_rank": 0, "monarch": MonarchGrid(2, 2, 2)}
+        )
         assert found.layers[name] == (layer.model_copy(update=change) if layer.low_rank else layer)
     assert len(asked) == 3 * sum(layer.low_rank > 0 for layer in policy.layers.values())
 

@@ -23,7 +23,7 @@ from tests import packing
 
 BLOCKS = "transformer_blocks"
 TINY = {
-    "robuq-ampn": {"bits": (2, 3, 4), "items": 8},
+    "robuq-ampn": {"items": 8},
     "treeq-tss": {"bits": (2, 3, 4), "items": 20, "survivors": 3, "refine": True},
     "adatsq": {"bits": (2, 3, 4, 6), "groups": 2, "beam": 3, "trajectories": 2},
 }
@@ -130,6 +130,14 @@ def test_the_command_searches_and_takes_points(model, calibration, tmp_path, cap
         run("--bits", "2;3")
 
 
+def test_each_layer_has_the_grid_of_its_bits(model, calibration, tmp_path):
+    policy = search(
+        model, tmp_path / "p.json", recipe="robuq-ampn", calibration=calibration, bits=(1, 3, 5, 6), budget=3.5, items=4
+    )
+    found = {(layer.activation_bits[0], layer.grid) for layer in policy.layers.values() if layer.low_rank}
+    assert found <= {(1, "mid-rise"), (3, "mid-rise"), (5, "mid-tread"), (6, "mid-tread")} and len(found) > 1
+
+
 def test_weight_formats_are_chosen_by_stored_bits(model, calibration, shapes, tmp_path):
     out = tmp_path / "policy.json"
     policy = search(model, out, recipe="robuq-ampn", calibration=calibration, allocate="weights", budget=2.5, items=6)
@@ -169,7 +177,7 @@ def test_replayed_blocks_do_not_change_an_error(model, calibration, tmp_path):
     units = units_of(network.module, names, parts[0])
     choices = [
         [
-            Choice(bits, {name: at_widths(policy.layers[name], [bits], "gaussian") for name in unit.layers})
+            Choice(bits, {name: at_widths(policy.layers[name], [bits], {"clip": "gaussian"}) for name in unit.layers})
             for bits in (3, 5)
         ]
         for unit in units
@@ -205,7 +213,10 @@ def test_a_family_without_trajectories(tmp_path):
     ("options", "fault"),
     [
         ({"calibration": None}, "no set is given"),
-        ({"budget": 1.5}, "no average of 2, 3, 4"),
+        ({"recipe": "treeq-tss", "budget": 1.5}, "no average of 2, 3, 4"),
+        ({"budget": 5}, "no average of 1, 2, 3, 4 bits"),
+        ({"grid": "mid-tread"}, "1 bit takes the mid-rise grid"),
+        ({"recipe": "adatsq", "groups": 2, "bits": (1, 4, 8)}, "at most 7 bits"),
         ({"budget": 9.0}, "no average of"),
         ({"allocate": "weights", "budget": 1.0}, "no average of 1.6"),
         ({"allocate": "both"}, "allocate 'both'"),

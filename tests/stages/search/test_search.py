@@ -45,6 +45,26 @@ def test_what_surrounds_the_blocks_is_more_precise(model, tmp_path):
     assert search(model, tmp_path / "policy.json", recipe="w4a4").layers[MODULATION].weight == "int8"
 
 
+@pytest.mark.parametrize(
+    ("bits", "grid", "clip"),
+    [
+        (1, "mid-rise", "gaussian"),
+        (2, "mid-rise", "gaussian"),
+        (3, "mid-rise", "gaussian"),
+        (4, "mid-tread", "absmax"),
+        ((1, 5), "mid-rise", "absmax"),
+        ((2, 4), "mid-tread", "absmax"),
+        ((2, 3), "mid-rise", "gaussian"),
+    ],
+)
+def test_grid_and_clip_follow_the_bits(model, tmp_path, bits, grid, clip):
+    bounds = {"timestep_bounds": (500, 1000)} if isinstance(bits, tuple) else {}
+    policy = search(model, tmp_path / "policy.json", recipe="w1.58a4", activation_bits=bits, **bounds)
+    block = policy.layers[BLOCK]
+    assert (block.grid, block.clip) == (grid, clip)
+    assert policy.layers[EMBEDDING].grid == "mid-tread"
+
+
 def test_overrides_reach_the_block_linears(model, tmp_path):
     policy = search(
         model,
@@ -54,6 +74,7 @@ def test_overrides_reach_the_block_linears(model, tmp_path):
         low_rank=3,
         rounding="nearest",
         clip="absmax",
+        grid="mid-rise",
         hadamard=4,
         modulation="float",
         timestep_bounds=(300, 1000),
@@ -61,7 +82,7 @@ def test_overrides_reach_the_block_linears(model, tmp_path):
     )
     block = policy.layers[BLOCK]
     assert (block.group_size, block.low_rank, block.rounding, block.clip) == (16, 3, "nearest", "absmax")
-    assert (block.hadamard, block.activation_bits) == (4, (6, 4))
+    assert (block.hadamard, block.activation_bits, block.grid) == (4, (6, 4), "mid-rise")
     assert policy.timestep_bounds == (300, 1000)
     assert policy.layers[EMBEDDING].activation_bits == (8, 8)
     assert policy.layers[MODULATION].weight == "float"
@@ -100,6 +121,10 @@ def test_smoothing_needs_a_family_with_places(tmp_path):
         ({"branch_init": "V1"}, "branch_init"),
         ({"hessian": "taylor"}, "hessian"),
         ({"smoothing": 1.5}, "smoothing"),
+        ({"grid": "odd"}, "grid"),
+        ({"recipe": "w8a8", "grid": "mid-rise"}, "at most 7 bits"),
+        ({"activation_bits": 1, "grid": "mid-tread"}, "1 bit takes the mid-rise grid"),
+        ({"timestep_bounds": (500, 1000), "activation_bits": (1, 8)}, "at most 7 bits"),
         ({"activation_bits": 9}, "activation_bits"),
         ({"activation_bits": (4, 4)}, "1 timestep groups"),
         ({"timestep_bounds": (500, 900)}, "not 1000"),
