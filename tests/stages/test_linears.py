@@ -8,7 +8,7 @@ import pytest
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import Checkpoint
-from dit2deploy.artefacts.device_table import DeviceTable
+from dit2deploy.artefacts.device_table import DeviceTable, Linear
 from dit2deploy.base.errors import Misuse
 from dit2deploy.cli import main
 from dit2deploy.models import FAMILIES
@@ -60,7 +60,9 @@ def test_every_gemm_of_the_exported_model_is_in_the_table(measured):
 
 def test_its_models_have_the_shapes_that_they_are_named_for(measured, tmp_path):
     _, table, _ = measured
-    for linear in {time.linear.weight: time.linear for time in table.times}.values():
+    kinds = {time.linear.weight: time.linear for time in table.times}
+    kinds["Monarch"] = Linear(n=48, k=32, rows=5, weight="int4", bits=4, hadamard=8, low_rank=2, monarch=(2, 3, 1))
+    for linear in kinds.values():
         model = one_linear(linear)
         path = tmp_path / "one.onnx"
         path.write_bytes(model.SerializeToString())

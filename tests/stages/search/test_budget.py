@@ -115,6 +115,33 @@ def test_bytes_are_those_of_the_checkpoint(recipe, model, calibration, tmp_path)
     assert {smallest.layers[name].weight for name in smallest.layers if ".ff." in name} == {"ternary"}
 
 
+def test_group_sizes_within_bytes(model, calibration, tmp_path):
+    options = {"calibration": calibration, "rounding": "nearest", "population": 4, "generations": 1, "trajectories": 1}
+    sizes = {None: search(model, tmp_path / "plain.json", recipe="w4a8", rounding="nearest")}
+    sizes[16] = search(model, tmp_path / "groups.json", recipe="w4a8", rounding="nearest", group_size=16)
+    held = {}
+    for size, policy in sizes.items():
+        made = quantize(model, policy, calibration, tmp_path / f"checkpoint{size}")
+        held[size] = sum(made.tensors.read(name).nbytes for name in made.tensors)
+    budget = (held[None] + held[16]) // 2
+    policy = search(model, tmp_path / "policy.json", recipe="q-dit", budget=f"{budget}B", **options)
+    assert held[None] <= policy.options["bytes"] <= budget
+    with pytest.raises(Misuse, match="the least that this search can reach"):
+        search(model, tmp_path / "b.json", recipe="q-dit", budget=f"{held[None] - 1}B", **options)
+
+
+def test_layers_that_read_one_input_run_as_one_but_with_monarch_branches():
+    sizes = {"q": (48, 32), "k": (16, 32)}
+    plain = LayerPolicy(weight="int4", activation_bits=(3, 5), low_rank=2, hadamard=8)
+    (joined,) = as_run(dict.fromkeys(sizes, plain), sizes, 7, group=1)
+    assert (joined.n, joined.k, joined.rows, joined.low_rank, joined.bits, joined.hadamard) == (64, 32, 7, 4, 5, 8)
+    assert len(as_run({"q": plain, "k": plain.model_copy(update={"weight": "int3"})}, sizes, 7, group=0)) == 2
+    monarch = plain.model_copy(update={"low_rank": 0, "monarch": (2, 2, 1)})
+    assert [one.n for one in as_run(dict.fromkeys(sizes, monarch), sizes, 7, group=0)] == [48, 16]
+    rise = LayerPolicy(weight="int4", activation_bits=(2,), grid="mid-rise")
+    assert as_run({"q": rise}, sizes, 1, group=0)[0].bits == 3  # odd codes -3 .. 3 of 2 bits fill an int3
+
+
 @pytest.mark.parametrize("recipe", TINY)
 @pytest.mark.parametrize("allocate", ["activations", "weights"])
 def test_milliseconds_are_those_of_the_table(recipe, allocate, model, calibration, device, tmp_path):
