@@ -213,8 +213,8 @@ def one_linear(linear: Linear) -> onnx.ModelProto:
         if linear.monarch:
             a, b, r = linear.monarch
             constants |= {
-                "monarch_down": rng.standard_normal((a, r * b, k // a), np.float32),
-                "monarch_up": rng.standard_normal((b, n // b, a * r), np.float32),
+                "monarch_down": rng.standard_normal((k, r, b), np.float32),
+                "monarch_up": rng.standard_normal((a, r, n), np.float32),
             }
             nodes[-1].output[0] = "plain"
             nodes.append(_node(MONARCH_ADD, ["plain", "x", "monarch_down", "monarch_up"], ["y"]))
