@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit2deploy.artefacts.policy import LayerPolicy
+from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.base.errors import Misuse
 from dit2deploy.demo import CLASSIFIER
 from dit2deploy.models.dit import DIT
@@ -57,7 +57,7 @@ def arguments(model, out, *more: str) -> list[str]:
     "changes",
     [
         {},
-        {"hadamard": 64, "clip": "gaussian", "low_rank": 2, "monarch": (2, 4, 1)},
+        {"hadamard": 64, "clip": "gaussian", "low_rank": 2, "monarch": MonarchGrid(2, 4, 1)},
         {"group_size": 16, "clip": "gaussian"},
         {"hadamard": 64, "clip": "gaussian", "grid": "mid-rise", "activation_bits": (2,)},
         {"grid": "mid-rise", "activation_bits": (1,)},

@@ -7,6 +7,8 @@ Of a quantized linear NAME there are
     NAME.qmax          float32 [T]        largest activation code of each timestep group
     NAME.down, NAME.up float16 [r, K], [N, r]   where the policy gives a low-rank branch; down acts on the input
                                                 before rotation
+    NAME.monarch_down, NAME.monarch_up float16 [K, r, B], [A, r, N]   where it gives a Monarch branch of A x B blocks of
+                                                rank r, on the same input (quantizers/monarch.py)
 All other tensors keep name, shape and dtype of the model.
 """
 
