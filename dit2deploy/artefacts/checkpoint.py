@@ -7,6 +7,10 @@ Of a quantized linear NAME there are
     NAME.qmax          float32 [T]        largest activation code of each timestep group
     NAME.down, NAME.up float16 [r, K], [N, r]   where the policy gives a low-rank branch; down acts on the input
                                                 before rotation
+    NAME.regions       float32 [T, 3]     where the policy gives regions: split, step below it, step from it on
+Of an attention NAME whose products are quantized there are
+    NAME.processor.qmax, NAME.processor.probability_qmax   float32 [T]
+    NAME.processor.regions                                 float32 [T, 3]   of the probabilities
 All other tensors keep name, shape and dtype of the model.
 """
 
