@@ -17,6 +17,7 @@ from diffusers.utils import is_accelerate_available
 from dit2deploy.artefacts.checkpoint import METHOD
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.models.load import linears_of
+from dit2deploy.nn.attention import QuantAttention
 from dit2deploy.nn.convert import swap_linears
 from dit2deploy.nn.quant_linear import QuantLinear
 
@@ -69,7 +70,7 @@ class Dit2DeployQuantizer(DiffusersQuantizer):
     def check_if_quantized_param(
         self, model: torch.nn.Module, param_value: torch.Tensor, param_name: str, state_dict: Any, **_unused: Any
     ) -> bool:
-        return isinstance(model.get_submodule(param_name.rpartition(".")[0]), QuantLinear)
+        return isinstance(model.get_submodule(param_name.rpartition(".")[0]), (QuantLinear, QuantAttention))
 
     def check_quantized_param_shape(self, param_name: str, current: torch.Tensor, loaded: torch.Tensor) -> bool:
         raise ValueError(

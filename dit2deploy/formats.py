@@ -6,7 +6,7 @@ is one index into a table (ternary: 5 trits, 3**5 = 243; see shared notes on dec
 With several planes, plane p holds bit p of the code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,10 @@ class Format:
     @property
     def title(self) -> str:
         return self.name.capitalize()
+
+    def limited(self, bits: int | None) -> "Format":
+        """The same words with codes of `bits` bits at most; None: all that quantizers emit."""
+        return self if bits is None else replace(self, high=min(self.high, 2 ** (bits - 1) - 1))
 
     def words(self, k: int) -> int:
         """Words of a row of `k` weights."""

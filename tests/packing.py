@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
-from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
+from dit2deploy.artefacts.policy import AttentionPolicy, LayerPolicy, MonarchGrid, Policy
 from dit2deploy.formats import by_name, pack
 from dit2deploy.models import Family
 from dit2deploy.models.load import linears_of
+from dit2deploy.models.places import after_gelu, attentions_of
 from dit2deploy.ops.hadamard_quantize import block_size, hadamard
 from dit2deploy.quantizers.monarch import dense, project
 
@@ -79,8 +80,27 @@ def pack_layer(layer: torch.nn.Linear, policy: LayerPolicy) -> dict[str, np.ndar
         "weight_scale": scale.numpy(),
         "bias": bias.numpy().copy(),
         "qmax": np.array(policy.largest_codes, np.float32),
+        **({"regions": _gelu_regions(policy)} if policy.regions == "gelu" else {}),
         **out,
     }
+
+
+def _gelu_regions(policy: LayerPolicy) -> np.ndarray:
+    return np.array([(0, 0.17 / 2 ** (b - 1), 4 / 2 ** (b - 1)) for b in policy.activation_bits], np.float32)
+
+
+def with_regions(policy: Policy, module: torch.nn.Module, *, bits: tuple[int, ...]) -> Policy:
+    """The policy with int8 weights, inputs of GELU layers by two regions, and every attention quantized."""
+    plain = LayerPolicy(weight="int8", activation_bits=bits)
+    regions = plain.model_copy(update={"regions": "gelu"})
+    layers = dict.fromkeys(after_gelu(module), regions)
+    attention = AttentionPolicy(bits=bits, probability_bits=bits)
+    return policy.model_copy(
+        update={
+            "layers": {**policy.layers, **layers},
+            "attentions": dict.fromkeys(attentions_of(module), attention),
+        }
+    )
 
 
 def pack_checkpoint(
@@ -96,6 +116,11 @@ def pack_checkpoint(
         elif leaf == "weight":
             packed = pack_layer(module.get_submodule(layer), policy.layers[layer])
             tensors |= {f"{layer}.{leaf}": part for leaf, part in packed.items()}
+    for name, attention in policy.attentions.items():
+        for leaf, bits in (("qmax", attention.bits), ("probability_qmax", attention.probability_bits)):
+            tensors[f"{name}.processor.{leaf}"] = np.array([2 ** (b - 1) - 1 for b in bits], np.float32)
+        regions = [(1 / 4, 1 / 4 / 2 ** (b - 1), 1 / 2 ** (b - 1)) for b in attention.probability_bits]
+        tensors[f"{name}.processor.regions"] = np.array(regions, np.float32)
     manifest = CheckpointManifest(
         model=policy.model,
         model_sha256="0" * 64,

@@ -9,6 +9,10 @@ Of a quantized linear NAME there are
                                                 before rotation
     NAME.monarch_down, NAME.monarch_up float16 [K, r, B], [A, r, N]   where it gives a Monarch branch of A x B blocks of
                                                 rank r, on the same input (quantizers/monarch.py)
+    NAME.regions       float32 [T, 3]     where the policy gives regions: split, step below it, step from it on
+Of an attention NAME whose products are quantized there are
+    NAME.processor.qmax, NAME.processor.probability_qmax   float32 [T]
+    NAME.processor.regions                                 float32 [T, 3]   of the probabilities
 All other tensors keep name, shape and dtype of the model.
 """
 

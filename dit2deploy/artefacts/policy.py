@@ -25,6 +25,8 @@ _LATER = {
     "hessian": "uniform",
     "smoothing": 0.0,
     "monarch": None,
+    "regions": "token",
+    "weight_bits": None,
 }
 # Inits that need the moments of a layer's inputs -> what stands for them where there are none.
 _OF_MOMENTS = {"weighted": "alternating", "refit": "weight"}
@@ -86,6 +88,11 @@ class LayerPolicy(schema.Record):
     # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: quantizers/smoothing.py.
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     monarch: MonarchGrid | None = None  # a branch beside the low-rank one, or instead of it
+    # Steps of the inputs. "token": one a token, found at run time; "gelu": two a timestep group, for values below and
+    # above 0, found by calibration (TQ-DiT, quantizers/multi_region.py).
+    regions: Literal["token", "gelu"] = "token"
+    # Codes have no more bits than this, in words of the weight's format; None: all that the format holds.
+    weight_bits: Annotated[int, Field(ge=2, le=8)] | None = None
 
     @model_validator(mode="after")
     def _grid_fits(self) -> "LayerPolicy":
@@ -132,8 +139,19 @@ class LayerPolicy(schema.Record):
         return {name: value for name, value in told.items() if name not in _LATER or _LATER[name] != value}
 
 
+class AttentionPolicy(schema.Record):
+    """The two products of one attention as products of integers: Q K^T, and P V with P = softmax.
+
+    Q and K have a step a token and V one a channel, of each head, found at run time; P has two steps a timestep group
+    (TQ-DiT, quantizers/multi_region.py). Both tuples hold one width a timestep group.
+    """
+
+    bits: tuple[Annotated[int, Field(ge=2, le=8)], ...]  # of Q, K and V
+    probability_bits: tuple[Annotated[int, Field(ge=2, le=8)], ...]  # of P
+
+
 class Policy(schema.Record):
-    """Every linear layer of one model, by module name.
+    """Every linear layer of one model, by module name, and the attentions whose products are quantized.
 
     Timestep group i holds the timesteps t (0 .. training steps - 1) with t < timestep_bounds[i] that are in no group
     before it; the last bound is the number of training steps.
@@ -147,6 +165,13 @@ class Policy(schema.Record):
     model: str  # class name of the transformer
     timestep_bounds: tuple[int, ...] = (1000,)
     layers: dict[str, LayerPolicy]
+    attentions: dict[str, AttentionPolicy] = {}  # those that are not named stay as they are
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without attentions where there are none, as policies were before these came: see LayerPolicy."""
+        told = serialize(self)
+        return told if self.attentions else {name: value for name, value in told.items() if name != "attentions"}
 
     @model_validator(mode="after")
     def _is_resolved(self) -> "Policy":
@@ -160,7 +185,22 @@ class Policy(schema.Record):
                 )
             if layer.hadamard & (layer.hadamard - 1):
                 raise ValueError(f"layer {name}: the Hadamard block {layer.hadamard} is no power of two")
+            if layer.regions != "token" and (layer.hadamard > 1 or layer.branch_leaves or layer.grid != "mid-tread"):
+                raise ValueError(f"layer {name}: an input of two regions takes no rotation, branch or grid of its own")
+        for name, attention in self.attentions.items():
+            for bits in (attention.bits, attention.probability_bits):
+                if len(bits) != len(self.timestep_bounds):
+                    raise ValueError(
+                        f"attention {name} has {len(bits)} bits for {len(self.timestep_bounds)} timestep groups"
+                    )
         return self
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether something is quantized by steps of two regions, which calibration finds."""
+        return bool(self.attentions) or any(
+            layer.is_quantized and layer.regions != "token" for layer in self.layers.values()
+        )
 
     def check_covers(self, model: str, linears: Mapping[str, tuple[int, int]], where: str = "the policy") -> None:
         """Raises Misuse unless the policy names exactly the linears (name -> (N, K)) of a model of its class."""

@@ -13,8 +13,8 @@ from dit2deploy.cli import options
     "--recipe",
     default="w1.58a4",
     show_default=True,
-    help="Uniform: w8a8, w4a8, w4a4, w3a3, w1.58a8, w1.58a4. Mixed precision: robuq-ampn, treeq-tss, adatsq. "
-    "Group sizes: q-dit.",
+    help="Uniform: w8a8, w4a8, w4a4, w3a3, w1.58a8, w1.58a4. Static, by regions: tq-dit, tq-dit-w6a6. "
+    "Mixed precision: robuq-ampn, treeq-tss, adatsq. Group sizes: q-dit.",
 )
 @click.option("--low-rank", type=click.IntRange(0), help="Rank of the side branch.  [default: the recipe's]")
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
@@ -59,7 +59,7 @@ from dit2deploy.cli import options
 @click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")
 @click.option("--lam", type=click.FloatRange(0, 1), help="treeq-tss: noise of the other layers.  [default: 1]")
 @click.option("--refine", is_flag=True, default=None, help="treeq-tss: swap widths at the end.")
-@click.option("--groups", type=click.IntRange(1), help="adatsq: timestep groups.  [default: 5]")
+@click.option("--groups", type=click.IntRange(1), help="Timestep groups.  [default: adatsq 5, tq-dit 10]")
 @click.option("--beam", type=click.IntRange(1), help="adatsq: paths that are kept.  [default: 32]")
 @click.option("--trajectories", type=click.IntRange(1), help="adatsq, q-dit: samples denoised.  [default: 4]")
 @click.option("--probes", type=click.IntRange(1), help="adatsq: projections behind a Fisher score.  [default: 4]")

@@ -192,9 +192,13 @@ def build(config: Mapping[str, Any], where: Path) -> torch.nn.Module:
 
 def linears(model: ModelFolder) -> dict[str, tuple[int, int]]:
     """(N, K) of every nn.Linear by module name, in order of registration. Loads no weights."""
+    return linears_of(skeleton(model))
+
+
+def skeleton(model: ModelFolder) -> torch.nn.Module:
+    """The transformer with fake weights: its modules and shapes. Loads no weights."""
     with fake_parameters():
-        module = build(model.config, model.folder / CONFIG)
-    return linears_of(module)
+        return build(model.config, model.folder / CONFIG)
 
 
 def linears_of(module: torch.nn.Module) -> dict[str, tuple[int, int]]:

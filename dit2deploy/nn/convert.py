@@ -11,6 +11,8 @@ from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import track
 from dit2deploy.models.load import build, fake_parameters, known_family, linears_of, put
+from dit2deploy.models.places import check_places
+from dit2deploy.nn.attention import QuantAttention
 from dit2deploy.nn.quant_linear import QuantForm, QuantLinear
 from dit2deploy.nn.timestep_groups import TimestepGroups
 
@@ -18,6 +20,7 @@ _CURE = "Make it anew with `dit2deploy quantize`."
 # What safetensors may hold for a tensor of the module: codes and factors as they are, other floats also narrower.
 _EXACT = {torch.int32: ("I32",), torch.float16: ("F16",), torch.int64: ("I64",), torch.bool: ("BOOL",)}
 _FLOATS = ("F32", "F16", "BF16")
+_WIDTHS = ("qmax", "probability_qmax")  # what a policy says of its own
 
 
 def empty_quantized(config: Mapping[str, Any], policy: Policy, *, form: QuantForm = "fused") -> torch.nn.Module:
@@ -39,16 +42,21 @@ def empty_quantized(config: Mapping[str, Any], policy: Policy, *, form: QuantFor
 
 
 def swap_linears(module: torch.nn.Module, policy: Policy, *, form: QuantForm = "fused") -> list[QuantLinear]:
-    """Puts an empty QuantLinear in the place of each linear that the policy quantizes; attaches the timestep groups.
+    """Puts an empty QuantLinear in the place of each linear that the policy quantizes, and a QuantAttention into each
+    attention that it names; attaches the timestep groups.
 
     `module` is a diffusers transformer of a known family whose linears are those of the policy. Returns the new layers.
+    Raises Misuse for attentions that cannot be quantized, and for regions where the input is none of GELU.
     """
+    check_places(module, policy)
     family = known_family(type(module).__name__, Path(CONFIG))
     groups, layers = TimestepGroups(policy.timestep_bounds, family.timestep_scale), []
     for name, (n, k) in linears_of(module).items():
         if policy.layers[name].is_quantized:
             layers.append(QuantLinear(k, n, policy=policy.layers[name], groups=groups, form=form).eval())
             module.set_submodule(name, layers[-1])
+    for name, attention in policy.attentions.items():
+        module.get_submodule(name).set_processor(QuantAttention(attention, groups))
     groups.attach(module)
     return layers
 
@@ -78,9 +86,9 @@ def check_fits(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
     for name in tensors:
         if name not in expected:
             raise Misuse(f"{where}: holds {name}, which its policy does not know.", _CURE)
-    for name, layer in quantized_linears(module).items():
-        if not torch.equal(torch.from_numpy(tensors.read(f"{name}.qmax")), layer.qmax):
-            raise Misuse(f"{where}: {name}.qmax is not what the policy's activation bits say.", _CURE)
+    for name, value in expected.items():
+        if name.rpartition(".")[2] in _WIDTHS and not torch.equal(torch.from_numpy(tensors.read(name)), value):
+            raise Misuse(f"{where}: {name} is not what the policy's activation bits say.", _CURE)
 
 
 def quantized_linears(module: torch.nn.Module) -> dict[str, QuantLinear]:

@@ -14,6 +14,7 @@ from dit2deploy.ops import (
     HADAMARD_QUANTIZE,
     LOW_RANK_GEMMS,
     MONARCH_ADD,
+    MULTI_REGION_QUANTIZE,
     PER_TOKEN_QUANTIZE_LINEAR,
 )
 from dit2deploy.quantizers.branches import add_branches
@@ -26,7 +27,8 @@ class QuantLinear(torch.nn.Module):
 
     x float32 [.., K] -> y float32 [.., N]. Form "fused" is HadamardQuantize and a <Format>Gemm, and MonarchAdd for a
     Monarch branch; form "qdq" is Hadamard, PerTokenQuantizeLinear, <Format>DequantizeLinear around plain MatMuls. Both
-    compute the same function, but for the rounding of floats.
+    compute the same function, but for the rounding of floats. An input of two regions is MultiRegionQuantize, and in
+    form "fused" two GEMMs of one weight.
     """
 
     down: torch.Tensor
@@ -34,6 +36,7 @@ class QuantLinear(torch.nn.Module):
     monarch_down: torch.Tensor
     monarch_up: torch.Tensor
     qmax: torch.Tensor
+    regions: torch.Tensor
     weight: torch.Tensor
 
     def __init__(
@@ -56,6 +59,8 @@ class QuantLinear(torch.nn.Module):
         self.weight_scale = torch.nn.Parameter(torch.empty(out_features, scales), requires_grad=False)
         self.bias = torch.nn.Parameter(torch.empty(out_features), requires_grad=False)
         self.register_buffer("qmax", torch.tensor(policy.largest_codes, dtype=torch.float32))
+        if policy.regions != "token":
+            self.register_buffer("regions", torch.ones(len(policy.activation_bits), 3))
         if policy.low_rank:
             self.register_buffer("down", torch.empty(policy.low_rank, in_features, dtype=torch.float16))
             self.register_buffer("up", torch.empty(out_features, policy.low_rank, dtype=torch.float16))
@@ -72,6 +77,8 @@ class QuantLinear(torch.nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.policy.weight}, activations {bits} bits"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.policy.regions != "token":
+            return self._of_regions(x)
         return self._fused(x) if self.form == "fused" else self._qdq(x)
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,3 +102,14 @@ class QuantLinear(torch.nn.Module):
         weight = DEQUANTIZE_LINEARS[self.format.name].call(self.weight, self.weight_scale, k=self.in_features)
         y = (q.float() * s) @ weight.T + self.bias
         return add_branches(y, x, {leaf: getattr(self, leaf).float() for leaf in self.policy.branch_leaves})
+
+    def _of_regions(self, x: torch.Tensor) -> torch.Tensor:
+        qmax, regions = self.groups.qmax(self.qmax), self.groups.qmax(self.regions)
+        q_low, q_high, s_low, s_high = MULTI_REGION_QUANTIZE.call(x, qmax, regions)
+        if self.form == "qdq":
+            weight = DEQUANTIZE_LINEARS[self.format.name].call(self.weight, self.weight_scale, k=self.in_features)
+            return (q_low.float() * s_low + q_high.float() * s_high) @ weight.T + self.bias
+        gemm, bits = GEMMS[self.format.name], self.policy.code_bits
+        low = gemm.call(q_low, s_low, self.weight, self.weight_scale, self.bias, bits=bits)
+        nothing = torch.zeros(self.out_features)
+        return low + gemm.call(q_high, s_high, self.weight, self.weight_scale, nothing, bits=bits)

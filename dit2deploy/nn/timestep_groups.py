@@ -19,7 +19,8 @@ class TimestepGroups:
         self._index: torch.Tensor | None = None
 
     def qmax(self, stored: torch.Tensor) -> torch.Tensor:
-        """float32 [T], one a group, to [B], one a sample of the call; with one group it stays [1]."""
+        """float32 [T, ..], a table of the groups, to [B, ..], that of each sample of the call; with one group it stays
+        as it is."""
         if len(self.bounds) == 1:
             return stored
         if self._index is None:

@@ -2,14 +2,18 @@
 
 from dit2deploy.ops.hadamard_quantize import HADAMARD, HADAMARD_QUANTIZE, PER_TOKEN_QUANTIZE_LINEAR
 from dit2deploy.ops.monarch import MONARCH_ADD
+from dit2deploy.ops.multi_region_quantize import MULTI_REGION_QUANTIZE
 from dit2deploy.ops.op import DOMAIN, OPSET, VERSION, Op, register
 from dit2deploy.ops.quant_gemm import DEQUANTIZE_LINEARS, GEMMS, LOW_RANK_GEMMS
+from dit2deploy.ops.quant_matmul import QUANT_MATMUL
 
 OPS: tuple[Op, ...] = (
     HADAMARD_QUANTIZE,
     *GEMMS.values(),
     *LOW_RANK_GEMMS.values(),
     MONARCH_ADD,
+    MULTI_REGION_QUANTIZE,
+    QUANT_MATMUL,
     HADAMARD,
     PER_TOKEN_QUANTIZE_LINEAR,
     *DEQUANTIZE_LINEARS.values(),
@@ -25,9 +29,11 @@ __all__ = [
     "HADAMARD_QUANTIZE",
     "LOW_RANK_GEMMS",
     "MONARCH_ADD",
+    "MULTI_REGION_QUANTIZE",
     "OPS",
     "OPSET",
     "PER_TOKEN_QUANTIZE_LINEAR",
+    "QUANT_MATMUL",
     "VERSION",
     "Op",
 ]

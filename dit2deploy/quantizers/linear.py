@@ -65,7 +65,7 @@ def quantize_linear(
         raise ValueError("the weight or the bias holds NaN or inf")
     if policy.needs_moments and hessian is None:
         raise ValueError("GPTQ and weighted branches need the Hessian of the layer's inputs")
-    fmt = by_name(policy.weight)
+    fmt = by_name(policy.weight).limited(policy.weight_bits)
     groups = k // (policy.group_size or k)
 
     init, found = policy.branch_init, {}

@@ -13,7 +13,13 @@ import sys
 from pathlib import Path
 
 PLUGINS = Path(__file__).resolve().parent.parent
-SOURCES = ("ops/hadamard_quantize/cuda.cu", "ops/monarch/cuda.cu", "ops/quant_gemm/cuda.cu")
+SOURCES = (
+    "ops/hadamard_quantize/cuda.cu",
+    "ops/monarch/cuda.cu",
+    "ops/multi_region_quantize/cuda.cu",
+    "ops/quant_gemm/cuda.cu",
+    "ops/quant_matmul/cuda.cu",
+)
 HEADERS = ("base/integers.h", "cuda/gpu.h", "formats/formats.h", "ops/hadamard_quantize/row_scale.h")
 OPTIONS = ("--gpu-architecture=compute_75", "--std=c++17", "--fmad=false", "--device-as-default-execution-space")
 NOT_FOUND = 3  # exit code: no NVRTC here

@@ -1,7 +1,9 @@
 // THE list of native ops; tests/test_homes.py compares it with dit2deploy.ops.OPS.
 #include "hadamard_quantize/hadamard_quantize.h"
 #include "monarch/monarch.h"
+#include "multi_region_quantize/multi_region_quantize.h"
 #include "quant_gemm/quant_gemm.h"
+#include "quant_matmul/quant_matmul.h"
 
 namespace d2d {
 
@@ -10,6 +12,8 @@ const std::vector<Definition>& definitions() {
         std::vector<Definition> list = quant_gemms();
         list.insert(list.begin(), hadamard_quantize());
         list.push_back(monarch_add());
+        list.push_back(multi_region_quantize());
+        list.push_back(quant_matmul());
         return list;
     }();
     return all;

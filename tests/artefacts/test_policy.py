@@ -18,6 +18,27 @@ def _policy(**changes) -> Policy:
     return Policy(**{"method": "test", "model": "Net", "layers": layers, **changes})
 
 
+def test_without_attentions_it_is_written_as_before_they_came():
+    told = _policy().model_dump(mode="json")
+    assert "attentions" not in told
+    assert not {"regions", "weight_bits"} & set(told["layers"]["a"])
+
+
+def test_attentions_have_bits_for_every_timestep_group():
+    attention = {"bits": [8], "probability_bits": [8]}
+    policy = _policy(attentions={"attn": attention})
+    assert policy.has_regions and not _policy().has_regions
+    assert policy.model_dump(mode="json")["attentions"] == {"attn": attention}
+    with pytest.raises(ValueError, match="attention attn has 2 bits for 1 timestep groups"):
+        _policy(attentions={"attn": {**attention, "probability_bits": [8, 8]}})
+
+
+@pytest.mark.parametrize("change", ({"hadamard": 16}, {"low_rank": 2}))
+def test_regions_are_of_what_the_layer_reads(change):
+    with pytest.raises(ValueError, match="two regions"):
+        _policy(layers={"a": {"weight": "int8", "activation_bits": [8], "regions": "gelu", **change}})
+
+
 def test_round_trip(tmp_path):
     policy = _policy()
     policy.save(tmp_path / "one.json")

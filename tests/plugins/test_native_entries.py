@@ -20,12 +20,30 @@ from dit2deploy.targets import kernel
 DOMAIN = "dit2deploy"
 TERNARY = next(fmt for fmt in FORMATS if fmt.name == "ternary")
 M, K, N, RANK = 6, 40, 35, 3
-OUTPUTS = {"HadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT}}
+OUTPUTS = {
+    "HadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT},
+    "MultiRegionQuantize": {
+        **dict.fromkeys(("q_low", "q_high"), TensorProto.INT8),
+        **dict.fromkeys(("s_low", "s_high"), TensorProto.FLOAT),
+    },
+}
 
 
 def quantizer(**changes) -> dict[str, np.ndarray]:
     x = np.random.default_rng(0).standard_normal((M, 64)).astype(np.float32)
     return {"x": x, "qmax": np.array([7], np.float32), **changes}
+
+
+def regions(**changes) -> dict[str, np.ndarray]:
+    table = {"qmax": np.array([127], np.float32), "regions": np.array([[0, 0.01, 0.1]], np.float32)}
+    return {"x": quantizer()["x"], **table, **changes}
+
+
+def products(**changes) -> dict[str, np.ndarray]:
+    codes = {"a": np.ones((1, 2, 5, 8), np.int8), "b": np.ones((1, 2, 7, 8), np.int8)}
+    steps = {"sa": np.ones((1, 2, 5, 1), np.float32), "sb": np.ones((1, 2, 7, 1), np.float32)}
+    made = {**codes, **steps, **changes}
+    return {name: made[name] for name in ("a", "sa", "b", "sb")}
 
 
 def gemm(*, low_rank: bool = False, **changes) -> dict[str, np.ndarray]:
@@ -151,8 +169,32 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         ("HadamardQuantize", quantizer(qmax=np.full(4, 7, np.float32)), {}, "which do not divide the 6 rows of x"),
         ("MonarchAdd", branch(up=np.ones((2, 4, 6), np.float32)), {}, "down has rank 3 and up has rank 4"),
         ("MonarchAdd", branch(x=np.ones((5, 9), np.float32)), {}, "x must have 8 columns, the rows of down, got 9"),
+        (
+            "MultiRegionQuantize",
+            regions(regions=np.ones((2, 3), np.float32)),
+            {},
+            "qmax has 1 values and regions 2 rows",
+        ),
+        ("MultiRegionQuantize", regions(regions=np.ones((1, 2), np.float32)), {}, "regions must be [R, 3]"),
+        ("QuantMatMul", products(b=np.ones((1, 2, 7, 9), np.int8)), {}, "a has 8 columns and b 9"),
+        ("QuantMatMul", products(b=np.ones((1, 3, 7, 8), np.int8)), {}, "b must have the items and heads of a"),
+        ("QuantMatMul", products(sa=np.ones((1, 2, 7, 1), np.float32)), {}, "sa must have the rows of a"),
     ),
-    ids=("words", "steps", "groups", "rank", "block", "qmax", "grid", "columns"),
+    ids=(
+        "words",
+        "steps",
+        "groups",
+        "rank",
+        "block",
+        "qmax",
+        "grid",
+        "monarch-columns",
+        "tables",
+        "columns",
+        "inner",
+        "heads",
+        "rows",
+    ),
 )
 def test_a_wrong_shape_stops_the_run_with_our_message(library, op, inputs, attributes, said):
     with pytest.raises(Exception) as caught:

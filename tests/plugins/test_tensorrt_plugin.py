@@ -19,9 +19,13 @@ ADAPTER = (
     "ops/ops.cc",
     "ops/hadamard_quantize/hadamard_quantize.cc",
     "ops/hadamard_quantize/cuda_plan.cc",
+    "ops/multi_region_quantize/multi_region_quantize.cc",
+    "ops/multi_region_quantize/cuda_plan.cc",
     "ops/quant_gemm/quant_gemm.cc",
     "ops/quant_gemm/layout.cc",
     "ops/quant_gemm/cuda_plan.cc",
+    "ops/quant_matmul/quant_matmul.cc",
+    "ops/quant_matmul/cuda_plan.cc",
 )
 FOLDERS = ("abi", "include", "base", "formats", "ops", "ops/quant_gemm", "ops/hadamard_quantize")
 

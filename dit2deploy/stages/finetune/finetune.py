@@ -60,6 +60,7 @@ def finetune(
     settings.check()
     source = open_model(model)
     _check_belongs(source.sha256, model, checkpoint, calibration)
+    _check_trainable(checkpoint)
     check_fits(empty_quantized(checkpoint.config, checkpoint.policy), checkpoint)
     teacher, family = load_transformer(model)
     images = None if data is None else Images.load(Path(data), source, teacher.config)
@@ -125,6 +126,15 @@ def _check_belongs(model_sha256: str, model: Path, checkpoint: Checkpoint, calib
             raise Misuse(f"{where}: was made of another model than {model}.", f"Make it anew with `dit2deploy {verb}`.")
     if not any(layer.is_quantized for layer in checkpoint.policy.layers.values()):
         raise Misuse(f"{checkpoint.folder}: its policy quantizes no layer.", "There is nothing to train.")
+
+
+def _check_trainable(checkpoint: Checkpoint) -> None:
+    policy = checkpoint.policy
+    if policy.has_regions or any(layer.weight_bits is not None for layer in policy.layers.values()):
+        raise Misuse(
+            f"{checkpoint.folder}: quantized attention, inputs of two regions and limited codes cannot be trained.",
+            "Quantize by another recipe, e.g. w4a4.",
+        )
 
 
 def _student(model: Path, checkpoint: Checkpoint, calibration: CalibrationSet) -> torch.nn.Module:

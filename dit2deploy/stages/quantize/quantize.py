@@ -15,13 +15,16 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report, track
-from dit2deploy.models.load import ModelFolder, linears, load_transformer, open_model
+from dit2deploy.models.load import ModelFolder, linears_of, load_transformer, open_model, skeleton
+from dit2deploy.models.places import check_places
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
 from dit2deploy.quantizers.smoothing import Channels, gathered_channels, smoothed
 from dit2deploy.quantizers.temporal import effective_size, step_weights
 from dit2deploy.stages.quantize.hessians import gather, passes
+from dit2deploy.stages.quantize.regions import search_regions
 
+REGIONS = "regions"  # the part that holds what is searched for all layers and attentions at once
 ALGORITHM = 1  # part of each part's key: raise it when the same inputs give other codes
 
 
@@ -29,18 +32,21 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
     """Packs each linear layer of `model` as `policy` says and writes the checkpoint to the folder `out`.
 
     `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time; the network
-    itself is loaded only where a layer needs the second moments of its inputs (GPTQ, weighted branches), Fisher scores
-    or smoothing, to gather them over the calibration set. Smoothing changes the layers before the smoothed ones too,
-    so that the network stays the same function. Finished layers are kept in `OUT.parts/` until the checkpoint is
-    whole, so a killed run goes on; a part counts only for the same layer policy, weights, calibration set and seed.
+    itself is loaded only where a layer needs the second moments of its inputs (GPTQ, weighted branches), Fisher scores,
+    smoothing or the steps of two regions, to gather them over the calibration set. Smoothing changes the layers before
+    the smoothed ones too, so that the network stays the same function. Finished layers are kept in `OUT.parts/` until
+    the checkpoint is whole, so a killed run goes on; a part counts only for the same layer policy, weights, calibration
+    set and seed.
 
-    Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, and for smoothing that
-    has nowhere to go.
+    Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, and for smoothing,
+    attentions or regions that have nowhere to go.
     """
     model, out = Path(model), Path(out)
     source = open_model(model)
-    shapes = linears(source)
+    empty = skeleton(source)
+    shapes = linears_of(empty)
     policy.check_covers(source.class_name, shapes)
+    check_places(empty, policy)
     if calibration.manifest.model_sha256 != source.sha256:
         raise Misuse(
             f"{calibration.folder}: was recorded on another model than {model}.",
@@ -53,16 +59,16 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
         producers = [producer.layer for producer in fold.producers]
         for name in (*fold.readers, *producers):
             touched[name].append([*producers, *fold.readers, alpha])
-    parts = Parts(
-        out.with_name(f"{out.name}.parts"),
-        {
-            name: sha256_of_json(
-                [ALGORITHM, name, layer.model_dump(mode="json"), source.sha256, calibration_sha256, seed, touched[name]]
-            )
-            for name, layer in policy.layers.items()
-            if layer.is_quantized
-        },
-    )
+    keys = {
+        name: sha256_of_json(
+            [ALGORITHM, name, layer.model_dump(mode="json"), source.sha256, calibration_sha256, seed, touched[name]]
+        )
+        for name, layer in policy.layers.items()
+        if layer.is_quantized
+    }
+    if policy.has_regions:
+        keys[REGIONS] = sha256_of_json([ALGORITHM, policy.sha256, source.sha256, calibration_sha256, seed])
+    parts = Parts(out.with_name(f"{out.name}.parts"), keys)
     names = [name for name in shapes if policy.layers[name].is_quantized]  # in the model's order
     missing = [name for name in names if name not in parts]
     if kept := len(names) - len(missing):
@@ -95,6 +101,11 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
         parts.add(name, tensors, time.perf_counter() - begun)
         done += 1
         report("quantize", done, len(names))
+
+    if policy.has_regions and REGIONS not in parts:
+        begun = time.perf_counter()
+        tables = search_regions(load_transformer(model)[0], policy, calibration, seed=seed)
+        parts.add(REGIONS, tables, time.perf_counter() - begun)
 
     made = Checkpoint.save(
         out,
@@ -200,6 +211,9 @@ class _Assembled(Mapping[str, np.ndarray]):
             elif leaf == "weight":
                 part = parts.open(layer)
                 self._places |= {f"{layer}.{suffix}": (part, suffix) for suffix in part}
+        if REGIONS in parts:
+            part = parts.open(REGIONS)
+            self._places |= {name: (part, name) for name in part}
 
     def __getitem__(self, name: str) -> np.ndarray:
         part, stored = self._places[name]

@@ -6,13 +6,13 @@ from typing import Any
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.stages.search import mixed, uniform
+from dit2deploy.stages.search import mixed, tq_dit, uniform
 from dit2deploy.stages.search.front import take_point
 from dit2deploy.stages.search.problem import Problem
 
 __all__ = ["RECIPES", "search", "take_point"]
 
-RECIPES = (*uniform.RECIPES, *mixed.RECIPES)
+RECIPES = (*uniform.RECIPES, *tq_dit.RECIPES, *mixed.RECIPES)
 
 
 def search(
@@ -27,21 +27,24 @@ def search(
     """Writes the policy that a recipe makes for `model` (a diffusers folder) to the file `out`, and returns it.
 
     `overrides` are options of the recipe: uniform.Options, for mixed-precision recipes also mixed.Options. Those
-    measure on a `calibration` set (its folder); uniform recipes need none. Beside `out`, a mixed-precision recipe
+    measure on a `calibration` set (its folder); the others need none. Beside `out`, a mixed-precision recipe
     leaves the front of bits and error (.front.json, .front.png) and the journal of its measurements (.journal.jsonl),
     by which a killed search goes on: the same inputs and seed give the same policy to the last byte.
 
     Raises Misuse for a recipe or an option that does not exist, for values that do not fit the model, and for a
     calibration set that is missing, of another model, or too small.
     """
-    from dit2deploy.models.load import linears, open_model  # torch: not for those who only want the list
+    # torch: not for those who only want the list
+    from dit2deploy.models.load import linears_of, open_model, skeleton
+    from dit2deploy.models.places import after_gelu, attentions_of
 
     model, out = Path(model), Path(out)
     known = {entry.name: entry for entry in RECIPES}
     if recipe not in known:
         raise Misuse(f"search: there is no recipe {recipe!r}.", f"Known: {', '.join(known)}.")
     source = open_model(model)
-    shapes = linears(source)
+    empty = skeleton(source)
+    shapes = linears_of(empty)
     problem = Problem(
         model=source.class_name,
         linears=shapes,
@@ -49,9 +52,11 @@ def search(
         training_steps=(source.scheduler_config or {}).get("num_train_timesteps", 1000),
         seed=seed,
         smoothable=frozenset(reader for fold in source.family.folds(shapes) for reader in fold.readers),
+        attentions=tuple(attentions_of(empty)),
+        after_gelu=tuple(after_gelu(empty)),
     )
     chosen = known[recipe]
-    if isinstance(chosen, uniform.UniformRecipe):
+    if not isinstance(chosen, mixed.MixedRecipe):
         policy = chosen.search(problem, **overrides)
     else:
         if calibration is None:

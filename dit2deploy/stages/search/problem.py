@@ -14,3 +14,5 @@ class Problem:
     training_steps: int  # timesteps are 0 .. training_steps - 1
     seed: int = 0
     smoothable: frozenset[str] = frozenset()  # layers that the family has a place for, see models/folds.py
+    attentions: tuple[str, ...] = ()  # whose products can be quantized, see models.places
+    after_gelu: tuple[str, ...] = ()  # linears whose input is a GELU

@@ -1,0 +1,74 @@
+"""Attention with integer products, in the place of diffusers' attention processor (TQ-DiT)."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers.models.attention_processor import Attention
+
+from dit2deploy.artefacts.policy import AttentionPolicy
+from dit2deploy.nn.timestep_groups import TimestepGroups
+from dit2deploy.ops import HADAMARD_QUANTIZE, MULTI_REGION_QUANTIZE, QUANT_MATMUL
+
+# q, k, v float32 [B, H, tokens, D] and the factor of the scores -> float32 [B, H, M, D]
+Products = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+def attend(attention: Attention, x: torch.Tensor, context: torch.Tensor | None, products: Products) -> torch.Tensor:
+    """What diffusers' AttnProcessor2_0 computes, x float32 [B, M, C] and context [B, N, C'], with products of our own.
+
+    For attentions of `models.places.attentions_of`, without a mask.
+    """
+    source = x if context is None else context
+    q, k, v = attention.to_q(x), attention.to_k(source), attention.to_v(source)
+    q, k, v = (value.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for value in (q, k, v))
+    if attention.norm_q is not None:
+        q = attention.norm_q(q)
+    if attention.norm_k is not None:
+        k = attention.norm_k(k)
+    out = products(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2).flatten(2)
+    for layer in attention.to_out:  # the projection, and a dropout that does nothing
+        out = layer(out)
+    return out / attention.rescale_output_factor
+
+
+class QuantAttention(torch.nn.Module):
+    """Q K^T and P V as products of integers, P by two steps for two regions; softmax stays in float32.
+
+    Q and K have a step a token and V one a channel, of each head: steps along the axis that a product sums over would
+    not factor out. P is two planes of codes (MultiRegionQuantize), so P V is two integer products: one would do where
+    the ratio of the steps, 2**i, leaves (2**(bits - 1) - 1) 2**i within int8, which neither 6 nor 8 bits do. The same
+    in the forms "fused" and "qdq". Raises ValueError for a call with a mask.
+    """
+
+    qmax: torch.Tensor
+    probability_qmax: torch.Tensor
+    regions: torch.Tensor
+
+    def __init__(self, policy: AttentionPolicy, groups: TimestepGroups) -> None:
+        super().__init__()
+        self.policy, self.groups = policy, groups
+        for name, bits in (("qmax", policy.bits), ("probability_qmax", policy.probability_bits)):
+            self.register_buffer(name, 2.0 ** (torch.tensor(bits) - 1) - 1)
+        self.register_buffer("regions", torch.ones(len(policy.bits), 3))  # comes from a checkpoint
+
+    def forward(
+        self,
+        attention: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if attention_mask is not None:
+            raise ValueError("quantized attention takes no mask")
+        return attend(attention, hidden_states, encoder_hidden_states, self._products)
+
+    def _products(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float) -> torch.Tensor:
+        qmax = self.groups.qmax(self.qmax)
+        (q, q_step), (k, k_step), (v, v_step) = (
+            HADAMARD_QUANTIZE.call(value, qmax, block=1, clip="absmax") for value in (q, k, v.transpose(-1, -2))
+        )
+        probabilities = QUANT_MATMUL.call(q, q_step * factor, k, k_step).softmax(-1)
+        low, high, low_step, high_step = MULTI_REGION_QUANTIZE.call(
+            probabilities, self.groups.qmax(self.probability_qmax), self.groups.qmax(self.regions)
+        )
+        return QUANT_MATMUL.call(low, low_step, v, v_step) + QUANT_MATMUL.call(high, high_step, v, v_step)

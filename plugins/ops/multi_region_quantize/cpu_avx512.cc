@@ -1,0 +1,8 @@
+// MultiRegionQuantize for AVX-512.
+#include "rows.h"
+
+namespace d2d {
+
+std::unique_ptr<CpuKernel> make_multi_region_quantize_avx512() { return std::make_unique<Kernel>(); }
+
+}  // namespace d2d

@@ -1,0 +1,8 @@
+// QuantMatMul for AVX-512.
+#include "products.h"
+
+namespace d2d {
+
+std::unique_ptr<CpuKernel> make_quant_matmul_avx512() { return std::make_unique<Kernel>(); }
+
+}  // namespace d2d
