@@ -94,6 +94,9 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     assert {layer.grid for layer in made["branch V3"]} == {"mid-rise"}
     assert {layer.grid for layer in made["branch V3, mid-tread"] + made["RobuQ PTQ"]} == {"mid-tread"}
     assert {layer.hessian for layer in made["AdaTSQ GPTQ"]} == {"fisher"}
+    assert {(layer.rounding, layer.smoothing_steps) for layer in made["PTQ4DiT"]} == {("adaround", "correlation")}
+    assert {layer.smoothing for layer in made["PTQ4DiT"]} == {0.0, 0.5}
+    assert {layer.objective for layer in made["PTQ4DiT + FIMA-Q objective"]} == {"low_rank"}
     assert all(layer.group_size and layer.low_rank == 2 for layer in made["SVDQuant-like"])
     budget = made["low rank 16"][0].low_rank
     for name in ("GMB 2 x 2", "GMB 4 x 4", "GMB 8 x 8", "low rank 8 + GMB", "GMB searched"):

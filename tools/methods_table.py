@@ -153,6 +153,23 @@ def robuq(case: Case) -> Policy:
     return branch(case, rounding="nearest", branch_init="weight", grid=grid)
 
 
+def reconstructed(case: Case, **changes: Any) -> Policy:
+    """PTQ4DiT: salience balanced over the steps where it folds, then AdaRound, block by block."""
+    return with_blocks(case, smooth(case, 0.5), rounding="adaround", smoothing_steps="correlation", **changes)
+
+
+def temporal(case: Case) -> Policy:
+    """TFMQ-DM: AdaRound by blocks, and on all timesteps and classes where a layer reads nothing else."""
+    policy, role = with_blocks(case, case.uniform(), rounding="adaround"), open_model(case.model).family.role
+    layers = {
+        name: layer.model_copy(update={"rounding": "adaround", "calls": "conditions"})
+        if layer.is_quantized and role(name) in ("modulation", "embedding")
+        else layer
+        for name, layer in policy.layers.items()
+    }
+    return policy.model_copy(update={"layers": layers})
+
+
 BUDGET = 16  # parameters of the rows that compare branches, as the rank of a low-rank one (methods.md 4.3)
 
 
@@ -202,6 +219,9 @@ ROWS = (
     ),
     Row("low rank 8 + GMB", "half of them in a 4 x 4 grid", partial(sides, low_rank=8, grid=MonarchGrid(4, 4, 2))),
     Row("GMB searched", "the split and grid of each layer by output error", searched_sides),
+    Row("PTQ4DiT", "salience balanced over steps where it folds, AdaRound on blocks' outputs", reconstructed),
+    Row("PTQ4DiT + FIMA-Q objective", "the same, Fisher-weighted", partial(reconstructed, objective="low_rank")),
+    Row("TFMQ", "AdaRound; modulation and embedders on every timestep and class", temporal),
     Row("AdaTSQ GPTQ", "V3, Hessian weighted by Fisher scores", partial(branch, hessian="fisher")),
 )
 

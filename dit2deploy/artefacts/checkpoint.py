@@ -57,6 +57,7 @@ class CheckpointManifest(schema.Record):
     policy_sha256: str
     calibration_sha256: str
     seed: int
+    iterations: int | None = None  # of each block's reconstruction; None: as many as its size asks for, or none needed
     layer_seconds: dict[str, float] = {}
     training: dict[str, Any] = {}  # of a checkpoint that was finetuned: its inputs, settings, losses
     versions: dict[str, str] = {}

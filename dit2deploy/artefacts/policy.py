@@ -24,6 +24,9 @@ _LATER = {
     "branch_init": "alternating",
     "hessian": "uniform",
     "smoothing": 0.0,
+    "smoothing_steps": "largest",
+    "objective": "squared",
+    "calls": "trajectory",
     "monarch": None,
     "regions": "token",
     "weight_bits": None,
@@ -78,7 +81,7 @@ class LayerPolicy(schema.Record):
     grid: Grid = "mid-tread"
     hadamard: Annotated[int, Field(ge=1)] = 1  # block of the Hadamard transform; 1: none
     low_rank: Annotated[int, Field(ge=0)] = 0  # rank of the side branch; 0: none
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "gptq", "adaround"] = "nearest"
     # Where branches come from, see quantizers/branches.py. "residual", "weight", "alternating": V1, V2 and V3 of
     # methods.md 3.3; "weighted": V3 in the norm of the layer's inputs (4.3); "refit": V2, and once more for what the
     # codes leave, in that norm.
@@ -87,6 +90,13 @@ class LayerPolicy(schema.Record):
     hessian: Literal["uniform", "fisher"] = "uniform"
     # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: quantizers/smoothing.py.
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    # How the calibration's steps count in smoothing's maxima of inputs; "correlation": PTQ4DiT, methods.md 6.7.
+    smoothing_steps: Literal["largest", "correlation"] = "largest"
+    # Of "adaround": what of a block's error counts, see quantizers/objective.py. "diagonal": BRECQ; "low_rank": FIMA-Q.
+    objective: Literal["squared", "diagonal", "low_rank"] = "squared"
+    # What the layer is calibrated on. "conditions": every timestep of the calibration set with every class, for layers
+    # that read nothing else (TFMQ-DM, stages/quantize/conditions.py).
+    calls: Literal["trajectory", "conditions"] = "trajectory"
     monarch: MonarchGrid | None = None  # a branch beside the low-rank one, or instead of it
     # Steps of the inputs. "token": one a token, found at run time; "gelu": two a timestep group, for values below and
     # above 0, found by calibration (TQ-DiT, quantizers/multi_region.py).

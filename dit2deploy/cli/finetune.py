@@ -27,10 +27,10 @@ def _bits(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int
 @click.option("--branch-learning-rate", default=3e-4, show_default=True, help="Of branches, biases and scales.")
 @click.option(
     "--trained",
-    type=click.Choice(("all", "branch")),
+    type=click.Choice(("all", "branch", "selective")),
     default="all",
     show_default=True,
-    help="branch: the low-bit weights stay as they are.",
+    help="branch: the low-bit weights stay; selective: QuEST's choice of layers.",
 )
 @click.option("--schedule", default="", callback=_bits, help="Activation bits in equal parts of it, e.g. 8,4,3.")
 @options.out("Folder of the trained checkpoint.")

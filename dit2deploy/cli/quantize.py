@@ -11,9 +11,10 @@ from dit2deploy.cli import options
 @click.argument("model", type=options.PATH)
 @click.option("--policy", required=True, type=options.PATH, help="policy.json, from `dit2deploy search`.")
 @click.option("--calibration", required=True, type=options.PATH, help="From `dit2deploy calibrate`.")
+@click.option("--iterations", type=click.IntRange(1), help="Of each block's reconstruction. [default: by its size]")
 @options.out("Folder of the quantized checkpoint.")
 @options.common
-def command(model: Path, policy: Path, calibration: Path, out: Path, seed: int):
+def command(model: Path, policy: Path, calibration: Path, iterations: int | None, out: Path, seed: int):
     """Pack MODEL as the policy says; goes on where an earlier run was stopped.
 
     \b
@@ -24,7 +25,7 @@ def command(model: Path, policy: Path, calibration: Path, out: Path, seed: int):
     from dit2deploy.artefacts.policy import Policy
     from dit2deploy.stages.quantize import quantize
 
-    made = quantize(model, Policy.load(policy), CalibrationSet.load(calibration), out, seed=seed)
+    made = quantize(model, Policy.load(policy), CalibrationSet.load(calibration), out, iterations=iterations, seed=seed)
     size = (made.folder / TENSORS).stat().st_size
     quantized = sum(layer.is_quantized for layer in made.policy.layers.values())
     return (

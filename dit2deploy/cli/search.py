@@ -18,7 +18,7 @@ from dit2deploy.cli import options
 )
 @click.option("--low-rank", type=click.IntRange(0), help="Rank of the side branch.  [default: the recipe's]")
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
-@click.option("--rounding", type=click.Choice(("nearest", "gptq")), help="[default: the recipe's]")
+@click.option("--rounding", type=click.Choice(("nearest", "gptq", "adaround")), help="[default: the recipe's]")
 @click.option("--clip", type=click.Choice(("absmax", "gaussian")), help="Of activations.  [default: the recipe's]")
 @click.option(
     "--branch-init",

@@ -27,6 +27,15 @@ class TimestepGroups:
             raise RuntimeError("timestep groups: a layer was called outside of its transformer's forward")
         return stored[self._index]
 
+    @property
+    def index(self) -> torch.Tensor | None:
+        """The group of each sample, int64 [B], within a call; to be set where a part of the transformer is called."""
+        return self._index
+
+    @index.setter
+    def index(self, value: torch.Tensor | None) -> None:
+        self._index = value
+
     def attach(self, transformer: torch.nn.Module) -> None:
         """Hooks the transformer's forward, which must be given `timestep` by keyword."""
         if len(self.bounds) > 1:

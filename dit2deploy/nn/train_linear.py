@@ -94,9 +94,7 @@ class TrainLinear(torch.nn.Module):
         codes = _Straight.apply(self.latent * self.format.high, self.codes())
         scale = self.scale * self.log_gain.exp()
         weight = (codes.reshape(n, scale.shape[1], -1) * scale.unsqueeze(-1)).reshape(n, k)
-        rotated = _Rotate.apply(x, self.policy.hadamard) if self.policy.hadamard > 1 else x
-        how = self.policy.clip, self.policy.grid
-        y = _PerToken.apply(rotated, self.groups.qmax(self.qmax), *how) @ weight.T + self.bias
+        y = quantized_input(x, self.groups.qmax(self.qmax), self.policy) @ weight.T + self.bias
         factors = {leaf: self.get_parameter(leaf) for leaf in self.policy.branch_leaves}
         halves = {leaf: _Straight.apply(factor, factor.detach().half().float()) for leaf, factor in factors.items()}
         return add_branches(y, x, halves)
@@ -112,6 +110,13 @@ class TrainLinear(torch.nn.Module):
             }
             out |= {leaf: self.get_parameter(leaf).half().numpy() for leaf in self.policy.branch_leaves}
         return out
+
+
+def quantized_input(x: torch.Tensor, qmax: torch.Tensor, policy: LayerPolicy) -> torch.Tensor:
+    """x float32 [.., K] rotated and quantized per token as the policy says, dequantized, with straight-through
+    gradients inside of the clipping range; qmax float32 [R] as for `hadamard_quantize`."""
+    rotated = _Rotate.apply(x, policy.hadamard) if policy.hadamard > 1 else x
+    return _PerToken.apply(rotated, qmax, policy.clip, policy.grid)
 
 
 class _Straight(torch.autograd.Function):

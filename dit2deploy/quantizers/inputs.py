@@ -1,18 +1,29 @@
 """The inputs of a network's layers over the calls of a calibration set, and their largest values."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 
-from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import track
+
+
+class Calls(Protocol):
+    """Calls of a network: a CalibrationSet, or what stands in for one."""
+
+    def __len__(self) -> int: ...
+
+    def call(self, index: int) -> dict[str, np.ndarray]:
+        """Keyword arguments of one call, [B, ..] each."""
+        ...
 
 
 def watch(
     network: torch.nn.Module,
     names: Sequence[str],
-    calibration: CalibrationSet,
+    calibration: Calls,
     see: Callable[[str, torch.Tensor, int], None],
 ) -> None:
     """Runs the network over the calibration set; `see(name, x, call)` is given each input [.., K] of these layers.
@@ -46,15 +57,15 @@ def watch(
             )
 
 
-def channel_maxima(
-    network: torch.nn.Module, names: Sequence[str], calibration: CalibrationSet
-) -> dict[str, torch.Tensor]:
-    """max |x_j| over all tokens of each layer's input, float32 [K], by layer name; raises as `watch` does."""
+def channel_maxima(network: torch.nn.Module, names: Sequence[str], calibration: Calls) -> dict[str, torch.Tensor]:
+    """max |x_j| over the tokens of each call of each layer's input, float32 [C, K], by layer name; raises as `watch`
+    does. A call that does not reach a layer has zeros there."""
     maxima: dict[str, torch.Tensor] = {}
 
     def see(name: str, x: torch.Tensor, index: int) -> None:
         largest = x.reshape(-1, x.shape[-1]).float().abs().amax(0)
-        maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
+        held = maxima.setdefault(name, torch.zeros(len(calibration), len(largest)))
+        held[index] = torch.maximum(held[index], largest)
 
     watch(network, names, calibration, see)
     return maxima

@@ -3,6 +3,10 @@
 SmoothQuant (https://arxiv.org/abs/2211.10438; methods.md 6.2) divides input channel j of a layer by c_j and multiplies
 column j of its weight by c_j. Where the division can go, the family says (models/folds.py). Rows have scales of their
 own in every format, so that the codes of the layers that take it stay what they were.
+
+PTQ4DiT's Channel-wise Salience Balancing (https://arxiv.org/abs/2405.16005; methods.md 6.7) is alpha 0.5: with
+e_j = sqrt(max|X_j| max|W_j|), X e_j / max|X_j| is X / c. Its salience calibration is `salience`. The paper balances the
+inputs of qkv, of the projection and of the first linear of the MLP, as we do.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +16,7 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
-from dit2deploy.artefacts.policy import Policy
+from dit2deploy.artefacts.policy import LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.folds import Fold
 from dit2deploy.models.load import linears_of
@@ -43,8 +47,8 @@ class Channels:
         return value
 
 
-def smoothed(policy: Policy, places: Sequence[Fold]) -> Iterator[tuple[Fold, float]]:
-    """Those of the family's `places` that the policy asks for, with their alpha.
+def smoothed(policy: Policy, places: Sequence[Fold]) -> Iterator[tuple[Fold, LayerPolicy]]:
+    """Those of the family's `places` that the policy asks for, with the policy of their readers.
 
     Raises Misuse for layers that cannot be smoothed and for layers of one place that do not agree.
     """
@@ -55,11 +59,11 @@ def smoothed(policy: Policy, places: Sequence[Fold]) -> Iterator[tuple[Fold, flo
         if layer.is_quantized and layer.smoothing and name not in open_to:
             raise Misuse(f"layer {name}: no layer before it can take its smoothing factors.", _CURE)
     for fold in places:
-        alphas = {policy.layers[reader].smoothing * policy.layers[reader].is_quantized for reader in fold.readers}
-        if len(alphas) > 1:
+        readers = [policy.layers[reader] for reader in fold.readers]
+        if len({(reader.smoothing * reader.is_quantized, reader.smoothing_steps) for reader in readers}) > 1:
             raise Misuse(f"layers {', '.join(fold.readers)}: share their factors, but differ in smoothing.", _CURE)
-        if alpha := alphas.pop():
-            yield fold, alpha
+        if readers[0].smoothing and readers[0].is_quantized:
+            yield fold, readers[0]
 
 
 def factors(input_maxima: np.ndarray, weight_maxima: np.ndarray, alpha: float) -> np.ndarray:
@@ -70,22 +74,47 @@ def factors(input_maxima: np.ndarray, weight_maxima: np.ndarray, alpha: float) -
     return np.where(live, c, 1.0).astype(np.float32)
 
 
+def salience(input_maxima: np.ndarray, weight_maxima: np.ndarray) -> np.ndarray:
+    """max|X_j| [K] over the steps, from those of each step [C, K]: sum_t eta_t max|X_j^(t)|, eta = softmax_t(-rho_t),
+    rho_t being Spearman's correlation over channels of max|X^(t)| and max|W| [K] (PTQ4DiT, equations of 6.7).
+
+    Steps whose salient channels are not those of the weight count more: there is more to balance. Ties share the mean
+    of their ranks; without any spread rho is 0.
+    """
+    weight = _ranks(weight_maxima)
+    rho = np.array([_correlation(_ranks(step), weight) for step in input_maxima])
+    eta = np.exp(-rho - (-rho).max())
+    return (eta / eta.sum()) @ np.asarray(input_maxima, np.float64)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size else 0.0
+
+
 def channels_of(
-    wanted: Sequence[tuple[Fold, float]],
+    wanted: Sequence[tuple[Fold, LayerPolicy]],
     linears: Mapping[str, tuple[int, int]],
     weights: Mapping[str, np.ndarray],
     maxima: Mapping[str, torch.Tensor],
 ) -> dict[str, Channels]:
-    """What becomes of each layer: from the readers' full-precision weights [N, K] and `maxima` [K] of their |input|.
-
-    Readers of one place share one c, from the largest of each.
+    """What becomes of each layer: from the readers' full-precision weights [N, K] and `maxima` [C, K] of their
+    |input|, by calls. Readers of one place share one c, from the largest of each.
     """
     columns: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
     shift: dict[str, np.ndarray] = {}
-    for fold, alpha in wanted:
+    for fold, policy in wanted:
         largest = np.max([np.abs(np.asarray(weights[name], np.float32)).max(0) for name in fold.readers], axis=0)
-        c = factors(np.max([maxima[name].numpy() for name in fold.readers], axis=0), largest, alpha)
+        steps = np.max([maxima[name].numpy() for name in fold.readers], axis=0)
+        inputs = salience(steps, largest) if policy.smoothing_steps == "correlation" else steps.max(0)
+        c = factors(inputs, largest, policy.smoothing)
         columns |= dict.fromkeys(fold.readers, c)
         inverse = 1 / c
         for producer in fold.producers:
@@ -98,8 +127,21 @@ def channels_of(
     return {name: Channels(columns.get(name), rows.get(name), shift.get(name)) for name in {**columns, **rows}}
 
 
+def fold_into(network: torch.nn.Module, folded: Mapping[str, Channels]) -> None:
+    """Folds the factors into the full-precision network, in place; it stays the same function."""
+    with torch.no_grad():
+        for name, channels in folded.items():
+            layer = network.get_submodule(name)
+            if layer.bias is None and channels.shift is not None:
+                layer.bias = torch.nn.Parameter(
+                    torch.zeros(len(network.get_parameter(f"{name}.weight"))), requires_grad=False
+                )
+            for leaf, value in layer.named_parameters():
+                value.copy_(torch.from_numpy(channels.apply(leaf, value.numpy().copy())))
+
+
 def gathered_channels(
-    network: torch.nn.Module, wanted: Sequence[tuple[Fold, float]], calibration: CalibrationSet
+    network: torch.nn.Module, wanted: Sequence[tuple[Fold, LayerPolicy]], calibration: CalibrationSet
 ) -> dict[str, Channels]:
     """`channels_of` the full-precision `network`, maxima taken over the calibration set; {} where nothing is wanted.
 

@@ -141,11 +141,22 @@ def test_a_policy_from_before_the_options_keeps_its_bytes_and_its_hash(tmp_path)
     layer = old.layers["a"]
     assert (layer.branch_init, layer.hessian, layer.smoothing) == ("alternating", "uniform", 0)
     assert layer.grid == "mid-tread" and layer.monarch is None
+    assert (layer.smoothing_steps, layer.objective, layer.calls) == ("largest", "squared", "trajectory")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"branch_init": "refit"}, {"hessian": "fisher"}, {"smoothing": 0.3}, {"grid": "mid-rise"}, {"monarch": [2, 4, 3]}],
+    [
+        {"branch_init": "refit"},
+        {"grid": "mid-rise"},
+        {"monarch": [2, 4, 3]},
+        {"hessian": "fisher"},
+        {"smoothing": 0.3},
+        {"smoothing_steps": "correlation"},
+        {"rounding": "adaround"},
+        {"objective": "low_rank"},
+        {"calls": "conditions"},
+    ],
 )
 def test_an_option_that_is_used_is_written(tmp_path, change):
     layers = {"a": LayerPolicy(weight="int4", activation_bits=(4,), **change), "b": LayerPolicy(weight="float")}

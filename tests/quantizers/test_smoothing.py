@@ -17,7 +17,7 @@ from dit2deploy.nn.convert import load_quantized
 from dit2deploy.quantizers.inputs import channel_maxima
 from dit2deploy.quantizers.linear import quantize_linear
 from dit2deploy.quantizers.output_error import output_error
-from dit2deploy.quantizers.smoothing import Channels, channels_of, factors, smoothed
+from dit2deploy.quantizers.smoothing import Channels, channels_of, factors, salience, smoothed
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.quantize import quantize
 from tests.packing import tiny_module
@@ -74,8 +74,9 @@ def test_folding_leaves_the_full_precision_network_the_same_function(family, cha
     assert len(places) == count
     rng = np.random.default_rng(0)
     weights = {name: network.get_submodule(name).weight.numpy() for place in places for name in place.readers}
-    maxima = {name: torch.from_numpy(10 ** rng.uniform(-1.5, 1.5, w.shape[1])) for name, w in weights.items()}
-    channels = channels_of([(place, 0.8) for place in places], shapes, weights, maxima)
+    maxima = {name: torch.from_numpy(10 ** rng.uniform(-1.5, 1.5, (1, w.shape[1]))) for name, w in weights.items()}
+    policy = LayerPolicy(weight="int8", activation_bits=(8,), smoothing=0.8)
+    channels = channels_of([(place, policy) for place in places], shapes, weights, maxima)
     before_fold: dict[str, torch.Tensor] = {}
     after_fold: dict[str, torch.Tensor] = {}
     with torch.no_grad():
@@ -150,13 +151,44 @@ def test_factors_are_those_of_smoothquant_and_dead_channels_keep_one():
     assert factors(np.array([8.0]), np.array([2.0]), 1.0).tolist() == [8.0]
 
 
-def test_maxima_are_those_of_the_layers_inputs(model, calibration):
+def test_maxima_are_those_of_the_layers_inputs_call_by_call(model, calibration):
     network, _ = load_transformer(model)
     seen = []
     hook = network.get_submodule(FC1).register_forward_pre_hook(lambda m, arguments: seen.append(arguments[0].abs()))
     found = channel_maxima(network, [FC1], calibration)[FC1]
     hook.remove()
-    assert torch.equal(found, torch.cat(seen).flatten(0, 1).amax(0))
+    assert torch.equal(found, torch.stack([x.flatten(0, 1).amax(0) for x in seen]))
+
+
+def test_salience_is_that_of_ptq4dit_computed_directly():
+    """Spearman as Pearson's correlation of ranks counted one by one; e_j, B_X and B_W of methods.md 6.7 written out."""
+
+    def ranks(values: np.ndarray) -> list[float]:
+        return [(values < value).sum() + ((values == value).sum() + 1) / 2 for value in values]
+
+    rng = np.random.default_rng(0)
+    x, w = rng.exponential(size=(5, 64)).round(1) + 0.1, rng.exponential(size=64).round(1) + 0.1  # with ties
+    rho = np.array([np.corrcoef(ranks(step), ranks(w))[0, 1] for step in x])
+    eta = np.exp(-rho) / np.exp(-rho).sum()
+    s = sum(weight * step for weight, step in zip(eta, x, strict=True))
+    np.testing.assert_allclose(salience(x, w), s, rtol=1e-12)
+    e = np.sqrt(s * w)
+    c = factors(salience(x, w), w, 0.5)
+    np.testing.assert_allclose(1 / c, e / s, rtol=1e-6)
+    np.testing.assert_allclose(c, e / w, rtol=1e-6)
+    np.testing.assert_allclose(salience(np.tile(x[0], (3, 1)), w), x[0])
+    np.testing.assert_allclose(salience(x, np.ones(64)), x.mean(0))  # no channel stands out: all steps alike
+
+
+def test_balancing_by_correlation_is_another_choice_of_factors(model, calibration, tmp_path):
+    made = []
+    for steps in ("largest", "correlation"):
+        policy = policy_of(model, smoothing=dict.fromkeys(QKV, 0.5), smoothing_steps=steps)
+        made.append(quantize(model, policy, calibration, tmp_path / steps).tensors.read(f"{QKV[0]}.weight_scale"))
+    assert not np.array_equal(*made)
+    layers = policy.layers | {QKV[0]: policy.layers[QKV[0]].model_copy(update={"smoothing_steps": "largest"})}
+    with pytest.raises(Misuse, match="differ in smoothing"):
+        list(smoothed(policy.model_copy(update={"layers": layers}), DIT.folds(linears(open_model(model)))))
 
 
 def test_what_cannot_be_smoothed_is_refused(model, calibration, tmp_path):

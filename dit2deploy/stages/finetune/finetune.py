@@ -18,8 +18,9 @@ from dit2deploy.base.progress import note
 from dit2deploy.models.load import linears_of, load_transformer, open_model, put
 from dit2deploy.nn.convert import check_fits, empty_quantized
 from dit2deploy.nn.train_linear import make_trainable
-from dit2deploy.quantizers.smoothing import gathered_channels, smoothed
+from dit2deploy.quantizers.smoothing import fold_into, gathered_channels, smoothed
 from dit2deploy.stages.finetune.examples import Images, batches, pool_of
+from dit2deploy.stages.finetune.selective import phases
 from dit2deploy.stages.finetune.settings import Settings
 from dit2deploy.stages.finetune.training import Training, packed, train
 
@@ -46,7 +47,8 @@ def finetune(
     the targets is our inference, methods.md 3.6) on the calibration set's calls and, for class-conditional models, on
     trajectories that it samples anew. `data`, a safetensors file of `images` float32 [N, C, H, W] in the model's
     latent space and `labels` int64 [N], adds noised images to each batch, and the loss of plain training.
-    Layers that are not quantized stay as they are. Runs on the CPU in float32.
+    Layers that are not quantized stay as they are, and with `trained` "selective" so do those that QuEST does not
+    choose (selective.py). Runs on the CPU in float32.
 
     `minutes` end the training earlier, with the learning rate fully decayed. A killed run goes on from `OUT.parts/`,
     which is written every `save_every` steps; on one thread the result is bit for bit that of a run that was not
@@ -82,15 +84,17 @@ def finetune(
     if not pool_file.exists():
         pool = pool_of(teacher, source, calibration, trajectories=settings.trajectories, seed=seed)
         write_tensors(pool_file, pool)
-    pool = TensorFile(pool_file, cure=f"Remove {parts} and run again.")
+    file = TensorFile(pool_file, cure=f"Remove {parts} and run again.")
+    pool, calls = {name: file.read(name) for name in file}, family.conditioning != "class"
 
     generator = torch.Generator().manual_seed(seed)
-    training = Training(student, settings, generator)
+    chosen = phases(student, teacher, family, pool, calls=calls) if settings.trained == "selective" else []
+    training = Training(student, settings, generator, phases=chosen)
     drawn = batches(
-        {name: pool.read(name) for name in pool},
+        pool,
         images,
         teacher,
-        calls=family.conditioning != "class",
+        calls=calls,
         batch=settings.batch,
         generator=generator,
     )
@@ -103,6 +107,7 @@ def finetune(
         "steps": training.step,
         "seconds": round(training.seconds, 1),
         "losses": training.losses,
+        "phases": [sorted(phase) for phase in chosen],
         "versions": versions("dit2deploy", "torch", "diffusers", "numpy"),
     }
     made = Checkpoint.save(
@@ -145,12 +150,7 @@ def _student(model: Path, checkpoint: Checkpoint, calibration: CalibrationSet) -
     wanted = list(smoothed(checkpoint.policy, family.folds(linears_of(network))))
     if wanted and calibration.sha256 != checkpoint.manifest.calibration_sha256:
         note("finetune: smoothing was gathered on another calibration set; latent weights start less exactly")
-    for name, channels in gathered_channels(network, wanted, calibration).items():
-        put(
-            network,
-            f"{name}.weight",
-            torch.from_numpy(channels.apply("weight", network.get_parameter(f"{name}.weight").numpy())),
-        )
+    fold_into(network, gathered_channels(network, wanted, calibration))
     make_trainable(network, checkpoint.policy, _Layers(checkpoint), timestep_scale=family.timestep_scale)
     for name in network.state_dict():
         if not checkpoint.policy.layers.get(name.rpartition(".")[0], _FLOAT).is_quantized:

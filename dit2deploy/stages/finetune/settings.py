@@ -18,7 +18,7 @@ class Settings:
     batch: int = 32  # samples a step (of models that are not class-conditional: a recorded call a step)
     learning_rate: float = 1e-3  # of latent weights, in units of a channel's largest weight
     branch_learning_rate: float = 3e-4  # of branches, biases and the logarithm of scales
-    trained: Literal["all", "branch"] = "all"  # "branch": codes stay (PEFT)
+    trained: Literal["all", "branch", "selective"] = "all"  # "branch": codes stay (PEFT); "selective": QuEST's layers
     schedule: tuple[int, ...] = ()  # least activation bits in equal parts of the training, e.g. 8, 4, 3 (RobuQ)
     ema: float = 0.999  # of what is trained; the average is what is written
     warmup: float = 0.05  # share of the training in which the learning rate rises

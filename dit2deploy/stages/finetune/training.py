@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,23 @@ TRIAL = 5  # steps after which the time is estimated
 class Training:
     """A student on its way. All that a step depends on goes to disk and back in `save` and `restore`."""
 
-    def __init__(self, student: torch.nn.Module, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        student: torch.nn.Module,
+        settings: Settings,
+        generator: torch.Generator,
+        *,
+        phases: Sequence[Collection[str]] = (),
+    ) -> None:
+        """`phases` are names of layers: equal parts of the training train those of one set each. None: all the time."""
         self.student, self.settings, self.generator = student, settings, generator
-        self.layers = dict(trainable_linears(student))
+        self.layers, self.phases = dict(trainable_linears(student)), phases
         slow, fast = {}, {}
         for name, layer in self.layers.items():
-            for leaf, parameter in layer.named_parameters():
-                (slow if leaf == "latent" else fast)[f"{name}.{leaf}"] = parameter
+            layer.requires_grad_(not phases)
+            if not phases or any(name in phase for phase in phases):
+                for leaf, parameter in layer.named_parameters():
+                    (slow if leaf == "latent" else fast)[f"{name}.{leaf}"] = parameter
         if settings.trained == "branch":
             for parameter in slow.values():
                 parameter.requires_grad_(False)
@@ -50,6 +60,10 @@ class Training:
             bits = settings.schedule[int(fraction * len(settings.schedule))]
             for layer in self.layers.values():
                 layer.set_least_bits(bits)
+        if self.phases:
+            phase = self.phases[int(fraction * len(self.phases))]
+            for name, layer in self.layers.items():
+                layer.requires_grad_(name in phase)
         rate = (1 + math.cos(math.pi * fraction)) / 2
         if settings.warmup:
             rate *= min(1.0, (fraction + 1 / settings.steps) / settings.warmup)
@@ -110,9 +124,9 @@ class Training:
             for name, parameter in self.parameters.items():
                 parameter.copy_(read(f"now.{name}"))
                 self.average[name].copy_(read(f"average.{name}"))
-                self.optimizer.state[parameter] = {
-                    kind: read(f"{kind}.{name}") for kind in ("step", "exp_avg", "exp_avg_sq")
-                }
+                kinds = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in state]
+                if kinds:  # none for what a later phase will train
+                    self.optimizer.state[parameter] = {kind: read(f"{kind}.{name}") for kind in kinds}
         self.generator.set_state(read("generator"))
         for field, value in json.loads(state.metadata["progress"]).items():
             setattr(self, field, value)

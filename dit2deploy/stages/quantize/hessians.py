@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base.errors import Misuse
-from dit2deploy.quantizers.inputs import watch
+from dit2deploy.quantizers.inputs import Calls, watch
 
 BUDGET = 2 << 30  # bytes of Hessians in memory at once; more layers than fit are served by further passes
 
@@ -29,7 +28,7 @@ def passes(layers: Mapping[str, int], *, budget: int = BUDGET) -> Iterator[list[
 def gather(
     network: torch.nn.Module,
     names: Sequence[str],
-    calibration: CalibrationSet,
+    calibration: Calls,
     *,
     weights: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -66,7 +65,7 @@ def gather(
 
 
 def sample_inputs(
-    network: torch.nn.Module, names: Sequence[str], calibration: CalibrationSet, *, tokens: int, seed: int
+    network: torch.nn.Module, names: Sequence[str], calibration: Calls, *, tokens: int, seed: int
 ) -> dict[str, torch.Tensor]:
     """About `tokens` random tokens of each layer's input, float32 [M, K], as many of each call; raises as `gather`."""
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}

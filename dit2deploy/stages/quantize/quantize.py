@@ -1,5 +1,6 @@
 """Stage quantize: packs every linear layer as the policy says, one after the other, and goes on where it stopped."""
 
+import copy
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -19,27 +20,39 @@ from dit2deploy.models.load import ModelFolder, linears_of, load_transformer, op
 from dit2deploy.models.places import check_places
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
-from dit2deploy.quantizers.smoothing import Channels, gathered_channels, smoothed
+from dit2deploy.quantizers.smoothing import Channels, fold_into, gathered_channels, smoothed
 from dit2deploy.quantizers.temporal import effective_size, step_weights
+from dit2deploy.stages.quantize import conditions
 from dit2deploy.stages.quantize.hessians import gather, passes
+from dit2deploy.stages.quantize.reconstruct import reconstruct
 from dit2deploy.stages.quantize.regions import search_regions
 
 REGIONS = "regions"  # the part that holds what is searched for all layers and attentions at once
 ALGORITHM = 1  # part of each part's key: raise it when the same inputs give other codes
 
 
-def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path, *, seed: int = 0) -> Checkpoint:
+def quantize(
+    model: Path,
+    policy: Policy,
+    calibration: CalibrationSet,
+    out: Path,
+    *,
+    iterations: int | None = None,
+    seed: int = 0,
+) -> Checkpoint:
     """Packs each linear layer of `model` as `policy` says and writes the checkpoint to the folder `out`.
 
     `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time; the network
     itself is loaded only where a layer needs the second moments of its inputs (GPTQ, weighted branches), Fisher scores,
     smoothing or the steps of two regions, to gather them over the calibration set. Smoothing changes the layers before
-    the smoothed ones too, so that the network stays the same function. Finished layers are kept in `OUT.parts/` until
-    the checkpoint is whole, so a killed run goes on; a part counts only for the same layer policy, weights, calibration
-    set and seed.
+    the smoothed ones too, so that the network stays the same function. Layers of rounding "adaround" are rounded to
+    nearest first and then reconstructed block by block, in `iterations` steps each (None: by the size of the model),
+    with two copies of the network in memory. Finished layers are kept in `OUT.parts/` until the checkpoint is whole, so
+    a killed run goes on; a part counts only for the same layer policy, weights, calibration set and seed.
 
-    Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, and for smoothing,
-    attentions or regions that have nowhere to go.
+    Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, for smoothing,
+    attentions or regions that have nowhere to go, and for layers that cannot be calibrated or reconstructed as the
+    policy asks.
     """
     model, out = Path(model), Path(out)
     source = open_model(model)
@@ -52,16 +65,21 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             f"{calibration.folder}: was recorded on another model than {model}.",
             "Make it anew with `dit2deploy calibrate`.",
         )
+    conditions.check(policy, shapes)
+    if iterations is not None and iterations < 1:
+        raise Misuse(f"quantize: {iterations} iterations reconstruct nothing.", "Give at least 1.")
     calibration_sha256 = calibration.sha256
     folds = list(smoothed(policy, source.family.folds(shapes)))
     touched = {name: [] for name in shapes}  # what smoothing does to a layer depends on its neighbours' alpha
-    for fold, alpha in folds:
+    for fold, layer in folds:
         producers = [producer.layer for producer in fold.producers]
         for name in (*fold.readers, *producers):
-            touched[name].append([*producers, *fold.readers, alpha])
+            touched[name].append([*producers, *fold.readers, layer.smoothing, layer.smoothing_steps])
     keys = {
         name: sha256_of_json(
             [ALGORITHM, name, layer.model_dump(mode="json"), source.sha256, calibration_sha256, seed, touched[name]]
+            # A reconstructed layer depends on all that is quantized before it.
+            + ([policy.sha256, iterations] if layer.rounding == "adaround" else [])
         )
         for name, layer in policy.layers.items()
         if layer.is_quantized
@@ -78,6 +96,7 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
     folded = {}
     if folds:
         folded = gathered_channels(load_transformer(model)[0], folds, calibration)
+    nearest: dict[str, Mapping[str, np.ndarray]] = {}  # what is to be reconstructed
     for name, hessian in _with_hessians(missing, model, policy, shapes, calibration, seed=seed):
         begun = time.perf_counter()
         channels = folded.get(name, Channels())
@@ -98,9 +117,24 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             )
         except ValueError as error:
             raise Misuse(f"{source.folder}: {name}.weight: {error}.", "Check the model's weights.") from error
+        if policy.layers[name].rounding == "adaround":
+            nearest[name] = tensors
+            continue
         parts.add(name, tensors, time.perf_counter() - begun)
         done += 1
         report("quantize", done, len(names))
+    if nearest:
+        exact, family = load_transformer(model)
+        fold_into(exact, folded)
+        tensors = {name: nearest[name] if name in nearest else parts.read(name) for name in names}
+        made_of = family, policy, calibration, tensors
+        finished = tensors.keys() - nearest
+        units = reconstruct((exact, copy.deepcopy(exact)), *made_of, done=finished, iterations=iterations, seed=seed)
+        for chosen, seconds in units:
+            for name in chosen:
+                parts.add(name, chosen[name], seconds / len(chosen))
+            done += len(chosen.keys() & nearest)
+            report("quantize", done, len(names))
 
     if policy.has_regions and REGIONS not in parts:
         begun = time.perf_counter()
@@ -116,6 +150,7 @@ def quantize(model: Path, policy: Policy, calibration: CalibrationSet, out: Path
             policy_sha256=policy.sha256,
             calibration_sha256=calibration_sha256,
             seed=seed,
+            iterations=iterations,
             layer_seconds={name: parts.seconds(name) for name in names},
             versions=versions("dit2deploy", "torch", "diffusers", "numpy"),
         ),
@@ -143,7 +178,7 @@ def _with_hessians(
         if name not in needy:
             yield name, None
     if needy:
-        network, _ = load_transformer(model)
+        network, family = load_transformer(model)
         for run in passes(needy):
             timed = [name for name in run if policy.layers[name].hessian == "fisher"]
             scores = _scores_by_step(network, timed, calibration, seed=seed) if timed else {}
@@ -154,7 +189,11 @@ def _with_hessians(
                     f"quantize: Fisher weights of {len(calibration)} steps count as {min(sizes):.1f} to "
                     f"{max(sizes):.1f} equal ones"
                 )
-            hessians = gather(network, run, calibration, weights=weights)
+            temporal = [name for name in run if policy.layers[name].calls == "conditions"]
+            hessians = gather(network, [name for name in run if name not in temporal], calibration, weights=weights)
+            if temporal:
+                every = conditions.Conditions(calibration, family.classes_and_shape(network.config)[0])
+                hessians |= gather(conditions.ConditionPart(network), temporal, every)
             for name in run:
                 yield name, hessians.pop(name)
 
@@ -189,6 +228,10 @@ class Parts:
 
     def open(self, name: str) -> TensorFile:
         return TensorFile(self._path(name), cure=f"Remove {self._folder} and run again.")
+
+    def read(self, name: str) -> dict[str, np.ndarray]:
+        part = self.open(name)
+        return {suffix: part.read(suffix) for suffix in part}
 
     def seconds(self, name: str) -> float:
         return float(self.open(name).metadata["seconds"])

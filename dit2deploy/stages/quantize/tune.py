@@ -42,7 +42,7 @@ def search_smoothing(
     ]
     readers = [reader for fold in places for reader in fold.readers]
     inputs = sample_inputs(network, readers, calibration, tokens=TOKENS, seed=seed)
-    maxima = channel_maxima(network, readers, calibration)
+    maxima = {name: value.amax(0) for name, value in channel_maxima(network, readers, calibration).items()}
     layers = dict(policy.layers)
     for fold in track(places, "search smoothing"):
         largest = torch.stack([maxima[reader] for reader in fold.readers]).amax(0)

@@ -146,7 +146,7 @@ def _cells(layer: LayerPolicy) -> tuple[str, str, str, str]:
         return "float", "float", "none", "none"
     grouped = f", groups of {layer.group_size}" if layer.group_size else ", per channel"
     bits = "/".join(str(bits) for bits in dict.fromkeys(layer.activation_bits))
-    rounding = ", GPTQ" if layer.rounding == "gptq" else ""
+    rounding = {"nearest": "", "gptq": ", GPTQ", "adaround": ", AdaRound"}[layer.rounding]
     return (
         f"{layer.weight} ({format_by_name(layer.weight).bits:g} bit{grouped}{rounding})",
         f"{bits} bit per token, {layer.clip}, {layer.grid}",

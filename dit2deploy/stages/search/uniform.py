@@ -11,7 +11,7 @@ from dit2deploy.artefacts.schema import first_fault
 from dit2deploy.base.errors import Misuse
 from dit2deploy.stages.search.problem import Problem
 
-Rounding = Literal["nearest", "gptq"]
+Rounding = Literal["nearest", "gptq", "adaround"]
 Clip = Literal["absmax", "gaussian"]
 BranchInit = Literal["residual", "weight", "alternating", "weighted"]
 Hessian = Literal["uniform", "fisher"]
@@ -32,7 +32,7 @@ class Options:
     timestep_bounds: Sequence[int] | None = None  # ends of the timestep groups, the last one = training steps
     group_size: int | None = None  # weights that share a scale, along K; None or 0: a whole row
     low_rank: int | None = None  # None: by `default_rank`
-    rounding: Rounding | None = None  # "nearest" or "gptq", also of modulation linears below 8 bits
+    rounding: Rounding | None = None  # also of modulation linears below 8 bits
     clip: Clip | None = None  # None: by `default_clip`
     grid: Grid | None = None  # of activations; None: by `default_grid`
     hadamard: int | None = None  # block; None: by `default_hadamard`; 1: none

@@ -24,6 +24,7 @@ from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.finetune import Settings, finetune
 from dit2deploy.stages.finetune.examples import Images, answer, fresh
 from dit2deploy.stages.finetune.finetune import _student
+from dit2deploy.stages.finetune.selective import phases
 from dit2deploy.stages.finetune.training import Training, packed
 from dit2deploy.stages.quantize import quantize
 from dit2deploy.stages.search import search
@@ -107,6 +108,40 @@ def test_a_monarch_branch_is_trained_while_the_codes_stay(model, tiny_policy, ca
     }
 
 
+def test_selective_training_leaves_the_frozen_layers_bit_for_bit(model, checkpoint, calibration, held_out, tmp_path):
+    """Ranks of errors are checked against outputs taken by hand; the phases are the layers that QuEST names."""
+    settings = dataclasses.replace(TINY, steps=40, trained="selective", ema=0.8, batch=8)
+    made = finetune(model, checkpoint, tmp_path / "out", calibration=calibration, settings=settings)
+    assert error(load_quantized(made), held_out) < 0.95 * error(load_quantized(checkpoint), held_out)
+    temporal, worst = map(set, made.manifest.training["phases"])
+    quantized = [name for name, layer in made.policy.layers.items() if layer.is_quantized]
+    assert temporal == {name for name in quantized if ".norm1." in name}
+    candidates = [name for name in quantized if ".attn1." in name or name.endswith("ff.net.2")]
+    assert worst < set(candidates) and len(worst) == len(candidates) // 2
+    changed = {name for name in made.tensors if (made.tensors.read(name) != checkpoint.tensors.read(name)).any()}
+    assert {name.rpartition(".")[0] for name in changed} == temporal | worst
+    assert {name for name in made.tensors if name.rpartition(".")[0] not in temporal | worst}.isdisjoint(changed)
+
+
+def test_layers_are_chosen_by_the_error_of_their_outputs(model, checkpoint, calibration, held_out):
+    teacher, family = load_transformer(model)
+    student = _student(model, checkpoint, calibration)
+    _, worst = phases(student, teacher, family, {name: value.numpy() for name, value in held_out.items()}, calls=False)
+    rows = np.linspace(0, len(held_out["target"]) - 1, 32).round().astype(int)
+    seen: list[dict[str, torch.Tensor]] = [{}, {}]
+    for network, outputs in zip((teacher, student), seen, strict=True):
+        for name, layer in network.named_modules():
+            layer.register_forward_hook(lambda m, a, y, name=name, outputs=outputs: outputs.update({name: y}))
+        with torch.no_grad():
+            answer(network, {name: value[rows] for name, value in held_out.items() if name != "target"})
+    ratios = {
+        name: float((seen[1][name] - seen[0][name]).square().sum() / seen[0][name].square().sum())
+        for name, layer in checkpoint.policy.layers.items()
+        if layer.is_quantized and (".attn1." in name or name.endswith("ff.net.2"))
+    }
+    assert min(ratios[name] for name in worst) >= max(ratios[name] for name in ratios.keys() - worst)
+
+
 def test_the_student_starts_as_the_checkpoint_and_its_packed_layers_run_as_it_does(
     model, checkpoint, calibration, held_out
 ):
@@ -136,13 +171,14 @@ def test_a_smoothed_student_starts_at_the_weights_that_were_rounded(
     assert error(student, held_out) == pytest.approx(start, rel=1e-4)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(model, checkpoint, calibration, images, tmp_path):
-    settings = dataclasses.replace(TINY, schedule=(8, 4))
+@pytest.mark.parametrize("trained", ["all", "selective"])
+def test_a_killed_run_goes_on_to_the_same_bytes(model, checkpoint, calibration, images, tmp_path, trained):
+    settings = dataclasses.replace(TINY, schedule=(8, 4), trained=trained)
     options = {"calibration": calibration, "settings": settings, "data": images, "save_every": 2, "seed": 3}
     whole = finetune(model, checkpoint, tmp_path / "whole", **options)
 
     def kill(what: str, done: int, total: int | None) -> None:
-        if what == "finetune" and done == 5:
+        if what == "finetune" and done == (5 if trained == "all" else 3):
             raise KeyboardInterrupt
 
     stop = progress.listen(kill)
@@ -155,7 +191,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(model, checkpoint, calibration, 
     stop = progress.listen(lambda what, done, total: notes.append(what) if total == 0 else None)
     killed = finetune(model, checkpoint, tmp_path / "killed", **options)
     stop()
-    assert any("goes on from step 4" in note for note in notes)
+    assert any(f"goes on from step {4 if trained == 'all' else 2}" in note for note in notes)
     assert (killed.folder / TENSORS).read_bytes() == (whole.folder / TENSORS).read_bytes()
     losses = [made.manifest.training["losses"] for made in (killed, whole)]
     assert losses[0] == losses[1]
