@@ -136,22 +136,24 @@ def beam(task: Task) -> Found:
         )
         for run, call in zip(runs, calls, strict=True)
     ]
-    prices = _prices(layers, options.bits)
     fixed = layers.prices.fixed
-    alike = [fixed + sum(row[width] for row in prices) for width in options.bits]
-    check_is_possible(task.budget, min(alike), alike)
     # Candidates are tiers of bits around the average that the budget buys where all layers are alike.
     average = task.budget.amount
     if task.budget.unit != "bits":
-        average = float(np.interp(task.budget.amount, alike, options.bits))
+        wide = _prices(layers, options.bits, uniform.rule_of(task.base_overrides, options.bits, options.bits[-1]))
+        uniform_costs = [fixed + sum(row[width] for row in wide) for width in options.bits]
+        average = float(np.interp(task.budget.amount, uniform_costs, options.bits))
+    # One clip and grid hold for all groups of a layer, so they cannot follow the bits of one of them.
+    rule = uniform.rule_of(task.base_overrides, options.bits, average)
+    prices = _prices(layers, options.bits, rule)
+    alike = [fixed + sum(row[width] for row in prices) for width in options.bits]
+    check_is_possible(task.budget, min(alike), alike)
     tiers = [adatsq.candidates(scores, layers.shares, options.bits, average) for scores in fisher]
     lengths = [len(run) / len(task.calibration) for run in runs]
     costs = [
         [length * sum(row[width] for row, width in zip(prices, widths, strict=True)) for widths in row_of_tiers]
         for length, row_of_tiers in zip(lengths, tiers, strict=True)
     ]
-    # One clip and grid hold for all groups of a layer, so they cannot follow the bits of one of them.
-    rule = uniform.rule_of(task.base_overrides, options.bits, average)
     searched, others = samples_of(task.calibration, options.trajectories)
 
     def trajectories(samples: Sequence[int]) -> Trajectories:
@@ -194,8 +196,8 @@ def beam(task: Task) -> Found:
     return Found(layers.base, named, named[len(found) :])
 
 
-def _prices(layers: Layers, bits: Sequence[int]) -> list[dict[int, float]]:
-    """For each unit, what each width costs if it holds in all time groups.
+def _prices(layers: Layers, bits: Sequence[int], rule: Mapping[str, str]) -> list[dict[int, float]]:
+    """For each unit, what each width costs if it holds in all time groups, with the clip and grid of `rule`.
 
     Groups add up by their lengths: a step costs what its own widths cost. That holds in milliseconds for kernels that
     take a layer's width at run time; a GEMM that is built for the widest of its layer takes that one's time throughout.
@@ -204,7 +206,7 @@ def _prices(layers: Layers, bits: Sequence[int]) -> list[dict[int, float]]:
     for index, unit in enumerate(layers.units):
         costs = [
             layers.cost(
-                index, {name: at_widths(layers.base.layers[name], [width], "absmax") for name in unit.layers}, width
+                index, {name: at_widths(layers.base.layers[name], [width], rule) for name in unit.layers}, width
             )
             for width in bits
         ]

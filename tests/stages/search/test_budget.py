@@ -71,7 +71,9 @@ def milliseconds(policy: Policy, model, lengths=(1.0,)) -> float:
             continue
         joined = 3 if name.endswith(".to_q") else 1
         weight = {"ternary": 2, "int3": 3, "int4": 4, "int8": 8, "float": 32}[layer.weight]
+        wider = layer.grid == "mid-rise"  # odd codes take a bit more in the GEMM
         for length, bits in zip(lengths, layer.activation_bits or (32,) * len(lengths), strict=True):
+            bits += wider
             total += length * (0.01 + joined * n * k * tokens * weight * bits / 1e7)
     return total
 
@@ -213,8 +215,8 @@ def test_a_front_of_version_1_is_read():
 
 def test_the_command_takes_a_table(model, calibration, device, tmp_path, capsys):
     device.save(tmp_path / "device.json")
-    words = ["--recipe", "robuq-ampn", "--bits", "2,4", "--items", "4", "--budget", "1.3ms"]
+    words = ["--recipe", "robuq-ampn", "--bits", "2,4", "--items", "4", "--budget", "1.4ms"]
     words += ["--device", str(tmp_path / "device.json"), "--calibration", str(calibration.folder)]
     main(["search", str(model), "-o", str(tmp_path / "policy.json"), "--json", *words])
     told = json.loads(capsys.readouterr().out)
-    assert 0 < told["milliseconds"] <= 1.3 and math.isfinite(told["milliseconds"])
+    assert 0 < told["milliseconds"] <= 1.4 and math.isfinite(told["milliseconds"])
