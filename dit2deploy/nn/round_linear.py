@@ -23,7 +23,8 @@ class RoundLinear(torch.nn.Module):
     def __init__(self, tensors: Mapping[str, np.ndarray], k: int, *, policy: LayerPolicy, groups: TimestepGroups):
         """`tensors` are the checkpoint's of this layer, by suffix."""
         super().__init__()
-        self.policy, self.groups, self.format = policy, groups, by_name(policy.weight)
+        self.policy, self.groups = policy, groups
+        self.format = by_name(policy.weight).limited(policy.weight_bits)
         held = {name: torch.from_numpy(value) for name, value in tensors.items() if name != "weight"}
         self.scales, self.bias, self.qmax = held["weight_scale"], held["bias"], held["qmax"]
         self.factors = {leaf: held[leaf] for leaf in policy.branch_leaves}

@@ -18,13 +18,14 @@ from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report, track
 from dit2deploy.models.load import ModelFolder, linears_of, load_transformer, open_model, skeleton
 from dit2deploy.models.places import check_places
+from dit2deploy.nn.simulate import blocks_of
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
 from dit2deploy.quantizers.smoothing import Channels, fold_into, gathered_channels, smoothed
 from dit2deploy.quantizers.temporal import effective_size, step_weights
 from dit2deploy.stages.quantize import conditions
 from dit2deploy.stages.quantize.hessians import gather, passes
-from dit2deploy.stages.quantize.reconstruct import reconstruct
+from dit2deploy.stages.quantize.reconstruct import reconstruct, units_of
 from dit2deploy.stages.quantize.regions import search_regions
 
 REGIONS = "regions"  # the part that holds what is searched for all layers and attentions at once
@@ -66,6 +67,7 @@ def quantize(
             "Make it anew with `dit2deploy calibrate`.",
         )
     conditions.check(policy, shapes)
+    units_of(policy, list(shapes), list(blocks_of(empty)))  # refuses what cannot be reconstructed
     if iterations is not None and iterations < 1:
         raise Misuse(f"quantize: {iterations} iterations reconstruct nothing.", "Give at least 1.")
     calibration_sha256 = calibration.sha256

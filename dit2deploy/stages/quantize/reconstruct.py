@@ -48,9 +48,15 @@ def units_of(policy: Policy, names: Sequence[str], blocks: Sequence[str]) -> lis
     """What is reconstructed, in order: linears calibrated on the conditions (TFMQ-DM: against their own outputs), then
     blocks and, each alone, linears outside of them, in the order of `names`.
 
-    Raises Misuse for a block whose layers differ in their objective.
+    Raises Misuse for a block whose layers differ in their objective, and where inputs are quantized by two regions,
+    whose steps are found later.
     """
     chosen = [name for name in names if policy.layers[name].rounding == "adaround" and policy.layers[name].is_quantized]
+    if chosen and policy.has_regions:
+        raise Misuse(
+            "quantize: blocks with quantized attention or inputs of two regions cannot be reconstructed.",
+            "Set the rounding of all layers to nearest or gptq, or the regions to token, in the policy.",
+        )
     temporal = [Unit(name, (name,), "squared", "conditions") for name in chosen if _reads_conditions(policy, name)]
     held: dict[str, list[str]] = {}
     for name in chosen:

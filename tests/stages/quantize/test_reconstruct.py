@@ -66,13 +66,13 @@ def codes_of(made, name: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("objective", "options"),
     [
-        ("squared", {"weight": "int4"}),
+        ("squared", {"weight": "int8", "weight_bits": 4}),
         ("squared", {"weight": "ternary", "low_rank": 4, "group_size": 16}),
         ("squared", {"bits": (8, 6), "bounds": (400, 1000)}),
         ("diagonal", {}),
         ("low_rank", {}),
     ],
-    ids=["int4", "ternary, branch, groups", "timestep groups", "BRECQ", "FIMA-Q"],
+    ids=["4 bits in int8", "ternary, branch, groups", "timestep groups", "BRECQ", "FIMA-Q"],
 )
 def test_blocks_come_nearer_and_codes_move_by_one(model, calibration, tmp_path, objective, options):
     made = {}
@@ -91,6 +91,8 @@ def test_blocks_come_nearer_and_codes_move_by_one(model, calibration, tmp_path, 
             )
             assert np.abs(steps).max() <= 1
             moved += (steps != 0).sum()
+            high = by_name(layer.weight).limited(layer.weight_bits).high
+            assert np.abs(codes_of(made["adaround"], name.removesuffix(".weight"))).max() <= high
         else:
             np.testing.assert_array_equal(learned, nearest)
     assert moved > 0
@@ -236,6 +238,8 @@ def test_what_cannot_be_reconstructed_is_refused(model, calibration, tmp_path):
     ):
         with pytest.raises(Misuse, match=text):
             quantize(model, broken, calibration, tmp_path / "out", iterations=1)
+    with pytest.raises(Misuse, match="two regions cannot be reconstructed"):
+        units_of(with_layer(regions="gelu"), list(policy.layers), [])
     with pytest.raises(Misuse, match="iterations"):
         quantize(model, policy, calibration, tmp_path / "out", iterations=0)
 
