@@ -64,6 +64,6 @@ class ConditionPart(torch.nn.Module):
     def forward(self, *, timestep: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = False) -> tuple:
         for block in self.transformer_blocks.children():
             norm = block.get_submodule("norm1")
-            width = norm.get_parameter("linear.weight").shape[1]
+            width = norm.get_parameter("emb.class_embedder.embedding_table.weight").shape[1]
             norm(torch.zeros(len(timestep), 1, width), timestep, class_labels, hidden_dtype=torch.float32)
         return ()
