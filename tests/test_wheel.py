@@ -47,3 +47,4 @@ def test_the_command_finds_its_own_kernels(installed):
 def test_the_demo_model_travels(installed):
     run, package = installed
     assert json.loads(run("inspect", str(package / "demo"), "--json"))["class"] == "DiTTransformer2DModel"
+    assert (package / "demo" / "w1.58a4" / "diffusion_pytorch_model.safetensors").stat().st_size < 3e6

@@ -13,14 +13,15 @@ from dit2deploy.cli.compile import summary
 @click.option("-o", "--out", type=options.PATH, default=Path("build/demo"), show_default=True, help="The bundle.")
 @options.common
 def command(out: Path, seed: int):
-    """Compile the trained DiT that comes with the package to ternary weights and 4-bit activations, end to end.
+    """Compile the trained DiT that comes with the package, end to end: ternary weights, 4-bit activations.
 
-    Handwritten digits, 4.6 M parameters; engines for ONNX Runtime and, without a GPU, TensorRT-RTX.
+    Handwritten digits, 4.6 M parameters, quantized and then trained by `dit2deploy finetune`; engines for ONNX Runtime
+    and, without a GPU, TensorRT-RTX.
 
     \b
     dit2deploy demo
     """
-    from dit2deploy.demo import CLASSIFIER, PATH
+    from dit2deploy.demo import CHECKPOINT, CLASSIFIER, PATH
     from dit2deploy.pipeline import compile
     from dit2deploy.targets import by_name
 
@@ -30,5 +31,6 @@ def command(out: Path, seed: int):
         targets.append("tensorrt-rtx")
     else:
         progress.note(f"tensorrt-rtx is left out: {able.reason} {able.cure}")
-    compile(PATH, out, recipe="w1.58a4", targets=targets, classifier=CLASSIFIER, runs=15, quality_samples=50, seed=seed)
+    settings = {"classifier": CLASSIFIER, "runs": 15, "quality_samples": 50, "seed": seed}
+    compile(PATH, out, checkpoint=CHECKPOINT, targets=targets, **settings)
     return summary(out)
