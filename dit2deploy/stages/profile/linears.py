@@ -122,9 +122,11 @@ def _wanted(
 def _variants(
     layers: Mapping[str, LayerPolicy], weights: Sequence[Weight], bits: Sequence[int]
 ) -> Iterator[dict[str, LayerPolicy]]:
+    """Widths are those of the codes, whatever grid a search gives them: a mid-rise one of b bits has codes of b + 1."""
     for weight in weights or (None,):
         for width in bits:
-            changes = {"activation_bits": (width,)} | ({} if weight is None else {"weight": weight})
+            of_weight = {} if weight is None else {"weight": weight}
+            changes = {"activation_bits": (width,), "grid": "mid-tread", **of_weight}
             yield {name: layer.model_copy(update=changes) for name, layer in layers.items()}
 
 

@@ -123,6 +123,7 @@ def beam(task: Task) -> Found:
     """
     options = task.options
     check_walks(task.source, "adatsq")
+    widest = uniform.rule_of(task.base_overrides, options.bits, options.bits[-1])  # refuses bits before work begins
     runs = runs_of(task.calibration, options.groups)
     bounds = bounds_of(task.calibration, runs, task.problem.training_steps)
     calls = [_call_of(task.calibration, run[len(run) // 2]) for run in runs]  # the middle stands for its group
@@ -140,7 +141,7 @@ def beam(task: Task) -> Found:
     # Candidates are tiers of bits around the average that the budget buys where all layers are alike.
     average = task.budget.amount
     if task.budget.unit != "bits":
-        wide = _prices(layers, options.bits, uniform.rule_of(task.base_overrides, options.bits, options.bits[-1]))
+        wide = _prices(layers, options.bits, widest)
         uniform_costs = [fixed + sum(row[width] for row in wide) for width in options.bits]
         average = float(np.interp(task.budget.amount, uniform_costs, options.bits))
     # One clip and grid hold for all groups of a layer, so they cannot follow the bits of one of them.

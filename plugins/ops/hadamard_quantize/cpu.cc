@@ -64,11 +64,14 @@ class Kernel : public CpuKernel {
                     std::memset(q, 0, k);
                     continue;
                 }
-                for (int64_t i = 0; i < k; ++i) {
-                    const float scaled = t[i] * found.scale;
-                    const float code = mid_rise_ ? 2 * std::floor(scaled) + 1 : std::nearbyint(scaled);
-                    q[i] = static_cast<int8_t>(std::clamp(code, -qmax, qmax));
+                if (mid_rise_) {
+                    for (int64_t i = 0; i < k; ++i)
+                        q[i] = static_cast<int8_t>(
+                            std::clamp(2 * std::floor(t[i] * found.scale) + 1, -qmax, qmax));
+                    continue;
                 }
+                for (int64_t i = 0; i < k; ++i)
+                    q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(t[i] * found.scale), -qmax, qmax));
             }
         });
     }
