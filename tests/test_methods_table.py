@@ -53,6 +53,11 @@ def arguments(model, out, *more: str) -> list[str]:
     return [*places, "--document", str(out / "methods.md"), *small, *more]
 
 
+def column(tool, name: str):
+    (found,) = tool.chosen(tool.COLUMNS, [name], "column")
+    return found
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -64,7 +69,7 @@ def arguments(model, out, *more: str) -> list[str]:
     ],
 )
 def test_the_quick_network_is_the_reference(tool, model, calibration, tmp_path, changes):
-    case = tool.Case(model, tool.COLUMNS[1], calibration, tmp_path, rank=2, seed=0)
+    case = tool.Case(model, column(tool, "W4A4"), calibration, tmp_path, rank=2, seed=0)
     policy = tool.with_blocks(case, case.uniform(), **changes)
     made = quantize(model, policy, calibration, tmp_path / "out")
     network, family = load_transformer(model)
@@ -76,11 +81,27 @@ def test_the_quick_network_is_the_reference(tool, model, calibration, tmp_path, 
     assert tool.sqnr_db(slow, quick) > 45
 
 
+def test_rows_of_tq_dit(tool, model, calibration, tmp_path):
+    blocks = tool.block_linears(model)
+    made = {}
+    for row in tool.ROWS:
+        if row.name.startswith("TQ-DiT"):
+            made[row.name] = row.make(tool.Case(model, column(tool, "W6A6"), calibration, tmp_path, rank=2, seed=0))
+            layers = [made[row.name].layers[name] for name in blocks]
+            assert {(layer.weight_bits, max(layer.activation_bits)) for layer in layers} == {(6, 6)}
+    assert made["TQ-DiT"].attentions and made["TQ-DiT"].has_regions
+    assert not made["TQ-DiT, float attention"].attentions
+    assert {layer.regions for layer in made["TQ-DiT, GELU by token"].layers.values()} == {"token"}
+    assert made["TQ-DiT, 1 group"].timestep_bounds == (1000,)
+
+
 def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     blocks = tool.block_linears(model)
     made = {}
     for row in tool.ROWS:
-        policy = row.make(tool.Case(model, tool.COLUMNS[4], calibration, tmp_path, rank=2, seed=0))
+        if row.least_bits > 3:
+            continue
+        policy = row.make(tool.Case(model, column(tool, "W1.58A3"), calibration, tmp_path, rank=2, seed=0))
         policy.check_covers("DiTTransformer2DModel", linears(open_model(model)))
         made[row.name] = [policy.layers[name] for name in blocks]
         assert all(layer.weight == "ternary" and layer.activation_bits == (3,) for layer in made[row.name])

@@ -56,10 +56,12 @@ class Column(NamedTuple):
     name: str
     recipe: str
     activation_bits: int
+    weight_bits: int | None = None  # of codes in wider words
 
 
 COLUMNS = (
     Column("W8A8", "w8a8", 8),
+    Column("W6A6", "w8a8", 6, 6),  # int8 words that hold 6-bit codes
     Column("W4A4", "w4a4", 4),
     Column("W3A3", "w3a3", 3),
     Column("W1.58A4", "w1.58a4", 4),
@@ -90,6 +92,7 @@ class Case:
             recipe=self.column.recipe,
             seed=self.seed,
             activation_bits=self.column.activation_bits,
+            weight_bits=self.column.weight_bits,
             **{name: value for name, value in {**plain, **overrides}.items() if value is not None},
         )
 
@@ -138,6 +141,17 @@ def smooth_branch(case: Case) -> Policy:
 
 def grouped(case: Case) -> Policy:
     return search_group_sizes(case.model, case.uniform(rounding="gptq"), case.calibration, seed=case.seed)
+
+
+def tq_dit(case: Case, *, groups: int, attention: bool = True, regions: bool = True) -> Policy:
+    """TQ-DiT at the column's bits; without `attention` its products stay in float, without `regions` GELU has tokens'
+    steps."""
+    bits = case.column.activation_bits
+    recipe = "tq-dit" if bits == 8 else "tq-dit-w6a6"
+    policy = search(case.model, case.folder / "policy.json", recipe=recipe, seed=case.seed, groups=groups)
+    if not regions:
+        policy = with_blocks(case, policy, regions="token")
+    return policy if attention else policy.model_copy(update={"attentions": {}})
 
 
 def branch(case: Case, **changes: Any) -> Policy:
@@ -222,6 +236,12 @@ ROWS = (
     Row("PTQ4DiT", "salience balanced over steps where it folds, AdaRound on blocks' outputs", reconstructed),
     Row("PTQ4DiT + FIMA-Q objective", "the same, Fisher-weighted", partial(reconstructed, objective="low_rank")),
     Row("TFMQ", "AdaRound; modulation and embedders on every timestep and class", temporal),
+    Row(
+        "TQ-DiT", "two regions after softmax and GELU, 10 time groups, integer attention", partial(tq_dit, groups=10), 6
+    ),
+    Row("TQ-DiT, 1 group", "the same steps for all timesteps", partial(tq_dit, groups=1), 6),
+    Row("TQ-DiT, GELU by token", "two regions after softmax only", partial(tq_dit, groups=10, regions=False), 6),
+    Row("TQ-DiT, float attention", "two regions after GELU only", partial(tq_dit, groups=10, attention=False), 6),
     Row("AdaTSQ GPTQ", "V3, Hessian weighted by Fisher scores", partial(branch, hessian="fisher")),
 )
 
@@ -286,11 +306,13 @@ def ask(network: torch.nn.Module, values: Sequence[np.ndarray]) -> np.ndarray:
 def quicken(network: torch.nn.Module) -> torch.nn.Module:
     """The same network with weights unpacked once, rotations as products, and one quantized input for q, k and v.
 
-    For speed: it differs from the reference by the rounding of floats alone. One timestep group only.
+    For speed: it differs from the reference by the rounding of floats alone. Layers whose inputs are quantized in
+    another way, by two regions or at widths that change over time, and attentions stay as they are.
     """
     memory: dict[str, Any] = {}
     for layer in quantized_linears(network).values():
-        layer.forward = partial(_quick, layer, _dequantized(layer), _rotation(layer), memory)
+        if layer.policy.regions == "token" and len(set(layer.policy.activation_bits)) == 1:
+            layer.forward = partial(_quick, layer, _dequantized(layer), _rotation(layer), memory)
     return network
 
 
@@ -306,13 +328,13 @@ def _rotation(layer: QuantLinear) -> torch.Tensor:
 def _quick(
     layer: QuantLinear, weight: torch.Tensor, rotation: torch.Tensor, memory: dict[str, Any], x: torch.Tensor
 ) -> torch.Tensor:
-    policy, qmax = layer.policy, float(layer.qmax)
+    policy, qmax = layer.policy, float(layer.qmax[0])
     how = policy.hadamard, policy.clip, policy.grid, qmax
     if memory.get("x") is not x or memory["how"] != how:
         rotated = (x.reshape(-1, policy.hadamard) @ rotation).reshape(x.shape) if policy.hadamard > 1 else x
         if policy.clip == "gaussian":
             rms = torch.linalg.vector_norm(rotated, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            step = rms * float(gaussian_step(layer.qmax, policy.grid))
+            step = rms * float(gaussian_step(layer.qmax[0], policy.grid))
         else:
             step = rotated.abs().amax(-1, keepdim=True) / qmax
         scaled = rotated / step.clamp_min(SMALLEST)
@@ -421,7 +443,8 @@ def render(result: Mapping[str, Any]) -> str:
         "",
         "All rows quantize the same layers: the linears of the blocks as the column says, the modulation and embedding",
         "linears as the recipe of that column does (int8 or int4 weights, 8-bit inputs), the last one not at all.",
-        "Products of attention stay in float. Weights are symmetric with scales of least squared error, tokens have",
+        "Products of attention stay in float but in TQ-DiT's rows; W6 is 6-bit codes in int8 words, and stores 8 bits.",
+        "Weights are symmetric with scales of least squared error, tokens have",
         "one dynamic scale; methods are rebuilt from their papers in these formats, hence “like”. Every row compiles.",
         "Smoothing is folded into the layers before, so the second linear of the MLP, after GELU, goes without. Of",
         "AdaTSQ only the weights' part is here, of Q-DiT the groups of weights. Bits are those of the block linears.",

@@ -19,8 +19,8 @@ def attend(attention: Attention, x: torch.Tensor, context: torch.Tensor | None, 
     For attentions of `models.places.attentions_of`, without a mask.
     """
     source = x if context is None else context
-    q, k, v = attention.to_q(x), attention.to_k(source), attention.to_v(source)
-    q, k, v = (value.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for value in (q, k, v))
+    made = (attention.get_submodule(name)(y) for name, y in (("to_q", x), ("to_k", source), ("to_v", source)))
+    q, k, v = (value.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for value in made)
     if attention.norm_q is not None:
         q = attention.norm_q(q)
     if attention.norm_k is not None:

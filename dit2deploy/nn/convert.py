@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers.models.attention_processor import Attention
 
 from dit2deploy.artefacts.checkpoint import CONFIG, Checkpoint
 from dit2deploy.artefacts.policy import Policy
@@ -56,7 +57,7 @@ def swap_linears(module: torch.nn.Module, policy: Policy, *, form: QuantForm = "
             layers.append(QuantLinear(k, n, policy=policy.layers[name], groups=groups, form=form).eval())
             module.set_submodule(name, layers[-1])
     for name, attention in policy.attentions.items():
-        module.get_submodule(name).set_processor(QuantAttention(attention, groups))
+        cast(Attention, module.get_submodule(name)).set_processor(QuantAttention(attention, groups))
     groups.attach(module)
     return layers
 

@@ -1,5 +1,6 @@
 // Stands in for the CPU kernels, which the TensorRT adapter never makes.
 #include "hadamard_quantize/hadamard_quantize.h"
+#include "monarch/monarch.h"
 #include "multi_region_quantize/multi_region_quantize.h"
 #include "quant_gemm/quant_gemm.h"
 #include "quant_matmul/quant_matmul.h"
@@ -11,6 +12,9 @@ using Kernel = std::unique_ptr<CpuKernel>;
 Kernel make_hadamard_quantize_portable(const Attributes &) { return nullptr; }
 Kernel make_hadamard_quantize_avx2(const Attributes &) { return nullptr; }
 Kernel make_hadamard_quantize_avx512(const Attributes &) { return nullptr; }
+Kernel make_monarch_add_portable() { return nullptr; }
+Kernel make_monarch_add_avx2() { return nullptr; }
+Kernel make_monarch_add_avx512() { return nullptr; }
 Kernel make_multi_region_quantize_portable() { return nullptr; }
 Kernel make_multi_region_quantize_avx2() { return nullptr; }
 Kernel make_multi_region_quantize_avx512() { return nullptr; }

@@ -19,6 +19,8 @@ ADAPTER = (
     "ops/ops.cc",
     "ops/hadamard_quantize/hadamard_quantize.cc",
     "ops/hadamard_quantize/cuda_plan.cc",
+    "ops/monarch/monarch.cc",
+    "ops/monarch/cuda_plan.cc",
     "ops/multi_region_quantize/multi_region_quantize.cc",
     "ops/multi_region_quantize/cuda_plan.cc",
     "ops/quant_gemm/quant_gemm.cc",

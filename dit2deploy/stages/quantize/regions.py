@@ -5,10 +5,12 @@ are scored by the error that they leave in the outputs z of the product that rea
 weighted by the squared gradient of a loss with respect to z (HO).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import Attention
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
@@ -120,7 +122,7 @@ class _Scores:
             )
             for name in self._layers
         ]
-        attentions = {name: self._network.get_submodule(name) for name in self._policy.attentions}
+        attentions = {name: cast(Attention, self._network.get_submodule(name)) for name in self._policy.attentions}
         before = {name: attention.processor for name, attention in attentions.items()}
         for name, attention in attentions.items():
             attention.set_processor(_Recorder(name, see))
@@ -166,10 +168,16 @@ class _Scores:
 class _Recorder:
     """A processor that computes attention in full precision and tells `see` of P, V and P V."""
 
-    def __init__(self, name: str, see) -> None:
+    def __init__(self, name: str, see: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]) -> None:
         self._name, self._see = name, see
 
-    def __call__(self, attention, hidden_states, encoder_hidden_states=None, attention_mask=None) -> torch.Tensor:
+    def __call__(
+        self,
+        attention: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         return attend(attention, hidden_states, encoder_hidden_states, self._products)
 
     def _products(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float) -> torch.Tensor:

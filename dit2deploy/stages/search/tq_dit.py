@@ -46,18 +46,12 @@ class TqDit:
                 f"groups {groups} is not in 1 .. {steps}.", f"Give the number of timestep groups, e.g. {GROUPS}."
             )
         bounds = overrides.pop("timestep_bounds", None) or tuple(steps * (i + 1) // groups for i in range(groups))
+        plain = {"activation_bits": self.bits, "hadamard": 1, "weight_bits": None if self.bits == 8 else self.bits}
         base = next(recipe for recipe in uniform.RECIPES if recipe.name == "w8a8").search(
-            problem, **{"activation_bits": self.bits, "hadamard": 1, **overrides}, timestep_bounds=bounds
+            problem, **{**plain, **overrides}, timestep_bounds=bounds
         )
         layers = {
-            name: layer.model_copy(
-                update={
-                    "weight_bits": None if self.bits == 8 else self.bits,
-                    "regions": "gelu" if name in problem.after_gelu else "token",
-                }
-            )
-            if layer.is_quantized and problem.roles[name] == "block"
-            else layer
+            name: layer.model_copy(update={"regions": "gelu"}) if name in problem.after_gelu else layer
             for name, layer in base.layers.items()
         }
         widths = (self.bits,) * len(bounds)

@@ -33,6 +33,7 @@ class Options:
     activation_bits: Sequence[int] | int | None = None  # one for each timestep group, or one for all
     timestep_bounds: Sequence[int] | None = None  # ends of the timestep groups, the last one = training steps
     group_size: int | None = None  # weights that share a scale, along K; None or 0: a whole row
+    weight_bits: int | None = None  # codes of at most this width in the format's words; None: all that it holds
     low_rank: int | None = None  # None: by `default_rank`
     rounding: Rounding | None = None  # also of modulation linears below 8 bits
     clip: Clip | None = None  # None: by `default_clip`
@@ -102,6 +103,7 @@ class UniformRecipe:
             return LayerPolicy(
                 weight=self.weight,
                 group_size=options.group_size or None,
+                weight_bits=options.weight_bits,
                 activation_bits=bits,
                 clip=options.clip or default_clip(max(bits)),
                 grid=options.grid or default_grid(bits, max(bits)),
