@@ -49,8 +49,8 @@ class SimulatedLinear(torch.nn.Module):
 
     A weight format is made when it is first asked for and kept as float32 [N, K]: four bytes a weight and format.
     Weights round to nearest and branches know nothing of the inputs, whatever the policy says of GPTQ and moments: a
-    search tries formats more often than it can solve. Smoothing is left out: it changes no full-precision function.
-    Inputs have one step a token, also where the policy says two regions.
+    search tries formats more often than it can solve. Smoothing and permutations are left out: they change no
+    full-precision function. Inputs have one step a token, also where the policy says two regions.
     """
 
     def __init__(self, source: torch.nn.Linear, *, groups: TimestepGroups, codes: _Codes, seed: int) -> None:
@@ -73,7 +73,7 @@ class SimulatedLinear(torch.nn.Module):
     def _made(self, policy: LayerPolicy) -> _Form:
         policy = policy.without_moments
         key = (
-            *(policy.weight, policy.weight_bits, policy.group_size, policy.hadamard),
+            *(policy.weight, policy.weight_bits, policy.log_bits, policy.group_size, policy.hadamard),
             *(policy.low_rank, policy.branch_init, policy.monarch),
         )
         if key not in self._forms:
