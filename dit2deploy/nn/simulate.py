@@ -12,8 +12,8 @@ from dit2deploy.formats import by_name, unpack
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard_quantize
-from dit2deploy.quantizers.branches import add_branches
-from dit2deploy.quantizers.linear import quantize_linear
+from dit2deploy.quantizers.branches import add_branches, total
+from dit2deploy.quantizers.linear import quantize_linear, rotate
 
 
 class _Form(NamedTuple):
@@ -69,6 +69,13 @@ class SimulatedLinear(torch.nn.Module):
         self._policy, self._strength = policy, strength
         self._form = self._made(policy) if policy.is_quantized and strength > 0 else None
         self._qmax = torch.tensor(policy.largest_codes, dtype=torch.float32)
+
+    def weight_error(self, policy: LayerPolicy) -> float:
+        """|W - Q(W)|^2 of the weights, with what `policy` makes of them; branches count as part of Q."""
+        form, weight = self._made(policy), self.weight.detach()
+        if form.branches:
+            weight = weight - total(form.branches)
+        return float((rotate(weight, policy.hadamard) - form.weight * form.scale.unsqueeze(1)).double().square().sum())
 
     def _made(self, policy: LayerPolicy) -> _Form:
         policy = policy.without_moments

@@ -7,6 +7,12 @@ own in every format, so that the codes of the layers that take it stay what they
 PTQ4DiT's Channel-wise Salience Balancing (https://arxiv.org/abs/2405.16005; methods.md 6.7) is alpha 0.5: with
 e_j = sqrt(max|X_j| max|W_j|), X e_j / max|X_j| is X / c. Its salience calibration is `salience`. The paper balances the
 inputs of qkv, of the projection and of the first linear of the MLP, as we do.
+
+LSGQuant (https://arxiv.org/abs/2602.03182) has a "Dynamic Range Adaptive Quantizer" for tokens. [inferred, its code is
+not out] It divides by each channel's largest value, then by each token's. The first division along K cannot leave an
+integer product at run time; with maxima of the calibration set it is this file at alpha 1, and the second one is the
+absmax token scale. Its alternation of a quantized and a low-rank branch is V3 (branches.py). What is not
+here: VOLTS, which freezes or trains layers by the variance of their statistics.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

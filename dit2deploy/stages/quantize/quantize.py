@@ -46,15 +46,16 @@ def quantize(
 
     `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time; the network
     itself is loaded only where a layer needs the second moments of its inputs (GPTQ, weighted branches), Fisher scores,
-    smoothing, permutations or the steps of two regions, to gather them over the calibration set. Smoothing and
-    permutations change the layers before too, so that the network stays the same function. Layers of rounding "adaround" are rounded to
-    nearest first and then reconstructed block by block, in `iterations` steps each (None: by the size of the model),
-    with two copies of the network in memory. Finished layers are kept in `OUT.parts/` until the checkpoint is whole, so
-    a killed run goes on; a part counts only for the same layer policy, weights, calibration set and seed.
+    smoothing, a permutation or the steps of two regions, to gather them over the calibration set. Smoothing and
+    permutations change the layers before too, so that the network stays the same function. Layers of rounding
+    "adaround" are rounded to nearest first and then reconstructed block by block, in `iterations` steps each (None: by
+    the size of the model), with two copies of the network in memory. Finished layers are kept in `OUT.parts/` until the
+    checkpoint is whole, so a killed run goes on; a part counts only for the same layer policy, weights, calibration set
+    and seed.
 
     Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, for smoothing,
-    permutations, attentions or regions that have nowhere to go, and for layers that cannot be calibrated or reconstructed as the
-    policy asks.
+    permutations, attentions or regions that have nowhere to go, and for layers that cannot be calibrated or
+    reconstructed as the policy asks.
     """
     model, out = Path(model), Path(out)
     source = open_model(model)
