@@ -50,6 +50,7 @@ The journal holds every cell that is done; remove it when the code of a method h
 RESULT, JOURNAL = "methods_table.json", "methods_table.jsonl"
 FULL = "full precision"
 KEPT = 10  # samples whose calls the quantized model is asked as full precision was
+TIME_GROUPS = 3
 EXTRA_BITS = 0.25  # a weight, for scales of groups: what `search_group_sizes` may spend
 FLOAT_TO_QUANTIZED = 2.3  # times a call of full precision takes, both measures together; for the estimate only
 QUANTIZING = 20.0  # seconds a cell; for the estimate only
@@ -158,7 +159,7 @@ def evolved(case: Case) -> Policy:
         budget=effective_weight_bits(plain, block_linears(case.model)) + EXTRA_BITS,
         seed=case.seed,
         trajectories=max(2, len(case.calibration.manifest.seeds) // 2),
-        **{"hadamard": 1, "low_rank": 0, "rounding": "gptq", "clip": "absmax"},
+        **{"hadamard": 1, "low_rank": 0, "rounding": "gptq", "clip": "absmax", "grid": "mid-tread"},
     )
     return found
 
@@ -180,8 +181,8 @@ def lsg(case: Case) -> Policy:
 
 def timed(case: Case) -> Policy:
     policy = case.uniform(hadamard=None)
-    average = case.column.activation_bits
-    return search_time_widths(case.model, policy, case.calibration, average=average, seed=case.seed)
+    average, groups = case.column.activation_bits, min(TIME_GROUPS, len(case.calibration))
+    return search_time_widths(case.model, policy, case.calibration, average=average, groups=groups, seed=case.seed)
 
 
 def branch(case: Case, **changes: Any) -> Policy:
@@ -233,7 +234,7 @@ ROWS = (
     Row("RTN + Hadamard + clip", "and RobuQ's gaussian clip", partial(uniform, hadamard=None, clip="gaussian")),
     Row("GPTQ", "GPTQ, absmax tokens", partial(uniform, rounding="gptq")),
     Row("Q-DiT-like", "GPTQ, group sizes searched (0.25 bits of scales a weight), symmetric", grouped),
-    Row("Q-DiT-like, evolved", "the same bits, sizes by evolution on final latents", evolved),
+    Row("Q-DiT-like, evolved", "the same bits, sizes by evolution on final latents", evolved, 2),
     Row("SmoothQuant", "alpha 0.5 where it folds, round to nearest", partial(smooth, alpha=0.5)),
     Row("ViDiT-Q-like", "smoothing searched, Hadamard, nearest", partial(smooth, alpha=None, hadamard=None)),
     Row("QuaRot-like", "Hadamard, GPTQ, absmax tokens", partial(uniform, hadamard=None, rounding="gptq")),
@@ -243,7 +244,7 @@ ROWS = (
         "Twin-Log weights at W4 and W3 (4- and 3-bit indices, stored as int8), Hadamard, zigzag after GELU, nearest",
         twin_log,
     ),
-    Row("TR-DQ-like", "Hadamard, clip a layer, bits by 3 timestep groups at the column's mean, nearest", timed),
+    Row("TR-DQ-like", "Hadamard, clip a layer, bits by 3 timestep groups at the column's mean, nearest", timed, 2),
     Row("MPQ-DMv2-like", "nearest, binary residual of the most salient input channels", salient),
     Row("LSGQuant-like", "smoothing by channel maxima (alpha 1), Hadamard, nearest, V3 branch", lsg),
     Row("RobuQ PTQ", "Hadamard, clip, V2 branch, nearest; a mid-rise grid up to 2 bits", robuq),
