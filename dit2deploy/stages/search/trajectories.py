@@ -183,7 +183,9 @@ def _prices(layers: Layers, bits: Sequence[int]) -> list[dict[int, float]]:
     for index, unit in enumerate(layers.units):
         costs = [
             layers.cost(
-                index, {name: at_widths(layers.base.layers[name], [width], "absmax") for name in unit.layers}, width
+                index,
+                {name: at_widths(layers.base.layers[name], [width], {"clip": "absmax"}) for name in unit.layers},
+                width,
             )
             for width in bits
         ]
