@@ -81,7 +81,7 @@ def choose_rotation(model: Path, policy: Policy, calibration: CalibrationSet, *,
     layers = {
         name: policy.layers[name].model_copy(update={"permutation": "zigzag"})
         for name in names
-        if fluctuation(maxima[name].numpy()) > salient
+        if fluctuation(maxima[name].amax(0).numpy()) > salient
     }
     return policy.model_copy(update={"layers": {**policy.layers, **layers}})
 
@@ -91,4 +91,4 @@ def orders_of(
 ) -> dict[str, np.ndarray]:
     """The order of the inputs of each layer in `wanted` (see `permuted`), int64 [K], by layer name."""
     maxima = channel_maxima(network, list(wanted), calibration) if wanted else {}
-    return {name: zigzag(maxima[name].numpy(), policy.layers[name].hadamard) for name in wanted}
+    return {name: zigzag(maxima[name].amax(0).numpy(), policy.layers[name].hadamard) for name in wanted}
