@@ -95,6 +95,25 @@ def test_rows_of_tq_dit(tool, model, calibration, tmp_path):
     assert made["TQ-DiT, 1 group"].timestep_bounds == (1000,)
 
 
+def test_the_quick_network_knows_timestep_groups(tool, model, calibration, tmp_path):
+    policy = tool.timed(tool.Case(model, column(tool, "W4A4"), calibration, tmp_path, rank=2, seed=0))
+    layers = {
+        name: layer.model_copy(update={"activation_bits": (2, 8), "clip": clip})
+        for clip, (name, layer) in zip(["absmax", "gaussian"] * len(policy.layers), policy.layers.items(), strict=False)
+        if layer.is_quantized
+    }
+    policy = policy.model_copy(update={"layers": policy.layers | layers})
+    made = quantize(model, policy, calibration, tmp_path / "out")
+    network, family = load_transformer(model)
+    inputs = family.inputs(network.config, batch=3, seed=0)
+    with torch.inference_mode():
+        for timestep in ([0, 0, 999], [999, 999, 999]):  # one group for all, and groups side by side
+            inputs["timestep"] = torch.tensor(timestep)
+            slow = load_quantized(made)(**inputs).sample.numpy()
+            quick = tool.quicken(load_quantized(made))(**inputs).sample.numpy()
+            assert tool.sqnr_db(slow, quick) > 45
+
+
 def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     blocks = tool.block_linears(model)
     made = {}
@@ -104,7 +123,9 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
         policy = row.make(tool.Case(model, column(tool, "W1.58A3"), calibration, tmp_path, rank=2, seed=0))
         policy.check_covers("DiTTransformer2DModel", linears(open_model(model)))
         made[row.name] = [policy.layers[name] for name in blocks]
-        assert all(layer.weight == "ternary" and layer.activation_bits == (3,) for layer in made[row.name])
+        assert all(layer.weight == "ternary" for layer in made[row.name])
+        if row.name != "TR-DQ-like":  # its widths have a mean of 3
+            assert all(layer.activation_bits == (3,) for layer in made[row.name])
     plain = LayerPolicy(weight="ternary", activation_bits=(3,))
     assert set(made["RTN"]) == {plain}
     assert all(layer.hadamard >= 64 and layer.clip == "absmax" for layer in made["RTN + Hadamard"])
@@ -123,9 +144,15 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     for name in ("GMB 2 x 2", "GMB 4 x 4", "GMB 8 x 8", "low rank 8 + GMB", "GMB searched"):
         for layer in made[name]:  # of as many parameters, whatever N and K
             assert layer.low_rank + (layer.monarch.blocks_in * layer.monarch.rank if layer.monarch else 0) == budget
-    assert len({json.dumps([layer.model_dump(mode="json") for layer in layers]) for layers in made.values()}) == len(
-        tool.ROWS
-    )
+    assert all(len(layer.activation_bits) == 2 for layer in made["TR-DQ-like"])
+    assert {layer.branch_init for layer in made["MPQ-DMv2-like"]} == {"salient"}
+    assert {layer.smoothing for layer in made["LSGQuant-like"]} == {0.0, 1.0}
+    log = tool.twin_log(tool.Case(model, column(tool, "W4A4"), calibration, tmp_path, rank=2, seed=0))
+    assert {(log.layers[name].weight, log.layers[name].log_bits) for name in blocks} == {("int8", 4)}
+    # Twin-Log has no ternary levels: what is left of LRQ-DiT there is the rotation.
+    told = {name: json.dumps([layer.model_dump(mode="json") for layer in layers]) for name, layers in made.items()}
+    told.pop("LRQ-DiT-like")
+    assert len(set(told.values())) == len(told) == len(made) - 1
 
 
 @pytest.mark.parametrize(("column", "grid"), [("W1.58A1", "mid-rise"), ("W1.58A2", "mid-rise"), ("W3A3", "mid-tread")])

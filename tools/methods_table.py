@@ -27,13 +27,15 @@ from dit2deploy.evaluate.spectrum import high_frequency_error
 from dit2deploy.models.load import linears_of, load_transformer, open_model
 from dit2deploy.nn.convert import load_quantized, quantized_linears
 from dit2deploy.nn.quant_linear import QuantLinear
-from dit2deploy.ops.hadamard_quantize import SMALLEST, gaussian_step, hadamard
+from dit2deploy.ops.hadamard_quantize import SMALLEST, gaussian_step, hadamard, rows_of
 from dit2deploy.ops.unpack import unpack
 from dit2deploy.quantizers.branches import add_branches
+from dit2deploy.quantizers.permutation import choose_rotation
 from dit2deploy.quantizers.round_to_nearest import dequantize
 from dit2deploy.sampling import Scheduler, initial_noise, trajectory
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.quantize import quantize
+from dit2deploy.stages.quantize.time_widths import search_time_widths
 from dit2deploy.stages.quantize.tune import search_group_sizes, search_monarch, search_smoothing
 from dit2deploy.stages.search import search
 from dit2deploy.stages.search.uniform import default_rank
@@ -48,6 +50,8 @@ The journal holds every cell that is done; remove it when the code of a method h
 RESULT, JOURNAL = "methods_table.json", "methods_table.jsonl"
 FULL = "full precision"
 KEPT = 10  # samples whose calls the quantized model is asked as full precision was
+TIME_GROUPS = 3
+EXTRA_BITS = 0.25  # a weight, for scales of groups: what `search_group_sizes` may spend
 FLOAT_TO_QUANTIZED = 2.3  # times a call of full precision takes, both measures together; for the estimate only
 QUANTIZING = 20.0  # seconds a cell; for the estimate only
 
@@ -154,6 +158,47 @@ def tq_dit(case: Case, *, groups: int, attention: bool = True, regions: bool = T
     return policy if attention else policy.model_copy(update={"attentions": {}})
 
 
+def evolved(case: Case) -> Policy:
+    """Group sizes of weights below 8 bits by evolution, at the quarter bit that Q-DiT-like spends."""
+    plain = case.uniform(rounding="gptq")
+    if case.column.recipe == "w8a8":
+        return plain
+    found = search(
+        case.model,
+        case.folder / "q-dit.json",
+        recipe="q-dit",
+        calibration=case.calibration,
+        base=case.column.recipe,
+        activation_bits=case.column.activation_bits,
+        budget=effective_weight_bits(plain, block_linears(case.model)) + EXTRA_BITS,
+        seed=case.seed,
+        trajectories=max(2, len(case.calibration.manifest.seeds) // 2),
+        **{"hadamard": 1, "low_rank": 0, "rounding": "gptq", "clip": "absmax", "grid": "mid-tread"},
+    )
+    return found
+
+
+def twin_log(case: Case) -> Policy:
+    """Twin-Log weights, as int8 codes, where the column has 3 or 4 bits; zigzag where outliers are salient."""
+    policy = choose_rotation(case.model, case.uniform(hadamard=None), case.calibration)
+    bits = {"w4a4": 4, "w3a3": 3}.get(case.column.recipe)
+    return with_blocks(case, policy, weight="int8", log_bits=bits) if bits else policy
+
+
+def salient(case: Case) -> Policy:
+    return with_blocks(case, case.uniform(low_rank=case.rank), branch_init="salient")
+
+
+def lsg(case: Case) -> Policy:
+    return smooth(case, 1.0, hadamard=None, low_rank=case.rank)
+
+
+def timed(case: Case) -> Policy:
+    policy = case.uniform(hadamard=None)
+    average, groups = case.column.activation_bits, min(TIME_GROUPS, len(case.calibration))
+    return search_time_widths(case.model, policy, case.calibration, average=average, groups=groups, seed=case.seed)
+
+
 def branch(case: Case, **changes: Any) -> Policy:
     """Hadamard, gaussian clip and a low-rank branch: RobuQ's layer."""
     chosen = {"clip": "gaussian", "grid": None, "rounding": "gptq", **changes}
@@ -203,10 +248,19 @@ ROWS = (
     Row("RTN + Hadamard + clip", "and RobuQ's gaussian clip", partial(uniform, hadamard=None, clip="gaussian")),
     Row("GPTQ", "GPTQ, absmax tokens", partial(uniform, rounding="gptq")),
     Row("Q-DiT-like", "GPTQ, group sizes searched (0.25 bits of scales a weight), symmetric", grouped),
+    Row("Q-DiT-like, evolved", "the same bits, sizes by evolution on final latents", evolved, 2),
     Row("SmoothQuant", "alpha 0.5 where it folds, round to nearest", partial(smooth, alpha=0.5)),
     Row("ViDiT-Q-like", "smoothing searched, Hadamard, nearest", partial(smooth, alpha=None, hadamard=None)),
     Row("QuaRot-like", "Hadamard, GPTQ, absmax tokens", partial(uniform, hadamard=None, rounding="gptq")),
     Row("SVDQuant-like", "smoothing searched, branch, groups of 64, GPTQ", smooth_branch),
+    Row(
+        "LRQ-DiT-like",
+        "Twin-Log weights at W4 and W3 (4- and 3-bit indices, stored as int8), Hadamard, zigzag after GELU, nearest",
+        twin_log,
+    ),
+    Row("TR-DQ-like", "Hadamard, clip a layer, bits by 3 timestep groups at the column's mean, nearest", timed, 2),
+    Row("MPQ-DMv2-like", "nearest, binary residual of the most salient input channels", salient),
+    Row("LSGQuant-like", "smoothing by channel maxima (alpha 1), Hadamard, nearest, V3 branch", lsg),
     Row("RobuQ PTQ", "Hadamard, clip, V2 branch, nearest; a mid-rise grid up to 2 bits", robuq),
     Row("branch V1", "Hadamard, clip, GPTQ, branch of the residual", partial(branch, branch_init="residual")),
     Row("branch V2", "Hadamard, clip, GPTQ, branch of the weight", partial(branch, branch_init="weight")),
@@ -306,12 +360,12 @@ def ask(network: torch.nn.Module, values: Sequence[np.ndarray]) -> np.ndarray:
 def quicken(network: torch.nn.Module) -> torch.nn.Module:
     """The same network with weights unpacked once, rotations as products, and one quantized input for q, k and v.
 
-    For speed: it differs from the reference by the rounding of floats alone. Layers whose inputs are quantized in
-    another way, by two regions or at widths that change over time, and attentions stay as they are.
+    For speed: it differs from the reference by the rounding of floats alone. Layers whose inputs are quantized to two
+    regions, and attentions, stay as they are.
     """
     memory: dict[str, Any] = {}
     for layer in quantized_linears(network).values():
-        if layer.policy.regions == "token" and len(set(layer.policy.activation_bits)) == 1:
+        if layer.policy.regions == "token":
             layer.forward = partial(_quick, layer, _dequantized(layer), _rotation(layer), memory)
     return network
 
@@ -328,18 +382,19 @@ def _rotation(layer: QuantLinear) -> torch.Tensor:
 def _quick(
     layer: QuantLinear, weight: torch.Tensor, rotation: torch.Tensor, memory: dict[str, Any], x: torch.Tensor
 ) -> torch.Tensor:
-    policy, qmax = layer.policy, float(layer.qmax[0])
-    how = policy.hadamard, policy.clip, policy.grid, qmax
-    if memory.get("x") is not x or memory["how"] != how:
+    policy, qmax = layer.policy, layer.groups.qmax(layer.qmax)
+    how = policy.hadamard, policy.clip, policy.grid
+    if memory.get("x") is not x or memory["how"] != how or not torch.equal(memory["qmax"], qmax):
+        largest = rows_of(qmax, x)
         rotated = (x.reshape(-1, policy.hadamard) @ rotation).reshape(x.shape) if policy.hadamard > 1 else x
         if policy.clip == "gaussian":
             rms = torch.linalg.vector_norm(rotated, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            step = rms * float(gaussian_step(layer.qmax[0], policy.grid))
+            step = rms * gaussian_step(largest, policy.grid)
         else:
-            step = rotated.abs().amax(-1, keepdim=True) / qmax
+            step = rotated.abs().amax(-1, keepdim=True) / largest
         scaled = rotated / step.clamp_min(SMALLEST)
         codes = scaled.mul_(0.5).floor_().mul_(2).add_(1) if policy.grid == "mid-rise" else scaled.round_()
-        memory.update(x=x, how=how, value=codes.clamp_(-qmax, qmax).mul_(step))
+        memory.update(x=x, how=how, qmax=qmax, value=codes.clamp_(-largest, largest).mul_(step))
     y = torch.nn.functional.linear(memory["value"], weight, layer.bias)
     return add_branches(y, x, {leaf: getattr(layer, leaf).float() for leaf in policy.branch_leaves})
 

@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from dit2deploy.artefacts import schema
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_json
+from dit2deploy.formats import by_name
 
 FILE = "policy.json"
 _CURE = "Write it anew with `dit2deploy search`."
@@ -30,9 +31,11 @@ _LATER = {
     "monarch": None,
     "regions": "token",
     "weight_bits": None,
+    "log_bits": 0,
+    "permutation": "none",
 }
 # Inits that need the moments of a layer's inputs -> what stands for them where there are none.
-_OF_MOMENTS = {"weighted": "alternating", "refit": "weight"}
+_OF_MOMENTS = {"weighted": "alternating", "refit": "weight", "salient": "residual"}
 
 
 class MonarchGrid(NamedTuple):
@@ -84,8 +87,8 @@ class LayerPolicy(schema.Record):
     rounding: Literal["nearest", "gptq", "adaround"] = "nearest"
     # Where branches come from, see quantizers/branches.py. "residual", "weight", "alternating": V1, V2 and V3 of
     # methods.md 3.3; "weighted": V3 in the norm of the layer's inputs (4.3); "refit": V2, and once more for what the
-    # codes leave, in that norm.
-    branch_init: Literal["residual", "weight", "alternating", "weighted", "refit"] = "alternating"
+    # codes leave, in that norm; "salient": MPQ-DMv2's residual of input channels, a low-rank branch alone.
+    branch_init: Literal["residual", "weight", "alternating", "weighted", "refit", "salient"] = "alternating"
     # How the calibration's steps count in the second moments of the inputs; "fisher": AdaTSQ, quantizers/temporal.py.
     hessian: Literal["uniform", "fisher"] = "uniform"
     # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: quantizers/smoothing.py.
@@ -103,10 +106,16 @@ class LayerPolicy(schema.Record):
     regions: Literal["token", "gelu"] = "token"
     # Codes have no more bits than this, in words of the weight's format; None: all that the format holds.
     weight_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    # Twin-Log levels, 2**log_bits of an int4 or int8 layer's codes (LRQ-DiT, quantizers/twin_log.py); 0: all codes.
+    log_bits: Annotated[int, Field(ge=0, le=7)] = 0
+    # Of input channels, folded into the layer before: quantizers/permutation.py.
+    permutation: Literal["none", "zigzag"] = "none"
 
     @model_validator(mode="after")
     def _grid_fits(self) -> "LayerPolicy":
         check_grid(self.activation_bits, self.grid)
+        if self.monarch and self.branch_init == "salient":
+            raise ValueError("branch_init: salient channels are a low-rank branch, there is no such Monarch branch")
         return self
 
     @property
@@ -227,6 +236,12 @@ class Policy(schema.Record):
                 raise Misuse(f"{where}: layer {name}: Hadamard block {layer.hadamard} does not divide K = {k}.", _CURE)
             if layer.is_quantized and layer.group_size and k % layer.group_size:
                 raise Misuse(f"{where}: layer {name}: group size {layer.group_size} does not divide K = {k}.", _CURE)
+            if layer.log_bits and not _holds_log_levels(layer):
+                raise Misuse(
+                    f"{where}: layer {name}: {layer.log_bits}-bit log levels are for rounding to nearest in a wider "
+                    f"integer format, not for {layer.rounding} in {layer.weight}.",
+                    "Give the layer int8 weights and the rounding `nearest`.",
+                )
             if layer.is_quantized and layer.low_rank > min(linears[name]):
                 raise Misuse(f"{where}: layer {name}: rank {layer.low_rank} is above its {linears[name]}.", _CURE)
             if layer.is_quantized and layer.monarch and (fault := layer.monarch.fault(*linears[name])):
@@ -243,3 +258,9 @@ class Policy(schema.Record):
     def load(cls, path: Path) -> "Policy":
         """Raises Misuse for a file that is missing, broken or of a newer schema."""
         return schema.load(cls, path, cure=_CURE)
+
+
+def _holds_log_levels(layer: LayerPolicy) -> bool:
+    if layer.rounding != "nearest" or layer.weight_bits is not None or not layer.is_quantized:
+        return False
+    return 2**layer.log_bits <= 2 * by_name(layer.weight).high

@@ -14,7 +14,7 @@ from dit2deploy.cli import options
     default="w1.58a4",
     show_default=True,
     help="Uniform: w8a8, w4a8, w4a4, w3a3, w1.58a8, w1.58a4. Static, by regions: tq-dit, tq-dit-w6a6. "
-    "Mixed precision: robuq-ampn, treeq-tss, adatsq. Group sizes: q-dit.",
+    "Mixed precision: robuq-ampn, treeq-tss, adatsq. Weight formats: hawq. Group sizes: q-dit.",
 )
 @click.option("--low-rank", type=click.IntRange(0), help="Rank of the side branch.  [default: the recipe's]")
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
@@ -55,7 +55,7 @@ from dit2deploy.cli import options
     callback=options.widths,
     help="Mixed: activation widths to choose from.  [default: robuq-ampn 1,2,3,4; the others 2,3,4,5,6,8]",
 )
-@click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss: samples compared.  [default: 32]")
+@click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss, hawq: samples compared.  [default: 32]")
 @click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")
 @click.option("--lam", type=click.FloatRange(0, 1), help="treeq-tss: noise of the other layers.  [default: 1]")
 @click.option("--refine", is_flag=True, default=None, help="treeq-tss: swap widths at the end.")

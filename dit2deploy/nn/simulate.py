@@ -12,8 +12,8 @@ from dit2deploy.formats import by_name, unpack
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard_quantize
-from dit2deploy.quantizers.branches import add_branches
-from dit2deploy.quantizers.linear import quantize_linear
+from dit2deploy.quantizers.branches import add_branches, total
+from dit2deploy.quantizers.linear import quantize_linear, rotate
 
 
 class _Form(NamedTuple):
@@ -49,8 +49,8 @@ class SimulatedLinear(torch.nn.Module):
 
     A weight format is made when it is first asked for and kept as float32 [N, K]: four bytes a weight and format.
     Weights round to nearest and branches know nothing of the inputs, whatever the policy says of GPTQ and moments: a
-    search tries formats more often than it can solve. Smoothing is left out: it changes no full-precision function.
-    Inputs have one step a token, also where the policy says two regions.
+    search tries formats more often than it can solve. Smoothing and permutations are left out: they change no
+    full-precision function. Inputs have one step a token, also where the policy says two regions.
     """
 
     def __init__(self, source: torch.nn.Linear, *, groups: TimestepGroups, codes: _Codes, seed: int) -> None:
@@ -70,10 +70,17 @@ class SimulatedLinear(torch.nn.Module):
         self._form = self._made(policy) if policy.is_quantized and strength > 0 else None
         self._qmax = torch.tensor(policy.largest_codes, dtype=torch.float32)
 
+    def weight_error(self, policy: LayerPolicy) -> float:
+        """|W - Q(W)|^2 of the weights, with what `policy` makes of them; branches count as part of Q."""
+        form, weight = self._made(policy), self.weight.detach()
+        if form.branches:
+            weight = weight - total(form.branches)
+        return float((rotate(weight, policy.hadamard) - form.weight * form.scale.unsqueeze(1)).double().square().sum())
+
     def _made(self, policy: LayerPolicy) -> _Form:
         policy = policy.without_moments
         key = (
-            *(policy.weight, policy.weight_bits, policy.group_size, policy.hadamard),
+            *(policy.weight, policy.weight_bits, policy.log_bits, policy.group_size, policy.hadamard),
             *(policy.low_rank, policy.branch_init, policy.monarch),
         )
         if key not in self._forms:

@@ -1,9 +1,14 @@
 """Activation widths that change with the timestep (TQ-DiT, AdaTSQ): which group each sample of a call is in."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+
+from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.base.errors import Misuse
 
 
 class TimestepGroups:
@@ -52,3 +57,24 @@ class TimestepGroups:
 
     def _leave(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
         self._index = None
+
+
+def runs_of(calibration: CalibrationSet, groups: int) -> list[list[int]]:
+    """The steps of each time group, in the sampler's order (the noisiest first): runs of as equal length as can be.
+
+    Raises Misuse where the calibration set has fewer steps than groups.
+    """
+    steps = len(calibration)
+    if groups > steps:
+        raise Misuse(
+            f"{calibration.folder}: holds {steps} steps, too few for {groups} timestep groups.",
+            f"Calibrate with more steps, or search with {steps} groups or fewer.",
+        )
+    return [run.tolist() for run in np.array_split(np.arange(steps), groups)]
+
+
+def bounds_of(calibration: CalibrationSet, runs: Sequence[Sequence[int]], training_steps: int) -> tuple[int, ...]:
+    """The timestep_bounds of a policy, rising, whose groups hold these runs: halfway between neighbouring steps."""
+    timesteps = calibration.manifest.timesteps
+    between = [(timesteps[earlier[-1]] + timesteps[later[0]] + 1) // 2 for earlier, later in pairwise(runs)]
+    return (*reversed(between), training_steps)

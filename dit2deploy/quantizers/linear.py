@@ -13,6 +13,7 @@ from dit2deploy.ops.hadamard_quantize import hadamard
 from dit2deploy.quantizers import branches, low_rank
 from dit2deploy.quantizers.gptq import gptq, inverse_factor
 from dit2deploy.quantizers.round_to_nearest import dequantize, mse_scales, round_to_nearest, row_chunks
+from dit2deploy.quantizers.twin_log import twin_log
 
 SMALL = 1 << 20  # weights
 
@@ -64,7 +65,7 @@ def quantize_linear(
     if not torch.isfinite(matrix).all() or not np.isfinite(offsets).all():
         raise ValueError("the weight or the bias holds NaN or inf")
     if policy.needs_moments and hessian is None:
-        raise ValueError("GPTQ and weighted branches need the Hessian of the layer's inputs")
+        raise ValueError("GPTQ, salient and weighted branches need the Hessian of the layer's inputs")
     fmt = by_name(policy.weight).limited(policy.weight_bits)
     groups = k // (policy.group_size or k)
 
@@ -72,24 +73,29 @@ def quantize_linear(
     fit = partial(branches.fit, policy=policy, seed=seed)
     with threads_for(n, k):
         root = low_rank.moments_root(hessian) if policy.branch_leaves and init in ("weighted", "refit") else None
-        if policy.branch_leaves and init != "residual":
+        if policy.branch_leaves and init not in ("residual", "salient"):
             norm = root if init == "weighted" else None
             found = branches.split(
                 matrix,
                 partial(fit, root=norm),
-                lambda rest: _there_and_back(rest, fmt, groups, policy.hadamard),
+                lambda rest: _there_and_back(rest, fmt, groups, policy),
                 alternations=0 if init in ("weight", "refit") else branches.ALTERNATIONS,
                 root=norm,
             )
         rotated = rotate(matrix - branches.total(found) if found else matrix, policy.hadamard)
-        scales = mse_scales(rotated, fmt, groups=groups)
         if policy.rounding == "gptq":
+            scales = mse_scales(rotated, fmt, groups=groups)
             codes = gptq(rotated, scales, fmt, inverse_factor(rotate_hessian(hessian, policy.hadamard)))
         else:
-            codes = round_to_nearest(rotated, scales, fmt)
-        if policy.branch_leaves and init in ("residual", "refit"):  # branches take what the codes, whose ever, leave
+            codes, scales = _nearest(rotated, fmt, groups, policy)
+        # The codes are made, whose ever they are: branches may take what they leave.
+        if policy.branch_leaves and init in ("residual", "refit", "salient"):
             left = matrix - rotate(dequantize(codes, scales), policy.hadamard)
-            found = fit(left, root=root, held=found)
+            if init == "salient":
+                up, down = low_rank.salient_residual(left, policy.low_rank, hessian.diagonal())
+                found = {"up": up, "down": down}
+            else:
+                found = fit(left, root=root, held=found)
     return {
         "weight": _pack(codes.numpy(), fmt),
         "weight_scale": scales.numpy(),
@@ -99,11 +105,18 @@ def quantize_linear(
     }
 
 
-def _there_and_back(matrix: torch.Tensor, fmt: Format, groups: int, block: int) -> torch.Tensor:
-    """What rounding to nearest in the rotated space makes of a matrix."""
-    rotated = rotate(matrix, block)
+def _nearest(rotated: torch.Tensor, fmt: Format, groups: int, policy: LayerPolicy) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of rounding to nearest."""
+    if policy.log_bits:
+        return twin_log(rotated, fmt, bits=policy.log_bits, groups=groups)
     scales = mse_scales(rotated, fmt, groups=groups)
-    return rotate(dequantize(round_to_nearest(rotated, scales, fmt), scales), block)
+    return round_to_nearest(rotated, scales, fmt), scales
+
+
+def _there_and_back(matrix: torch.Tensor, fmt: Format, groups: int, policy: LayerPolicy) -> torch.Tensor:
+    """What rounding to nearest in the rotated space makes of a matrix."""
+    codes, scales = _nearest(rotate(matrix, policy.hadamard), fmt, groups, policy)
+    return rotate(dequantize(codes, scales), policy.hadamard)
 
 
 def _pack(codes: np.ndarray, fmt: Format) -> np.ndarray:

@@ -6,6 +6,7 @@ from dit2deploy.quantizers.gptq import DAMP
 
 OVERSAMPLING = 2  # directions followed for each one wanted
 POWER_ITERATIONS = 8
+ORDERS = 2  # of the binary residual of salient channels
 TINY = 1e-30
 
 
@@ -47,6 +48,27 @@ def weighted_svd(
     down = basis.T @ weight
     size = down.norm(dim=1).clamp_min(TINY).sqrt()
     return (basis * size).half(), (down / size.unsqueeze(1)).half()
+
+
+def salient_residual(
+    left: torch.Tensor, rank: int, power: torch.Tensor, *, orders: int = ORDERS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The branch that gives `rank` input channels a binary residual (MPQ-DMv2, https://arxiv.org/abs/2507.04290).
+
+    left float32 [N, K]: what the codes leave of the weight; power float32 [K]: the mean squares of the inputs, before
+    rotation. [inferred] From the abstract, "an efficient binary residual branch for flexible quant steps to handle
+    salient error", of any order z: the channels are those of the largest expected output error power_k |left_k|^2, and
+    each gets the sum of `orders` terms scale * sign(what the terms before leave), scales of least squared error. `down`
+    picks the channels, so that the branch is exact in the graph; it sees their inputs unquantized, and is stored
+    as float16, where a kernel of its own would need N * rank * orders bits and the scales.
+    """
+    salient = (power * left.square().sum(0)).topk(rank).indices.sort().values
+    rest = left[:, salient].clone()
+    for _ in range(orders):
+        rest -= rest.abs().mean(0) * torch.where(rest < 0, -1.0, 1.0)
+    down = torch.zeros(rank, left.shape[1])
+    down[torch.arange(rank), salient] = 1.0
+    return (left[:, salient] - rest).half(), down.half()
 
 
 def moments_root(hessian: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,12 @@ own in every format, so that the codes of the layers that take it stay what they
 PTQ4DiT's Channel-wise Salience Balancing (https://arxiv.org/abs/2405.16005; methods.md 6.7) is alpha 0.5: with
 e_j = sqrt(max|X_j| max|W_j|), X e_j / max|X_j| is X / c. Its salience calibration is `salience`. The paper balances the
 inputs of qkv, of the projection and of the first linear of the MLP, as we do.
+
+LSGQuant (https://arxiv.org/abs/2602.03182) has a "Dynamic Range Adaptive Quantizer" for tokens. [inferred, its code is
+not out] It divides by each channel's largest value, then by each token's. The first division along K cannot leave an
+integer product at run time; with maxima of the calibration set it is this file at alpha 1, and the second one is the
+absmax token scale. Its alternation of a quantized and a low-rank branch is V3 (branches.py). What is not
+here: VOLTS, which freezes or trains layers by the variance of their statistics.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +33,14 @@ _CURE = "Set the smoothing of these layers to 0 in the policy."
 
 @dataclass(frozen=True)
 class Channels:
-    """Factors of one layer: weight * columns, then rows of weight and bias * rows, then bias + shift."""
+    """What becomes of one layer: weight * columns, then rows of weight and bias * rows, then bias + shift; and then the
+    orders of permutation.py: the index of the channel that comes to each place."""
 
     columns: np.ndarray | None = None  # float32 [K]
     rows: np.ndarray | None = None  # float32 [N]
     shift: np.ndarray | None = None  # float32 [N]
+    column_order: np.ndarray | None = None  # int64 [K]
+    row_order: np.ndarray | None = None  # int64 [N]
 
     def apply(self, leaf: str, value: np.ndarray) -> np.ndarray:
         """The tensor `leaf` ("weight" [N, K] or "bias" [N]) after folding, float32; others as they are."""
@@ -44,7 +53,19 @@ class Channels:
             value = value * (self.rows[:, None] if leaf == "weight" else self.rows)
         if leaf == "bias" and self.shift is not None:
             value = value + self.shift
-        return value
+        if leaf == "weight" and self.column_order is not None:
+            value = value[:, self.column_order]
+        return value if self.row_order is None else np.ascontiguousarray(value[self.row_order])
+
+    def apply_moments(self, hessian: torch.Tensor) -> torch.Tensor:
+        """The second moments float32 [K, K] of the layer's inputs after folding."""
+        if self.columns is not None:
+            inverse = 1 / torch.from_numpy(self.columns)
+            hessian = hessian * inverse * inverse.unsqueeze(1)
+        if self.column_order is not None:
+            order = torch.from_numpy(self.column_order)
+            hessian = hessian[order][:, order]
+        return hessian
 
 
 def smoothed(policy: Policy, places: Sequence[Fold]) -> Iterator[tuple[Fold, LayerPolicy]]:

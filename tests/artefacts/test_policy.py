@@ -86,6 +86,9 @@ def test_a_policy_for_another_model_is_refused(model, linears, text):
         (lambda p: p["layers"]["a"].update(grid="mid-rise", activation_bits=[8]), "at most 7 bits"),
         (lambda p: p["layers"]["a"].update(activation_bits=[1]), "1 bit takes the mid-rise grid"),
         (lambda p: p["layers"]["a"].update(grid="mid-rise", activation_bits=[0]), "activation_bits"),
+        (lambda p: p["layers"]["a"].update(log_bits=8), "layers.a.log_bits"),
+        (lambda p: p["layers"]["a"].update(monarch=[1, 1, 1], branch_init="salient"), "no such Monarch"),
+        (lambda p: p["layers"]["a"].update(permutation="random"), "layers.a.permutation"),
         (lambda p: p.update(timestep_bounds=[500, 100]), "rise"),
     ],
 )
@@ -198,3 +201,23 @@ def test_moments_are_needed_by_gptq_and_weighted_branches():
     assert needs(monarch=(1, 1, 1), branch_init="refit") and not needs(monarch=(1, 1, 1))
     assert not needs() and not needs(branch_init="weighted") and not needs(low_rank=2)
     assert not LayerPolicy(weight="float", rounding="gptq").needs_moments
+
+
+@pytest.mark.parametrize(
+    ("weight", "rounding", "log_bits", "fits"),
+    [
+        ("int8", "nearest", 4, True),
+        ("int4", "nearest", 3, True),
+        ("int4", "nearest", 4, False),
+        ("int8", "gptq", 4, False),
+        ("ternary", "nearest", 2, False),
+    ],
+)
+def test_log_levels_need_a_wider_format(weight, rounding, log_bits, fits):
+    layer = LayerPolicy(weight=weight, activation_bits=(4,), rounding=rounding, log_bits=log_bits)
+    policy = _policy(layers={"a": layer, "b": LayerPolicy(weight="float")})
+    if fits:
+        policy.check_covers("Net", LINEARS)
+    else:
+        with pytest.raises(Misuse, match=f"layer a: {log_bits}-bit log levels"):
+            policy.check_covers("Net", LINEARS)

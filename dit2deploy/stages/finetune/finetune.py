@@ -131,6 +131,12 @@ def _check_belongs(model_sha256: str, model: Path, checkpoint: Checkpoint, calib
             raise Misuse(f"{where}: was made of another model than {model}.", f"Make it anew with `dit2deploy {verb}`.")
     if not any(layer.is_quantized for layer in checkpoint.policy.layers.values()):
         raise Misuse(f"{checkpoint.folder}: its policy quantizes no layer.", "There is nothing to train.")
+    for name, layer in checkpoint.policy.layers.items():
+        if layer.log_bits:
+            raise Misuse(
+                f"{checkpoint.folder}: layer {name} has Twin-Log levels, and training knows evenly spaced codes alone.",
+                "Quantize with log_bits 0 for training.",
+            )
 
 
 def _check_trainable(checkpoint: Checkpoint) -> None:

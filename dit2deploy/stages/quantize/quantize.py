@@ -4,6 +4,7 @@ import copy
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from dit2deploy.models.places import check_places
 from dit2deploy.nn.simulate import blocks_of
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
+from dit2deploy.quantizers.permutation import orders_of, permuted
 from dit2deploy.quantizers.smoothing import Channels, fold_into, gathered_channels, smoothed
 from dit2deploy.quantizers.temporal import effective_size, step_weights
 from dit2deploy.stages.quantize import conditions
@@ -45,15 +47,16 @@ def quantize(
 
     `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time; the network
     itself is loaded only where a layer needs the second moments of its inputs (GPTQ, weighted branches), Fisher scores,
-    smoothing or the steps of two regions, to gather them over the calibration set. Smoothing changes the layers before
-    the smoothed ones too, so that the network stays the same function. Layers of rounding "adaround" are rounded to
-    nearest first and then reconstructed block by block, in `iterations` steps each (None: by the size of the model),
-    with two copies of the network in memory. Finished layers are kept in `OUT.parts/` until the checkpoint is whole, so
-    a killed run goes on; a part counts only for the same layer policy, weights, calibration set and seed.
+    smoothing, a permutation or the steps of two regions, to gather them over the calibration set. Smoothing and
+    permutations change the layers before too, so that the network stays the same function. Layers of rounding
+    "adaround" are rounded to nearest first and then reconstructed block by block, in `iterations` steps each (None: by
+    the size of the model), with two copies of the network in memory. Finished layers are kept in `OUT.parts/` until the
+    checkpoint is whole, so a killed run goes on; a part counts only for the same layer policy, weights, calibration set
+    and seed.
 
     Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, for smoothing,
-    attentions or regions that have nowhere to go, and for layers that cannot be calibrated or reconstructed as the
-    policy asks.
+    permutations, attentions or regions that have nowhere to go, and for layers that cannot be calibrated or
+    reconstructed as the policy asks.
     """
     model, out = Path(model), Path(out)
     source = open_model(model)
@@ -72,11 +75,15 @@ def quantize(
         raise Misuse(f"quantize: {iterations} iterations reconstruct nothing.", "Give at least 1.")
     calibration_sha256 = calibration.sha256
     folds = list(smoothed(policy, source.family.folds(shapes)))
+    swaps = permuted(policy, shapes)
     touched = {name: [] for name in shapes}  # what smoothing does to a layer depends on its neighbours' alpha
     for fold, layer in folds:
         producers = [producer.layer for producer in fold.producers]
         for name in (*fold.readers, *producers):
             touched[name].append([*producers, *fold.readers, layer.smoothing, layer.smoothing_steps])
+    for reader, producer in swaps.items():
+        for name in (reader, producer):
+            touched[name].append([producer, reader, policy.layers[reader].hadamard])
     keys = {
         name: sha256_of_json(
             [ALGORITHM, name, layer.model_dump(mode="json"), source.sha256, calibration_sha256, seed, touched[name]]
@@ -96,16 +103,19 @@ def quantize(
     done = kept
     report("quantize", done, len(names))
     folded = {}
-    if folds:
-        folded = gathered_channels(load_transformer(model)[0], folds, calibration)
+    if folds or swaps:
+        network = load_transformer(model)[0]
+        folded = gathered_channels(network, folds, calibration)
+        for name, order in orders_of(network, swaps, policy, calibration).items():
+            folded[name] = replace(folded.get(name, Channels()), column_order=order)
+            folded[swaps[name]] = replace(folded.get(swaps[name], Channels()), row_order=order)
     nearest: dict[str, Mapping[str, np.ndarray]] = {}  # what is to be reconstructed
     for name, hessian in _with_hessians(missing, model, policy, shapes, calibration, seed=seed):
         begun = time.perf_counter()
         channels = folded.get(name, Channels())
         try:
-            if hessian is not None and channels.columns is not None:
-                inverse = 1 / torch.from_numpy(channels.columns)
-                hessian = hessian * inverse * inverse.unsqueeze(1)
+            if hessian is not None:
+                hessian = channels.apply_moments(hessian)
             weight = source.tensors.read(f"{name}.weight")
             bias = source.tensors.read(f"{name}.bias") if f"{name}.bias" in source.tensors else None
             if bias is None and channels.shift is not None:

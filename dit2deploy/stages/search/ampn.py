@@ -94,6 +94,13 @@ def search(
     for layer, row in enumerate(costs):
         changed = [(*base[:layer], option, *base[layer + 1 :]) for option in range(len(row))]
         values.append(monotone([errors(configuration) - before for configuration in changed], [float(c) for c in row]))
+    return answers(values, errors, costs, budget=budget)
+
+
+def answers(
+    values: Sequence[Sequence[float]], errors: Errors, costs: Sequence[Sequence[float | Fraction]], *, budget: float
+) -> list[Point]:
+    """The knapsack's answers at BUDGETS budgets and at `budget`, with measured errors; values and costs [L][B]."""
     points = []
     least, most = (float(sum(extreme(row) for row in costs)) for extreme in (min, max))
     for most_spent in sorted({*np.linspace(least, most, BUDGETS).tolist(), budget}):

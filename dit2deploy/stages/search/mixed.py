@@ -157,6 +157,12 @@ def _adatsq(task: Task) -> Found:
     return beam(task)
 
 
+def _hawq(task: Task) -> Found:
+    from dit2deploy.stages.search.traces import knapsack
+
+    return knapsack(task)
+
+
 def _qdit(task: Task) -> Found:
     from dit2deploy.stages.search.group_sizes import evolve
 
@@ -182,6 +188,13 @@ RECIPES = (
         (*_COMMON, "groups", "beam", "trajectories", "probes"),
         "activation bits by timestep group, Pareto beam (AdaTSQ)",
         _adatsq,
+    ),
+    MixedRecipe(
+        "hawq",
+        ("budget", "weighting", "device", "base", "items"),
+        "weight formats by Hessian trace and weight error (HAWQ-V2)",
+        _hawq,
+        defaults={"allocate": "weights"},
     ),
     MixedRecipe(
         "q-dit",

@@ -18,15 +18,15 @@ from dit2deploy.stages.search.units import Choice, Layers, at_widths, prepare
 
 def knapsack(task: Task) -> Found:
     """AMPN (ampn.py)."""
-    return _static(task, _knapsack)
+    return static(task, _knapsack)
 
 
 def tree(task: Task) -> Found:
     """TSS (tss.py); the environment's strength is ENG's knob [inferred, methods.md 4.2]."""
-    return _static(task, _tree, strength=task.options.lam)
+    return static(task, _tree, strength=task.options.lam)
 
 
-def _static(task: Task, search: Callable[..., list[Point]], *, strength: float = 1.0) -> Found:
+def static(task: Task, search: Callable[..., list[Point]], *, strength: float = 1.0) -> Found:
     """A search whose choices hold for all timesteps; `search(task, layers, measure, costs, target)`; the environment
     is the choice `target`, the nearest to the budget, at `strength`."""
     options, seed = task.options, task.problem.seed
@@ -37,7 +37,7 @@ def _static(task: Task, search: Callable[..., list[Point]], *, strength: float =
         return parts[0]
 
     layers = prepare(task, inputs, (task.problem.training_steps,))
-    choices = [_choices(unit, layers.base, options, task.base_overrides) for unit in layers.units]
+    choices = [choices_of(unit, layers.base, options, task.base_overrides) for unit in layers.units]
     costs = _costs(layers, choices, options)
     budget, fixed = task.budget, layers.prices.fixed
     alike = [fixed + float(sum(row[index] for row in costs)) for index in range(len(choices[0]))]
@@ -75,7 +75,7 @@ def _costs(layers: Layers, choices: Sequence[Sequence[Choice]], options: Options
     return costs if options.allocate == "weights" else [rising(row) for row in costs]
 
 
-def _choices(unit: Unit, base: Policy, options: Options, overrides: Mapping[str, Any]) -> list[Choice]:
+def choices_of(unit: Unit, base: Policy, options: Options, overrides: Mapping[str, Any]) -> list[Choice]:
     """By rising bits: activation widths for the base's weights, or weight formats for the base's activations."""
     if options.allocate == "weights":
         return [Choice(fmt.bits, _in_format(unit, base, fmt.name, overrides)) for fmt in FORMATS]

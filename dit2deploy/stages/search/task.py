@@ -72,7 +72,7 @@ def check(options: Options, budget: Budget, settled: Collection[str] = ()) -> No
             f"budget {budget}: activation bits change no byte of a checkpoint.",
             "Choose weights (--allocate weights of robuq-ampn and treeq-tss), or give bits or milliseconds.",
         )
-    if "allocate" in settled:
+    if options.allocate == "groups":
         return  # its search knows which budgets can be met
     widths = [fmt.bits for fmt in FORMATS] if options.allocate == "weights" else bits
     if budget.unit == "bits" and not widths[0] - TOLERANCE <= budget.amount <= widths[-1]:

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note, track
 from dit2deploy.nn.simulate import Simulation
+from dit2deploy.nn.timestep_groups import bounds_of, runs_of
 from dit2deploy.nn.units import Unit
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.stages.search import adatsq, uniform
@@ -22,27 +22,6 @@ from dit2deploy.stages.search.pareto import Point
 from dit2deploy.stages.search.task import Found, Task
 from dit2deploy.stages.search.units import Layers, at_widths, prepare
 from dit2deploy.stages.search.walk import Walk, check_walks, latent_error, samples_of
-
-
-def runs_of(calibration: CalibrationSet, groups: int) -> list[list[int]]:
-    """The steps of each time group, in the sampler's order (the noisiest first): runs of as equal length as can be.
-
-    Raises Misuse where the calibration set has fewer steps than groups.
-    """
-    steps = len(calibration)
-    if groups > steps:
-        raise Misuse(
-            f"{calibration.folder}: holds {steps} steps, too few for {groups} timestep groups.",
-            f"Calibrate with more steps, or search with {steps} groups or fewer.",
-        )
-    return [run.tolist() for run in np.array_split(np.arange(steps), groups)]
-
-
-def bounds_of(calibration: CalibrationSet, runs: Sequence[Sequence[int]], training_steps: int) -> tuple[int, ...]:
-    """The timestep_bounds of a policy, rising, whose groups hold these runs: halfway between neighbouring steps."""
-    timesteps = calibration.manifest.timesteps
-    between = [(timesteps[earlier[-1]] + timesteps[later[0]] + 1) // 2 for earlier, later in pairwise(runs)]
-    return (*reversed(between), training_steps)
 
 
 def sensitivities(

@@ -142,6 +142,37 @@ def test_a_refit_branch_takes_what_the_codes_leave_of_the_outputs(rounding, side
     assert found["refit"] > found["weight"] + 1
 
 
+def test_a_salient_branch_serves_the_channels_whose_inputs_are_large():
+    """Its codes are those without a branch; the product with unquantized inputs gains."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 64)).astype(np.float32)
+    x[:, [5, 40]] *= 20
+    x, matrix = torch.from_numpy(x), rng.standard_normal((48, 64)).astype(np.float32)
+    layer = LayerPolicy(weight="int3", activation_bits=(8,), low_rank=2, branch_init="salient")
+    tensors = quantize_linear(matrix, None, layer, hessian=x.T @ x)
+    plain = quantize_linear(matrix, None, layer_without_branch(layer))
+    np.testing.assert_array_equal(tensors["weight"], plain["weight"])
+    assert tensors["down"].nonzero()[1].tolist() == [5, 40]
+    exact = x @ torch.from_numpy(matrix).T
+    before, after = (
+        sqnr_db(exact, x @ float_weight(made, each, 64).T)
+        for made, each in ((plain, layer_without_branch(layer)), (tensors, layer))
+    )
+    assert after > before + 6
+    with pytest.raises(ValueError, match="salient"):
+        quantize_linear(matrix, None, layer)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_log_levels_are_few_also_beside_a_branch(rank):
+    matrix = np.random.default_rng(0).standard_t(4, (32, 256)).astype(np.float32)
+    layer = LayerPolicy(weight="int8", activation_bits=(4,), hadamard=64, low_rank=rank, log_bits=3)
+    tensors = quantize_linear(matrix, None, layer)
+    codes = unpack(tensors["weight"], by_name("int8"), 256)
+    assert max(len(np.unique(row)) for row in codes) <= 8
+    assert sqnr_db(torch.from_numpy(matrix), float_weight(tensors, layer, 256)) > 13
+
+
 def test_gptq_works_on_rotated_inputs():
     """Correlated inputs, rotation on: GPTQ gains on the layer's output only if the Hessian is rotated too."""
     rng = np.random.default_rng(0)

@@ -4,19 +4,24 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.cli import main
+from dit2deploy.formats import by_name, unpack
 from dit2deploy.models.flux import FLUX
 from dit2deploy.models.load import linears, load_transformer, open_model
 from dit2deploy.nn.simulate import Simulation
 from dit2deploy.nn.units import units_of
+from dit2deploy.ops.hadamard_quantize import hadamard
+from dit2deploy.quantizers.linear import quantize_linear
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.search import mixed, search, take_point
 from dit2deploy.stages.search.journal import Journal
 from dit2deploy.stages.search.measure import Measure, items_of
+from dit2deploy.stages.search.trajectories import sensitivities
 from dit2deploy.stages.search.tss import OPEN
 from dit2deploy.stages.search.units import Choice, at_widths
 from tests import packing
@@ -27,7 +32,10 @@ TINY = {
     "treeq-tss": {"bits": (2, 3, 4), "items": 20, "survivors": 3, "refine": True},
     "adatsq": {"bits": (2, 3, 4, 6), "groups": 2, "beam": 3, "trajectories": 2},
 }
-GROUPS = {"q-dit": {"budget": 4.9, "trajectories": 2, "population": 6, "generations": 2}}
+WEIGHTS = {
+    "hawq": {"items": 6},
+    "q-dit": {"budget": 4.9, "trajectories": 2, "population": 6, "generations": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +89,10 @@ def test_a_search_meets_its_budget_and_leaves_its_front(recipe, model, calibrati
     assert Policy.load(out).options["average_bits"] == points[0]["cost"]
 
 
-@pytest.mark.parametrize("recipe", [*TINY, *GROUPS])
+@pytest.mark.parametrize("recipe", [*TINY, *WEIGHTS])
 def test_a_killed_search_goes_on_to_the_same_bytes(recipe, model, calibration, tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
-    options = {"recipe": recipe, "calibration": calibration, "seed": 3, **(TINY | GROUPS)[recipe]}
+    options = {"recipe": recipe, "calibration": calibration, "seed": 3, **(TINY | WEIGHTS)[recipe]}
     search(model, whole, **options)
     value, left = Journal.value, 12
 
@@ -252,7 +260,7 @@ def test_every_recipe_names_options_that_exist():
 def test_group_sizes_keep_to_their_bits(model, calibration, shapes, tmp_path):
     """Q-DiT: bits are recounted here from the policy: 4 a code (48 and 192 columns fill their words), 32 a scale."""
     out = tmp_path / "policy.json"
-    options = {"calibration": calibration, **GROUPS["q-dit"]}
+    options = {"calibration": calibration, **WEIGHTS["q-dit"]}
     policy = search(model, out, recipe="q-dit", **options)
     inner = {name: shape for name, shape in shapes.items() if name.startswith(BLOCKS) and ".norm1." not in name}
     sizes = {name: policy.layers[name].group_size or shapes[name][1] for name in inner}
@@ -273,3 +281,39 @@ def test_group_sizes_keep_to_their_bits(model, calibration, shapes, tmp_path):
     for given, fault in (({"budget": 4.1}, "take 4.* bits"), ({"group_size": 16}, "no option 'group_size'")):
         with pytest.raises(Misuse, match=fault):
             search(model, tmp_path / "other.json", recipe="q-dit", **{**options, **given})
+
+
+def test_formats_by_trace_are_the_best_sum_that_the_budget_allows(model, calibration, shapes, tmp_path):
+    """Weight errors from packed tensors, all 4^8 allotments tried; the traces are those of `sensitivities`."""
+    policy = search(model, tmp_path / "p.json", recipe="hawq", calibration=calibration, budget=2.5, low_rank=2, items=8)
+    stored = {"ternary": 1.6, "int3": 3.0, "int4": 4.0, "int8": 8.0}
+    assert average(policy, shapes, lambda layer: stored[layer.weight]) <= 2.5 + 1e-9
+
+    module, family = load_transformer(model)
+    base = search(model, tmp_path / "base.json", recipe="w1.58a4", low_rank=2)
+    network = Simulation(module, bounds=(1000,), timestep_scale=1.0)
+    part = items_of(calibration, family, module.config, 8, seed=0)[0]
+    units = units_of(module, [name for name in shapes if family.role(name) == "block"], part)
+    network.choose_float()
+    sums = np.zeros(1)
+    bits = np.zeros(1)
+    for unit, trace in zip(units, sensitivities(network, units, part, seed=0, probes=4), strict=True):
+        errors = [sum(weight_error(network, base, name, weight) for name in unit.layers) for weight in stored]
+        sums = (sums[:, None] + np.array(errors) * trace / unit.parameters).reshape(-1)
+        bits = (bits[:, None] + unit.parameters * np.array(list(stored.values()))).reshape(-1)
+    best = np.where(bits / sum(unit.parameters for unit in units) <= 2.5 + 1e-9, sums, np.inf).argmin()
+    formats = np.unravel_index(best, (4,) * len(units))
+    wanted = {name: list(stored)[index] for unit, index in zip(units, formats, strict=True) for name in unit.layers}
+    front = json.loads((tmp_path / "p.front.json").read_text())
+    found = [{name: point["policy"]["layers"][name]["weight"] for name in wanted} for point in front["points"]]
+    assert wanted in found
+
+
+def weight_error(network: Simulation, base: Policy, name: str, weight: str) -> float:
+    layer = base.layers[name].model_copy(update={"weight": weight, "rounding": "nearest"})
+    matrix = network.layers[name].weight.detach()
+    tensors = quantize_linear(matrix.numpy(), None, layer)
+    codes = unpack(tensors["weight"], by_name(weight), matrix.shape[1]) * tensors["weight_scale"]
+    back = hadamard(torch.from_numpy(codes).float(), block=layer.hadamard).numpy()
+    branch = tensors["up"].astype(np.float32) @ tensors["down"].astype(np.float32)
+    return float(((matrix.numpy() - back - branch) ** 2).sum())
