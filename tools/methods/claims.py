@@ -1,0 +1,85 @@
+"""The papers' claims, each confirmed or refuted by the cells of the methods table, seed by seed."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+FULL = "full precision"
+Cells = Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]]  # (row, column) -> seed -> values
+SURE = 2.0  # standard errors that a mean difference must be away from zero
+
+
+class Claim(NamedTuple):
+    """`better` is above `worse` in `value` by more than `margin` (which is negative for "no worse than")."""
+
+    text: str
+    better: str
+    worse: str
+    columns: tuple[str, ...]
+    value: str = "sqnr_db"
+    margin: float = 0.0
+
+
+# `value` counts upwards for a good method, but for these.
+LESS_IS_BETTER = ("fd", "high_frequency_error", "seconds", "megabytes")
+
+
+class Verdict(NamedTuple):
+    claim: Claim
+    column: str
+    word: str  # "confirmed", "refuted", "open" or "not measured"
+    difference: float  # mean over seeds, positive: as claimed
+    error: float  # standard error of it
+
+
+def judge(claim: Claim, column: str, cells: Cells) -> Verdict:
+    """Compares both rows seed by seed: the same calibration set, noise and labels.
+
+    cells: values by seed, by (row, column); full precision has the column "". Two standard errors (of a sample; at
+    least two seeds that both rows have) beyond the margin decide.
+    """
+    better, worse = (cells.get((row, "" if row == FULL else column), {}) for row in (claim.better, claim.worse))
+    shared = sorted(better.keys() & worse.keys())
+    if len(shared) < 2:
+        return Verdict(claim, column, "not measured", float("nan"), float("nan"))
+    sign = -1.0 if claim.value in LESS_IS_BETTER else 1.0
+    differences = np.array([sign * (better[seed][claim.value] - worse[seed][claim.value]) for seed in shared])
+    mean, error = float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
+    beyond = mean - claim.margin
+    word = "open" if abs(beyond) <= SURE * error else "confirmed" if beyond > 0 else "refuted"
+    return Verdict(claim, column, word, mean, error)
+
+
+def told(claims: Sequence[Claim], cells: Cells) -> list[str]:
+    """A Markdown table: one line a claim and column."""
+    out = ["| claim | at | value | difference | |", "| --- | --- | --- | --- | --- |"]
+    for claim in claims:
+        for column in claim.columns:
+            verdict = judge(claim, column, cells)
+            by = "" if verdict.word == "not measured" else f"{verdict.difference:+.2f} ± {verdict.error:.2f}"
+            out.append(f"| {claim.text} | {column} | {claim.value} | {by} | {verdict.word} |")
+    return out
+
+
+LOW, TERNARY = ("W4A4", "W3A3"), ("W1.58A4", "W1.58A3", "W1.58A2")
+CLAIMS = (
+    Claim("AdaTSQ is above SVDQuant", "AdaTSQ", "SVDQuant-like", LOW),
+    Claim("AdaTSQ is above ViDiT-Q", "AdaTSQ", "ViDiT-Q-like", LOW),
+    Claim("Fisher-weighted GPTQ is above plain GPTQ", "AdaTSQ GPTQ", "branch V3", (*LOW, "W1.58A4"), "step_sqnr_db"),
+    Claim("widths by timestep are above the best static search", "AdaTSQ", "TSS", ("W3A3", "W1.58A3")),
+    Claim("widths by timestep are above one width for all", "AdaTSQ", "branch V3", ("W3A3", "W1.58A3")),
+    Claim("RobuQ is above its own baseline", "RobuQ PTQ", "RobuQ baseline", TERNARY),
+    Claim("mixed precision (AMPN) is above one width for all", "AMPN", "branch V3", ("W3A3", "W1.58A3", "W1.58A2")),
+    Claim("W1.58A4 is usable: accuracy within 2 points", "branch V3", FULL, ("W1.58A4",), "accuracy", -0.02),
+    Claim("trained W1.58A4: accuracy within 2 points", "RobuQ, trained", FULL, ("W1.58A4",), "accuracy", -0.02),
+    Claim("training is above calibration alone", "RobuQ, trained", "branch V3", TERNARY),
+    Claim("TSS is no worse than the additive knapsack", "TSS", "AMPN", ("W3A3", "W1.58A3"), margin=-0.1),
+    Claim("GMB is above low rank at equal parameters", "GMB 4 x 4", "low rank 16", LOW, "step_sqnr_db"),
+    Claim("GMB keeps more fine detail", "GMB 4 x 4", "low rank 16", LOW, "high_frequency_error"),
+    Claim("TQ-DiT is above PTQ4DiT", "TQ-DiT", "PTQ4DiT", ("W6A6", "W8A8")),
+    Claim("TQ-DiT is near full precision at W8A8: FD within 0.3", "TQ-DiT", FULL, ("W8A8",), "fd", -0.3),
+    Claim("W4A4 is near lossless: FD within 0.3", "branch V3, no clip", FULL, ("W4A4",), "fd", -0.3),
+    Claim("W4A4 is near lossless: accuracy within 1 point", "branch V3, no clip", FULL, ("W4A4",), "accuracy", -0.01),
+    Claim("a branch fitted once more to what the codes leave gains", "branch refit", "branch V3", TERNARY),
+)
