@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
-from dit2deploy.artefacts import calibration_set, checkpoint, onnx_model
+from dit2deploy.artefacts import calibration_set, checkpoint, onnx_model, schema
 from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.artefacts.device_table import DeviceTable
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json
@@ -16,6 +17,8 @@ from dit2deploy.cli import options
 def _policy(policy: Policy) -> list[tuple[str, str]]:
     formats = Counter(
         f"{layer.weight} A{'/'.join(map(str, layer.activation_bits)) or '-'}"
+        + (" mid-rise" if layer.grid == "mid-rise" else "")
+        + (" two regions" if layer.regions != "token" else "")
         + (f" Hadamard {layer.hadamard}" if layer.hadamard > 1 else "")
         + (f" rank {layer.low_rank}" if layer.low_rank else "")
         + (" Monarch " + "x".join(map(str, layer.monarch)) if layer.monarch else "")
@@ -24,6 +27,34 @@ def _policy(policy: Policy) -> list[tuple[str, str]]:
     return [("method", policy.method), ("timestep groups", str(len(policy.timestep_bounds)))] + [
         (f"{count} layers", what) for what, count in formats.most_common()
     ]
+
+
+def _policy_file(path: Path):
+    policy = Policy.load(path)
+    return "policy", policy.model_dump(mode="json"), _policy(policy)
+
+
+def _device_table(path: Path):
+    table = DeviceTable.load(path)
+    rows = [("device", table.device), ("target", f"{table.target}, {table.instructions}, {table.threads} threads")]
+    rows += [("batch", str(table.batch)), ("measured", table.date)]
+    rows += [(str(time.linear), f"{time.ms:.3f} ms") for time in table.times]
+    return "device table", table.model_dump(mode="json"), rows
+
+
+def _front(path: Path):
+    from dit2deploy.stages.search.front import Front
+
+    front = schema.load(Front, path, cure="Write it anew with `dit2deploy search`.")
+    rows = [("recipe", front.recipe), ("budget", f"{front.budget:g} {front.unit} {front.device}".strip())]
+    rows += [
+        (
+            f"point {index}{', chosen' if index == front.chosen else ''}",
+            f"{point.cost:g} {front.unit}, error {point.error:.4g}",
+        )
+        for index, point in enumerate(front.points)
+    ]
+    return "front of a search", front.model_dump(mode="json"), rows
 
 
 def _bundle(path: Path):
@@ -53,6 +84,8 @@ def _checkpoint(path: Path):
     made = checkpoint.Checkpoint.load(path)
     size = (path / checkpoint.TENSORS).stat().st_size
     rows = [("model", made.manifest.model), ("size", options.megabytes(size)), ("tensors", str(len(made.tensors)))]
+    if training := made.manifest.training:
+        rows += [("trained", f"{training['steps']} steps in {training['seconds'] / 60:.0f} min")]
     return "quantized checkpoint", made.manifest.model_dump(mode="json"), rows + _policy(made.policy)
 
 
@@ -82,8 +115,8 @@ def _model(path: Path):
     return "model", {"class": model.class_name, "config": dict(model.config), "linears": layers}, rows
 
 
-def _manifest_kind(path: Path) -> str:
-    value = read_json(path / "manifest.json")
+def _kind(path: Path) -> str:
+    value = read_json(path)
     return value.get("kind", "") if isinstance(value, dict) else ""
 
 
@@ -91,7 +124,8 @@ def _manifest_kind(path: Path) -> str:
 @click.argument("artefact", type=options.PATH)
 @options.common
 def command(artefact: Path):
-    """Explain any artefact: model, calibration set, policy, checkpoint, ONNX model, engine, bundle.
+    """Explain any artefact: model, calibration set, policy, front of a search, device table, checkpoint, ONNX model,
+    engine, bundle.
 
     \b
     dit2deploy inspect build/demo
@@ -101,11 +135,11 @@ def command(artefact: Path):
     if artefact.suffix == ".engine":
         kind, values, rows = _engine(artefact)
     elif artefact.is_file() and artefact.suffix == ".json":
-        policy = Policy.load(artefact)
-        kind, values, rows = "policy", policy.model_dump(mode="json"), _policy(policy)
+        files = {"device_table": _device_table, "search_front": _front}
+        kind, values, rows = files.get(_kind(artefact), _policy_file)(artefact)
     elif (artefact / checkpoint.MANIFEST).is_file():
         kind, values, rows = _checkpoint(artefact)
-    elif (artefact / "manifest.json").is_file() and (found := _manifest_kind(artefact)) in readers:
+    elif (artefact / "manifest.json").is_file() and (found := _kind(artefact / "manifest.json")) in readers:
         kind, values, rows = readers[found](artefact)
     elif any((artefact / name).is_file() for name in ("config.json", "model_index.json")):
         kind, values, rows = _model(artefact)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dit2deploy.base.errors import Misuse
+from dit2deploy.base.progress import note
 from dit2deploy.quantizers.inputs import Calls, watch
 
 BUDGET = 2 << 30  # bytes of Hessians in memory at once; more layers than fit are served by further passes
@@ -37,7 +38,8 @@ def gather(
     `network` is the full-precision transformer. `weights` gives layers a weight for each call, of mean 1, as
     `quantizers.temporal.step_weights` makes them (AdaTSQ's H' = sum_t alpha_t X_t^T X_t); layers without weigh all
     calls alike, which is what ones give as well, bit for bit. Raises Misuse for a layer that no call reaches and for
-    inputs that are not finite.
+    inputs that are not finite; notes layers with fewer tokens than channels, whose moments are singular (GPTQ damps
+    them, but then knows little of the layer).
     """
     sums: dict[str, torch.Tensor] = {}
     tokens: dict[str, int] = {}
@@ -61,6 +63,11 @@ def gather(
                 f"layer {name}: its inputs are not finite on the calibration set.",
                 "Look for NaN or inf in the model's weights.",
             )
+    if few := [name for name in names if tokens[name] < len(sums[name])]:
+        note(
+            f"quantize: {len(few)} layers have fewer calibration tokens than channels, {few[0]} {tokens[few[0]]} for "
+            f"{len(sums[few[0]])}: calibrate with more samples or steps"
+        )
     return sums
 
 

@@ -9,6 +9,7 @@ import torch
 
 from dit2deploy.artefacts.checkpoint import SCHEDULER, TENSORS, Checkpoint
 from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
+from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file
 from dit2deploy.formats import by_name, unpack
@@ -332,6 +333,26 @@ def test_second_moments_are_those_of_the_layers_inputs(model, calibration):
     for name in names:
         x = torch.cat(seen[name]).double()
         torch.testing.assert_close(found[name].double(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+
+
+def test_too_few_calibration_tokens_are_told(calibration):
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = torch.nn.Linear(64, 4)
+            self.narrow = torch.nn.Linear(2, 4)
+
+        def forward(self, **inputs) -> None:
+            self.wide(torch.ones(3, 64))
+            self.narrow(torch.ones(3, 2))
+
+    notes: list[str] = []
+    stop = progress.listen(lambda what, done, total: notes.append(what) if total == 0 else None)
+    try:
+        gather(Network(), ["wide", "narrow"], calibration)
+    finally:
+        stop()
+    assert [note for note in notes if "1 layers have fewer calibration tokens than channels, wide" in note]
 
 
 def test_a_layer_that_no_call_reaches_is_refused(calibration):
