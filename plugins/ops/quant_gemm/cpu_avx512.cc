@@ -40,6 +40,7 @@ void add_tokens(const int8_t* q, int64_t stride, const uint8_t* weights, int64_t
 class Micro {
   public:
     static constexpr int kTokens = 12;
+    static constexpr bool kAsksForLargest = false;  // exact for all codes
 
     Micro(const FormatSpec&, int) {}
 
