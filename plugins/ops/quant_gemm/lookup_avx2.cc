@@ -84,7 +84,7 @@ inline __m256i by_code(__m256i four_outputs) {
 
 struct Tables {
     static constexpr int64_t kLanes = 32, kStepVectors = 4, kStepTokens = 2, kCodes = 2, kTableBytes = 16;
-    static constexpr int64_t kBlockChunks = 16;
+    static constexpr int64_t kBlockChunks = 16, kMostOutputs = 1152;
     static constexpr int kMostLargest = 21;
 
     // 8 tables a chunk, of k's j and 4 + j (lower half) and 8 + j and 12 + j: entry d + 4 e belongs to codes d, e.

@@ -39,7 +39,8 @@ typedef uint16_t EightWords __attribute__((vector_size(16)));
 //   kStepVectors, kStepTokens   vectors and tokens that the micro-kernel takes at once
 //   kCodes       activations in a table
 //   kTableBytes
-//   kBlockChunks chunks of a block of K
+//   kBlockChunks chunks of a block of K: tables of a step's tokens and its index vectors fit the first level
+//   kMostOutputs of a task: the more, the less do its tables cost; words and tables fit the second level
 //   kMostLargest max |q| up to which look-ups win, as measured
 //   build(q, chunks, shift, to)      tables of whole chunks of one token
 //   order(tiles, chunks, to)         index vectors, [look-up][kStepVectors][kLanes], of chunks of the step's tiles
@@ -53,6 +54,7 @@ class LookupGemm : public CpuKernel {
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
         const GemmProblem p(inputs, outputs, low_rank_);
+        if (p.m == 0) return;
         const int largest = suits(p) ? largest_code(p, parallel) : kLargestCode;
         if (largest > Tables::kMostLargest) return rest_->run(inputs, outputs, parallel);
         const Split split = split_of(p);
@@ -68,7 +70,9 @@ class LookupGemm : public CpuKernel {
     static constexpr int64_t kStepTiles = kStepOutputs / kTile;
     static constexpr int64_t kLookupsAChunk = kCodesAChunk / Tables::kCodes;
     static constexpr int64_t kBlockLookups = Tables::kBlockChunks * kLookupsAChunk;
-    static_assert(384 % kStepOutputs == 0 && 16 % Tables::kStepTokens == 0, "tasks are whole steps");
+    static_assert(384 % kStepOutputs == 0 && Tables::kMostOutputs % kStepOutputs == 0 &&
+                      16 % Tables::kStepTokens == 0,
+                  "tasks are whole steps");
 
     // By shape: a step that goes far beyond N computes more than it saves, and a group must end with a chunk.
     static bool suits(const GemmProblem& p) {
@@ -88,7 +92,7 @@ class LookupGemm : public CpuKernel {
     // one thread at K 1152.
     static Split split_of(const GemmProblem& p) {
         static const int64_t cores = std::thread::hardware_concurrency();
-        for (const Split split : {Split{64, 1152}, Split{64, 384}, Split{32, 384}})
+        for (const Split split : {Split{64, Tables::kMostOutputs}, Split{64, 384}, Split{32, 384}})
             if (split.tasks(p) >= 2 * cores) return split;
         return {16, 384};
     }
