@@ -146,8 +146,7 @@ class Micro {
 
 std::unique_ptr<CpuKernel> make_quant_gemm_avx2(const FormatSpec& format, const Attributes& attributes,
                                                 bool low_rank) {
-    auto tiled = make_tiled<Micro>(format, attributes, low_rank);
-    return format.radix == 3 ? make_ternary_lookup_avx2(std::move(tiled), low_rank) : std::move(tiled);
+    return make_lookup_avx2(format, make_tiled<Micro>(format, attributes, low_rank), low_rank);
 }
 
 }  // namespace d2d

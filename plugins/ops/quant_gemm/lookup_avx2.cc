@@ -9,7 +9,7 @@
 // Reached, from the first-level cache: 276, 305, 320 G/s for A4, A3, A2; the whole GEMM: 205, 216, 228, where the
 // products reach 135. Of its time 75 % are look-ups, 12 % scales and y, 5 % the order of the weights, 5 % tables.
 // Rule, as measured: up to max |q| 21 (stretch 3: 155 against 137 G/s; at 25, stretch 2, 131), for any number of
-// tokens (one: 56 against 24 G/s). Not for int3: one weight has 8 sums, so 2 instructions would do 32 as well.
+// tokens (one: 56 against 24 G/s). Tried: 2 by 2 vectors with the words in registers, slower at every width. Not for int3: one weight has 8 sums, so 2 instructions would do 32 as well.
 #include <immintrin.h>
 
 #include "lookups.h"
@@ -83,6 +83,7 @@ inline __m256i by_code(__m256i four_outputs) {
 }
 
 struct Tables {
+    static constexpr FormatSpec kFormat = kTernary;
     static constexpr int64_t kLanes = 32, kStepVectors = 4, kStepTokens = 2, kCodes = 2, kTableBytes = 16;
     static constexpr int64_t kBlockChunks = 16, kMostOutputs = 1152;
     static constexpr int kMostLargest = 21;
@@ -94,7 +95,7 @@ struct Tables {
         const __m256i second = _mm256_setr_epi8(-1, -1, -1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0,  //
                                                 -1, -1, -1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0);
         const __m256i half = halves_of(0, 8), zero = _mm256_set1_epi8(static_cast<char>(shift));
-        for (int64_t chunk = 0; chunk < count; ++chunk, q += kCodesAChunk) {
+        for (int64_t chunk = 0; chunk < count; ++chunk, q += 16) {
             const __m256i codes = both_lanes(q);
             for (int j = 0; j < 4; ++j, to += 32) {
                 const __m256i a = _mm256_shuffle_epi8(codes, _mm256_add_epi8(half, _mm256_set1_epi8(j)));
@@ -169,7 +170,9 @@ struct Tables {
 
 }  // namespace
 
-std::unique_ptr<CpuKernel> make_ternary_lookup_avx2(std::unique_ptr<CpuKernel> rest, bool low_rank) {
+std::unique_ptr<CpuKernel> make_lookup_avx2(const FormatSpec& format, std::unique_ptr<CpuKernel> rest,
+                                            bool low_rank) {
+    if (format.radix != 3) return rest;
     return std::unique_ptr<CpuKernel>(new LookupGemm<Tables>(std::move(rest), low_rank));
 }
 

@@ -1,14 +1,14 @@
-// How the CPU kernels walk a ternary GEMM by table look-up (layout 1, 16 k's a chunk). The sums that a few
-// weights can pick from a few activations of a token, 9 for two of them and 81 for four, are built once as a
+// How the CPU kernels walk a GEMM of ternary or 3-bit weights by table look-up (layout 1). The sums that a few
+// weights can pick from a few activations of a token, 9 for two ternary ones and 81 for four, are built once as a
 // table of bytes; then one shuffle instruction serves as many outputs as a vector has bytes, with the packed
 // weights as index: no multiplication.
 //
 // A task is some tokens by some outputs. Block by block of K it builds its tokens' tables (second-level cache)
 // and, for the outputs of one step of the micro-kernel at a time, brings the weights into index order
 // (first-level cache), once for all its tokens: a few instructions for each index vector beside one look-up and
-// one sum a token. In the file they stay 2 bits each, in the order that the other kernels read.
+// one sum a token. In the file they stay at their packed width, in the order that the other kernels read.
 //
-// Exactness, with r = largest entry of a table = 2 * codes in a table * max |q|, entries being shifted by r / 2
+// Exactness, with r = largest entry of a table = 2 * offset * codes in a table * max |q|, entries being shifted by r / 2
 // so that none is negative:
 //   bytes: `stretch` = 255 / r look-ups (r <= 255) are added up, then widened;
 //   words: at most 65535 / r look-ups, a section, are added up, then spilled to int32;
@@ -27,8 +27,6 @@
 namespace d2d {
 namespace {
 
-constexpr int64_t kCodesAChunk = 16;
-
 // Of the thread that runs a task; slots beside those of the tiles.
 enum LookupSlot { kTables = 2, kWords = 3 };
 
@@ -37,6 +35,7 @@ typedef uint16_t EightWords __attribute__((vector_size(16)));
 // Tables, what an instruction set brings:
 //   kLanes       bytes of a vector: byte 2i is output i of kLanes, byte 2i + 1 output kLanes / 2 + i
 //   kStepVectors, kStepTokens   vectors and tokens that the micro-kernel takes at once
+//   kFormat      of the weights
 //   kCodes       activations in a table
 //   kTableBytes
 //   kBlockChunks chunks of a block of K: tables of a step's tokens and its index vectors fit the first level
@@ -65,7 +64,9 @@ class LookupGemm : public CpuKernel {
     }
 
   private:
-    static constexpr FormatSpec kFormat = kFormats[0];
+    static constexpr FormatSpec kFormat = Tables::kFormat;
+    static constexpr int64_t kChunkBytes = chunk_shape(kFormat).vectors * kVector;
+    static constexpr int64_t kCodesAChunk = 4 * chunk_shape(kFormat).quads;
     static constexpr int64_t kStepOutputs = Tables::kLanes * Tables::kStepVectors;
     static constexpr int64_t kStepTiles = kStepOutputs / kTile;
     static constexpr int64_t kLookupsAChunk = kCodesAChunk / Tables::kCodes;
@@ -117,7 +118,7 @@ class LookupGemm : public CpuKernel {
               tile(output / kTile),
               tiles((least(split.outputs, p.n - output) + kTile - 1) / kTile),
               steps((tiles + kStepTiles - 1) / kStepTiles),
-              range(2 * Tables::kCodes * (largest ? largest : 1)),
+              range(2 * kFormat.offset * Tables::kCodes * (largest ? largest : 1)),
               stretch(255 / range),
               section(65535 / range / kLookupsAChunk * kLookupsAChunk),
               tables(scratch<uint8_t>(static_cast<size_t>(tokens * kTableStride + kIndexBytes), kTables)),
@@ -181,7 +182,7 @@ class LookupGemm : public CpuKernel {
 
         // Outputs beyond N are those of the last tile once more; nobody reads their sums.
         void order(int64_t step, int64_t chunk, int64_t count) const {
-            const auto* packed = reinterpret_cast<const uint8_t*>(p.w) + chunk * kVector;
+            const auto* packed = reinterpret_cast<const uint8_t*>(p.w) + chunk * kChunkBytes;
             const int64_t size = tile_bytes(kFormat, p.k);
             const uint8_t* from[kStepTiles];
             for (int64_t i = 0; i < kStepTiles; ++i)
