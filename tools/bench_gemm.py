@@ -25,7 +25,9 @@ from dit2deploy.targets import kernel
 from dit2deploy.targets.ort import open_session
 
 SHAPES = ((1152, 4608), (1152, 3456), (1152, 1152), (4608, 1152))  # (K, N) of fc1, qkv, proj, fc2
-BITS = {"ternary": 4, "int3": 4, "int4": 4, "int8": 8}  # activation widths that go with the weights
+# Activation widths to time with the weights; "from float" takes the first.
+BITS = {"ternary": (4, 2, 3, 6, 8), "int3": (4, 3), "int4": (4, 8), "int8": (8, 4)}
+OWN = "ternary A4"  # what the other widths of ternary are compared with as well
 EXAMPLE = """example:
   python tools/bench_gemm.py --quick
   python tools/bench_gemm.py --tokens 256 --tokens 512 --out tools/results/bench_gemm.json
@@ -75,8 +77,7 @@ class Bench:
         output = runner.session.get_outputs()[0].name
         return Contestant(name, name, lambda: runner.session.run([output], inputs))
 
-    def gemm(self, fmt: Format, *, from_float: bool) -> Contestant:
-        bits = BITS[fmt.name]
+    def gemm(self, fmt: Format, bits: int, *, from_float: bool = False) -> Contestant:
         codes = self.random.integers(fmt.low, fmt.high, (self.n, self.k), endpoint=True)
         constants = {
             "w": kernel.relayout(fmt.name, pack(codes, fmt), self.k),
@@ -135,7 +136,7 @@ class Bench:
 
 
 def races(bench: Bench) -> Iterator[tuple[list[Contestant], list[Contestant], Callable[[str], int]]]:
-    """(ours, baselines, bytes of ours by name), compared within one race."""
+    """(ours, baselines, bytes of ours by name), compared within one race; ours may be a baseline, too: OWN."""
     m, k, n = bench.m, bench.k, bench.n
 
     def bytes_of(name: str) -> int:
@@ -144,11 +145,11 @@ def races(bench: Bench) -> Iterator[tuple[list[Contestant], list[Contestant], Ca
         return int(n * k * width / 8) + m * k * (4 if "float" in name else 1) + 4 * m * n
 
     yield (
-        [bench.gemm(fmt, from_float=False) for fmt in FORMATS],
+        [bench.gemm(fmt, bits) for fmt in FORMATS for bits in BITS[fmt.name]],
         [bench.integers(np.int8), bench.integers(np.uint8), bench.float()],
         bytes_of,
     )
-    yield [bench.gemm(fmt, from_float=True) for fmt in FORMATS], [bench.dynamic()], bytes_of
+    yield [bench.gemm(fmt, BITS[fmt.name][0], from_float=True) for fmt in FORMATS], [bench.dynamic()], bytes_of
     yield [bench.quantize()], [bench.copy()], lambda name: 5 * m * k
 
 
@@ -162,7 +163,10 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
             for ours, baselines, bytes_of in races(Bench(Path(folder), m, k, n, threads)):
                 times = race([*ours, *baselines], rounds=options.runs, seconds=seconds)
                 for one in ours:
-                    found = ratios({name: times[name] for name in (one.name, *(b.name for b in baselines))}, one.name)
+                    others = [baseline.name for baseline in baselines]
+                    if one.name.startswith("ternary A") and one.name != OWN:
+                        others.append(OWN)
+                    found = ratios({name: times[name] for name in (one.name, *others)}, one.name)
                     p50 = statistics(times[one.name], batch=1)["p50_ms"]
                     macs = 0 if one.name == "HadamardQuantize" else m * k * n
                     for baseline, ratio in found.items():

@@ -47,6 +47,16 @@ bool isa_runs_here(Isa isa) {
     }
 }
 
+bool vbmi_runs_here() {
+#if !defined(__x86_64__)
+    return false;
+#elif defined(D2D_SIMDE)
+    return true;
+#else
+    return isa_runs_here(Isa::avx512_vnni) && __builtin_cpu_supports("avx512vbmi");
+#endif
+}
+
 Isa isa_in_use() {
     if (const char* forced = std::getenv("DIT2DEPLOY_CPU"); forced && *forced) {
         const Isa isa = isa_from_name(forced);

@@ -12,6 +12,8 @@ const char* isa_name(Isa);
 // Throws std::invalid_argument, naming the known ones, for an unknown name.
 Isa isa_from_name(const std::string&);
 bool isa_runs_here(Isa);
+// Byte permutations of AVX-512, which avx512_vnni uses where they are: on every machine with VNNI but the first.
+bool vbmi_runs_here();
 // The best one of this machine, or the one that the environment variable DIT2DEPLOY_CPU names
 // (throws std::invalid_argument where that does not run here).
 Isa isa_in_use();

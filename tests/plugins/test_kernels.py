@@ -31,6 +31,18 @@ SHAPES = (
     (4, 45, 17, 9),
     (13, 2600, 18, 2),
 )
+# Look-ups take whole steps of 128 outputs, or most of one; blocks of 256 k's and chunks of 16; 16 to 64 tokens a task.
+LOOKUP_SHAPES = (
+    (1, 16, 86, 1),
+    (2, 83, 128, 1),
+    (67, 300, 200, 1),
+    (129, 96, 384, 2),
+    (5, 528, 128, 11),
+    (3, 4800, 100, 1),
+    (2, 9376, 90, 2),
+)
+# Both sides of what changes with max |q|: 21 look-ups (AVX2), 31 pairs of int16 beside int8 (AVX2) and look-ups (VBMI).
+LARGEST = (0, 1, 3, 7, 15, 21, 22, 31, 32, 128)
 
 
 @pytest.fixture(params=("avx2", "avx512_vnni", "neon", "emulated avx512_vnni"))
@@ -57,18 +69,18 @@ def at_odd_address(array: np.ndarray) -> np.ndarray:
 
 
 def gemm_inputs(
-    fmt: Format, bits: int, m: int, k: int, n: int, groups: int, *, fill: str, rank: int, library: Path
+    fmt: Format, largest: int, m: int, k: int, n: int, groups: int, *, fill: str, rank: int, library: Path
 ) -> list[np.ndarray]:
     rng = np.random.default_rng(m * k + n)
-    largest, low, high = 2 ** (bits - 1) - 1, -fmt.offset, fmt.levels - 1 - fmt.offset
-    q = rng.integers(-largest, largest, (m, k), endpoint=True)
+    low, high = -fmt.offset, fmt.levels - 1 - fmt.offset
+    q = rng.integers(-largest, min(largest, 127), (m, k), endpoint=True)
     codes = rng.integers(low, high, (n, k), endpoint=True)
     if fill == "largest":
-        q[:], codes[:] = largest, high
+        q[:], codes[:] = min(largest, 127), high
     elif fill == "smallest":
         q[:], codes[:] = -largest, low
     elif fill == "opposite":
-        q[:], codes[:] = largest, low
+        q[:], codes[:] = min(largest, 127), low
     inputs = [
         q.astype(np.int8),
         rng.uniform(0.01, 0.1, (m, 1)).astype(np.float32),
@@ -95,18 +107,36 @@ def test_gemms_agree_bit_for_bit(face, library: Path, fmt: Format, bits: int, fi
     isa, path = face
     for index, (m, k, n, groups) in enumerate(SHAPES):
         rank = (0, 3)[index % 2]
-        inputs = gemm_inputs(fmt, bits, m, k, n, groups, fill=fill, rank=rank, library=library)
+        largest = 2 ** (bits - 1) - 1
+        inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, library=library)
         got = gemm(fmt, inputs, bits, isa=isa, library=path, threads=1 + index % 3)
         want = gemm(fmt, inputs, bits, isa="portable", library=library)
         np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=str((m, k, n, groups)))
 
 
+@pytest.mark.parametrize("fill", ("random", "largest", "opposite"))
+@pytest.mark.parametrize("largest", LARGEST)
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_codes_narrower_than_bits_agree_bit_for_bit(face, library: Path, fmt: Format, largest: int, fill: str):
+    """`bits` bounds the codes, kernels choose by those of the call. All at the edge: sums as large as can be."""
+    isa, path = face
+    for index, (m, k, n, groups) in enumerate(LOOKUP_SHAPES):
+        rank = (0, 3)[index % 2]
+        inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, library=library)
+        got = gemm(fmt, inputs, 8, isa=isa, library=path, threads=1 + index % 3)
+        want = gemm(fmt, inputs, 8, isa="portable", library=library)
+        np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=str((m, k, n, groups)))
+
+
 @pytest.mark.parametrize("fmt", (TERNARY, INT8), ids=lambda fmt: fmt.name)
 def test_gemms_run_side_by_side(face, library: Path, fmt: Format):
-    """Two sessions share the threads of one process: memory of a thread must not mix them up."""
+    """Sessions share the threads of one process: memory of a thread must not mix them up."""
     isa, path = face
-    shapes = ((13, 700, 33, 1), (7, 1301, 18, 1))
-    problems = [gemm_inputs(fmt, 8, *shape, fill="random", rank=0, library=library) for shape in shapes]
+    shapes = ((13, 700, 33, 1), (7, 1301, 18, 1), (19, 400, 128, 1), (35, 1000, 96, 1))
+    problems = [
+        gemm_inputs(fmt, largest, *shape, fill="random", rank=0, library=library)
+        for shape, largest in zip(shapes, (127, 127, 7, 3), strict=True)
+    ]
     want = [gemm(fmt, inputs, 8, isa=isa, library=path) for inputs in problems]
     wrong: list[int] = []
 
@@ -116,7 +146,7 @@ def test_gemms_run_side_by_side(face, library: Path, fmt: Format):
             if not np.array_equal(got, want[index]):
                 wrong.append(index)
 
-    workers = [threading.Thread(target=many, args=(index,)) for index in (0, 1)]
+    workers = [threading.Thread(target=many, args=(index,)) for index in range(len(shapes))]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -4,9 +4,11 @@
 //     int8 by 8 bits: 16 by vpmaddwd and vpaddd: 83 G/s = 16.3 ms
 //   bytes w 1.3 MB (ternary) .. 5.3 MB (int8) + q 0.3 MB + y 4.7 MB: below 0.6 ms at 20 GB/s
 // vpmaddubsw multiplies unsigned codes by signed activations and adds pairs in int16: exact as long as the
-// sums fit, which is what `bits` decides. They add up in int16 over many quads before they are widened, where
-// a usual int8 kernel widens each (3 instructions for 32 multiply-adds, and pairs that saturate). int8 by
-// 8-bit activations has no room for a pair: there both sides are int16.
+// sums fit, which the largest code of the call decides: |sum of n quads| <= 2 n (levels - 1) max |q| < 2^15.
+// They add up in int16 over many quads before they are widened, where a usual int8 kernel widens each (3
+// instructions for 32 multiply-adds, and pairs that saturate). int8 by 8-bit activations has no room for a
+// pair: there both sides are int16. int8 by 4-bit ones has room for 9: 1.7 times as fast as by 8-bit ones.
+// Ternary by narrow activations is looked up instead: lookup_avx2.cc.
 #include <immintrin.h>
 
 #include "tiles.h"
@@ -103,13 +105,15 @@ class Micro {
   public:
     // 12 sums, 2 weights, an activation and a product fill the 16 registers.
     static constexpr int kTokens = 6;
+    static constexpr bool kAsksForLargest = true;
 
-    Micro(const FormatSpec& format, int bits) {
+    Micro(const FormatSpec& format, int largest) {
         const int levels = format.planes == 3 ? 8 : format.radix;
-        interval_ = 32767 / (2 * (levels - 1) * ((1 << (bits - 1)) - 1));
+        interval_ = 32767 / (2 * (levels - 1) * (largest ? largest : 1));
     }
 
-    bool wide() const { return interval_ == 0; }
+    // int8 weights beside codes above 31: pairs that must be widened each take longer than int16 on both sides.
+    bool wide() const { return interval_ < 2; }
 
     void add(const int8_t* q, int64_t stride, const uint8_t* weights, int tokens, int64_t quads,
              int32_t* dots) const {
@@ -135,14 +139,14 @@ class Micro {
                                 AddCodes{}, [&](__m256i v) { return _mm256_madd_epi16(v, ones); });
     }
 
-    int64_t interval_;  // quads whose products add up in int16; 0: not even one
+    int64_t interval_;  // quads whose products add up in int16
 };
 
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_quant_gemm_avx2(const FormatSpec& format, const Attributes& attributes,
                                                 bool low_rank) {
-    return make_tiled<Micro>(format, attributes, low_rank);
+    return make_lookup_avx2(format, make_tiled<Micro>(format, attributes, low_rank), low_rank);
 }
 
 }  // namespace d2d

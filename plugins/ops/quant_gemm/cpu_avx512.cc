@@ -3,7 +3,7 @@
 //   operations 1.36 G multiply-adds / (64 * 3.6 GHz) = 5.9 ms   <- the bound
 //   bytes w 1.3 MB (ternary) .. 5.3 MB (int8) + q 0.3 MB + y 4.7 MB: below 0.6 ms at 20 GB/s
 // vpdpbusd takes unsigned codes and signed activations and is exact in int32 for every format: one
-// micro-kernel for all. Compiles against SIMDe as well (D2D_SIMDE), so that it is tested on any machine.
+// micro-kernel for all. Ternary and int3 by narrow activations are looked up where there is VBMI: lookup_avx512.cc. Compiles against SIMDe as well (D2D_SIMDE), so that it is tested on any machine.
 #if defined(D2D_SIMDE)
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -40,6 +40,7 @@ void add_tokens(const int8_t* q, int64_t stride, const uint8_t* weights, int64_t
 class Micro {
   public:
     static constexpr int kTokens = 12;
+    static constexpr bool kAsksForLargest = false;  // exact for all codes
 
     Micro(const FormatSpec&, int) {}
 
@@ -59,7 +60,8 @@ class Micro {
 
 std::unique_ptr<CpuKernel> make_quant_gemm_avx512(const FormatSpec& format, const Attributes& attributes,
                                                   bool low_rank) {
-    return make_tiled<Micro>(format, attributes, low_rank);
+    auto tiled = make_tiled<Micro>(format, attributes, low_rank);
+    return vbmi_runs_here() ? make_lookup_avx512(format, std::move(tiled), low_rank) : std::move(tiled);
 }
 
 }  // namespace d2d

@@ -1,0 +1,238 @@
+// How the CPU kernels walk a GEMM of ternary or 3-bit weights by table look-up (layout 1). The sums that a few
+// weights can pick from a few activations of a token, 9 for two ternary ones and 81 for four, are built once as a
+// table of bytes; then one shuffle instruction serves as many outputs as a vector has bytes, with the packed
+// weights as index: no multiplication.
+//
+// A task is some tokens by some outputs. Block by block of K it builds its tokens' tables (second-level cache)
+// and, for the outputs of one step of the micro-kernel at a time, brings the weights into index order
+// (first-level cache), once for all its tokens: a few instructions for each index vector beside one look-up and
+// one sum a token. In the file they stay at their packed width, in the order that the other kernels read.
+//
+// Exactness, with r = largest entry of a table = 2 * offset * codes in a table * max |q|, entries being shifted by r / 2
+// so that none is negative:
+//   bytes: `stretch` = 255 / r look-ups (r <= 255) are added up, then widened;
+//   words: at most 65535 / r look-ups, a section, are added up, then spilled to int32;
+//   a vector of bytes v, as words, is even + 256 odd: `all` sums v, `high` sums v >> 8, both modulo 2^16; high
+//   is the sum of the odd bytes, which fits, and all - 256 high that of the even bytes modulo 2^16, which fits;
+//   the shift is the same for every weight: r / 2 a look-up is taken off the sum of a group.
+#pragma once
+
+#include <thread>
+
+#include "activations.h"
+#include "epilogue.h"
+#include "layout.h"
+#include "scratch.h"
+
+namespace d2d {
+namespace {
+
+// Of the thread that runs a task; slots beside those of the tiles.
+enum LookupSlot { kTables = 2, kWords = 3 };
+
+typedef uint16_t EightWords __attribute__((vector_size(16)));
+
+// Tables, what an instruction set brings:
+//   kLanes       bytes of a vector: byte 2i is output i of kLanes, byte 2i + 1 output kLanes / 2 + i
+//   kStepVectors, kStepTokens   vectors and tokens that the micro-kernel takes at once
+//   kFormat      of the weights
+//   kCodes       activations in a table
+//   kTableBytes
+//   kBlockChunks chunks of a block of K: tables of a step's tokens and its index vectors fit the first level
+//   kMostOutputs of a task: the more, the less do its tables cost; words and tables fit the second level
+//   kMostLargest max |q| up to which look-ups win, as measured
+//   build(q, chunks, shift, to)      tables of whole chunks of one token
+//   order(tiles, chunks, to)         index vectors, [look-up][kStepVectors][kLanes], of chunks of the step's tiles
+//   add(tables, stride, index, tokens, lookups, stretch, sums)  adds to [token][vector][all, high][kLanes / 2]
+template <class Tables>
+class LookupGemm : public CpuKernel {
+  public:
+    // `rest` computes what look-ups cannot, or not faster.
+    LookupGemm(std::unique_ptr<CpuKernel> rest, bool low_rank)
+        : rest_(std::move(rest)), low_rank_(low_rank) {}
+
+    void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
+        const GemmProblem p(inputs, outputs, low_rank_);
+        if (p.m == 0) return;
+        const int largest = suits(p) ? largest_code(p, parallel) : kLargestCode;
+        if (largest > Tables::kMostLargest) return rest_->run(inputs, outputs, parallel);
+        const Split split = split_of(p);
+        parallel.run(static_cast<size_t>(split.tasks(p)), [&](size_t index) {
+            const int64_t blocks = split.blocks(p), task = static_cast<int64_t>(index);
+            Task(p, split, largest, task % blocks * split.tokens, task / blocks * split.outputs).run();
+        });
+    }
+
+  private:
+    static constexpr FormatSpec kFormat = Tables::kFormat;
+    static constexpr int64_t kChunkBytes = chunk_shape(kFormat).vectors * kVector;
+    static constexpr int64_t kCodesAChunk = 4 * chunk_shape(kFormat).quads;
+    static constexpr int64_t kStepOutputs = Tables::kLanes * Tables::kStepVectors;
+    static constexpr int64_t kStepTiles = kStepOutputs / kTile;
+    static constexpr int64_t kLookupsAChunk = kCodesAChunk / Tables::kCodes;
+    static constexpr int64_t kBlockLookups = Tables::kBlockChunks * kLookupsAChunk;
+    static_assert(384 % kStepOutputs == 0 && Tables::kMostOutputs % kStepOutputs == 0 &&
+                      16 % Tables::kStepTokens == 0,
+                  "tasks are whole steps");
+
+    // By shape: a step that goes far beyond N computes more than it saves, and a group must end with a chunk.
+    static bool suits(const GemmProblem& p) {
+        const int64_t computed = (p.n + kStepOutputs - 1) / kStepOutputs * kStepOutputs;
+        return 3 * p.n >= 2 * computed && (p.groups == 1 || p.k / p.groups % kCodesAChunk == 0);
+    }
+
+    // A task's size: tables serve its outputs, ordered weights its tokens.
+    struct Split {
+        int64_t tokens, outputs;
+
+        int64_t blocks(const GemmProblem& p) const { return (p.m + tokens - 1) / tokens; }
+        int64_t tasks(const GemmProblem& p) const { return blocks(p) * ((p.n + outputs - 1) / outputs); }
+    };
+
+    // The largest that leaves two tasks a core. Beside the first, the others cost 8, 12 and 20 % of the time of
+    // one thread at K 1152.
+    static Split split_of(const GemmProblem& p) {
+        static const int64_t cores = std::thread::hardware_concurrency();
+        for (const Split split : {Split{64, Tables::kMostOutputs}, Split{64, 384}, Split{32, 384}})
+            if (split.tasks(p) >= 2 * cores) return split;
+        return {16, 384};
+    }
+
+    // Tokens from m and outputs from n, both cut at the border.
+    struct Task {
+        const GemmProblem& p;
+        const int64_t m, tokens, tile, tiles, steps;
+        const int64_t range;    // largest entry of a table
+        const int64_t stretch;  // look-ups that fit a byte
+        const int64_t section;  // look-ups that fit a word, in whole chunks
+        uint8_t *const tables, *const index;
+        const int64_t step_sums;  // words of a step
+        uint16_t* sums;           // [step][token][kStepOutputs]
+        int32_t* carries;         // [token][tile][16], of earlier sections of a group
+        float* values;            // of the scales
+
+        Task(const GemmProblem& problem, const Split& split, int largest, int64_t token, int64_t output)
+            : p(problem),
+              m(token),
+              tokens(least(split.tokens, p.m - m)),
+              tile(output / kTile),
+              tiles((least(split.outputs, p.n - output) + kTile - 1) / kTile),
+              steps((tiles + kStepTiles - 1) / kStepTiles),
+              range(2 * kFormat.offset * Tables::kCodes * (largest ? largest : 1)),
+              stretch(255 / range),
+              section(65535 / range / kLookupsAChunk * kLookupsAChunk),
+              tables(scratch<uint8_t>(static_cast<size_t>(tokens * kTableStride + kIndexBytes), kTables)),
+              index(tables + tokens * kTableStride),
+              step_sums(tokens * kStepOutputs) {
+            const int64_t words = steps * step_sums, dots = tiles * tokens * kTile;
+            sums =
+                scratch<uint16_t>(static_cast<size_t>(words + 2 * (dots + tiles * scales_size(p))), kWords);
+            carries = reinterpret_cast<int32_t*>(sums + words);
+            values = reinterpret_cast<float*>(carries + dots);
+        }
+
+        static constexpr int64_t kTableStride = kBlockLookups * Tables::kTableBytes;
+        static constexpr int64_t kIndexBytes = kBlockLookups * kStepOutputs;
+
+        void run() {
+            for (int64_t i = 0; i < tiles; ++i) scales_of(p, tile + i, values + i * scales_size(p));
+            const int64_t chunks_a_group = chunks(kFormat, p.k / p.groups);
+            for (int64_t group = 0; group < p.groups; ++group) {
+                const int64_t begin = group * chunks_a_group, end = begin + chunks_a_group;
+                for (int64_t first = begin; first < end; first += section / kLookupsAChunk) {
+                    const int64_t last = least(end, first + section / kLookupsAChunk);
+                    add_section(first, last, [&](int64_t step, int64_t t) {
+                        finish(step, t, group, first > begin, last == end);
+                    });
+                }
+            }
+        }
+
+        // Calls done(step, t) when the step's sums of tokens t .. are whole: right after they are, so that y is
+        // written while the next ones are computed.
+        template <class Done>
+        void add_section(int64_t first, int64_t end, const Done& done) {
+            std::memset(sums, 0, static_cast<size_t>(steps * step_sums) * sizeof(uint16_t));
+            for (int64_t chunk = first; chunk < end; chunk += Tables::kBlockChunks) {
+                const int64_t count = least(Tables::kBlockChunks, end - chunk);
+                for (int64_t t = 0; t < tokens; ++t) build(m + t, chunk, count, tables + t * kTableStride);
+                for (int64_t step = 0; step < steps; ++step) {
+                    order(step, chunk, count);
+                    for (int64_t t = 0; t < tokens; t += Tables::kStepTokens) {
+                        Tables::add(tables + t * kTableStride, kTableStride, index,
+                                    static_cast<int>(least(Tables::kStepTokens, tokens - t)),
+                                    count * kLookupsAChunk, stretch,
+                                    sums + step * step_sums + t * kStepOutputs);
+                        if (chunk + count == end) done(step, t);
+                    }
+                }
+            }
+        }
+
+        // Codes beyond K are zeros, whatever the weights there are.
+        void build(int64_t token, int64_t chunk, int64_t count, uint8_t* to) const {
+            const int8_t* q = p.q + token * p.k + chunk * kCodesAChunk;
+            const int64_t whole = least(count, p.k / kCodesAChunk - chunk), shift = range / 2;
+            Tables::build(q, whole, shift, to);
+            if (whole == count) return;
+            int8_t last[kCodesAChunk] = {};
+            std::memcpy(last, q + whole * kCodesAChunk, static_cast<size_t>(p.k % kCodesAChunk));
+            Tables::build(last, 1, shift, to + whole * kLookupsAChunk * Tables::kTableBytes);
+        }
+
+        // Outputs beyond N are those of the last tile once more; nobody reads their sums.
+        void order(int64_t step, int64_t chunk, int64_t count) const {
+            const auto* packed = reinterpret_cast<const uint8_t*>(p.w) + chunk * kChunkBytes;
+            const int64_t size = tile_bytes(kFormat, p.k);
+            const uint8_t* from[kStepTiles];
+            for (int64_t i = 0; i < kStepTiles; ++i)
+                from[i] = packed + (tile + least(step * kStepTiles + i, tiles - 1)) * size;
+            Tables::order(from, count, index);
+        }
+
+        // Words to int32; after the last section of a group to y.
+        void finish(int64_t step, int64_t first, int64_t group, bool carried, bool last) const {
+            const auto shift =
+                static_cast<int32_t>(range / 2 * kLookupsAChunk * chunks(kFormat, p.k / p.groups));
+            const int64_t count = least(kStepTiles, tiles - step * kStepTiles);
+            for (int64_t t = first; t < least(tokens, first + Tables::kStepTokens); ++t) {
+                const uint16_t* from = sums + step * step_sums + t * kStepOutputs;
+                for (int64_t i = 0; i < count; ++i) {
+                    const int64_t of_task = step * kStepTiles + i;
+                    int32_t* carry = carries + (t * tiles + of_task) * kTile;
+                    Ints low = words(from, i, 0), high = words(from, i, 1);
+                    if (carried) {
+                        low += load_half<Ints>(carry, 0);
+                        high += load_half<Ints>(carry, 1);
+                    }
+                    if (last) {
+                        const float* ws = values + of_task * scales_size(p);
+                        const float* bias = ws + p.groups * kTile;
+                        finish_tile(p, {ws, bias, bias + kTile}, tile + of_task, group, m + t, low - shift,
+                                    high - shift);
+                    } else {
+                        store_half(carry, 0, low);
+                        store_half(carry, 1, high);
+                    }
+                }
+            }
+        }
+
+        // Half of tile i of a step's sums of a token.
+        static Ints words(const uint16_t* from, int64_t i, int half) {
+            constexpr int64_t odd = Tables::kLanes / 2;
+            const int64_t place = i * kTile, lane = place % Tables::kLanes;
+            from += place - lane + lane % odd + half * 8;
+            EightWords all, high;
+            std::memcpy(&all, from, sizeof(all));
+            std::memcpy(&high, from + odd, sizeof(high));
+            return __builtin_convertvector(lane < odd ? all - (high << 8) : high, Ints);
+        }
+    };
+
+    std::unique_ptr<CpuKernel> rest_;
+    bool low_rank_;
+};
+
+}  // namespace
+}  // namespace d2d
