@@ -24,6 +24,7 @@ from dit2deploy.sampling import Scheduler, initial_noise, trajectory
 from dit2deploy.stages.finetune import Settings, finetune
 from dit2deploy.stages.quantize import quantize
 
+ITERATIONS = 200  # of reconstruction, a block (20,000 in PTQ4DiT)
 KEPT = 10  # samples whose calls the quantized model is asked as full precision was
 
 # What a cell holds, in the order of the document: key, title, digits.
@@ -132,7 +133,8 @@ def measure(
     """One cell at one seed: the values of QUALITY and COST."""
     begun = time.monotonic()
     policy = row.make(case)
-    checkpoint = quantize(case.model, policy, case.calibration, case.folder / "checkpoint", seed=case.seed)
+    made = case.folder / "checkpoint"
+    checkpoint = quantize(case.model, policy, case.calibration, made, iterations=ITERATIONS, seed=case.seed)
     if row.train:
         settings = Settings(steps=row.train)
         trained = case.folder / "trained"

@@ -187,7 +187,7 @@ ROWS = (
     Row("LSGQuant-like", "smoothing by channel maxima (alpha 1), Hadamard, nearest, V3 branch", lsg, LOW),
     Row(
         "PTQ4DiT",
-        "salience balanced over steps where it folds, AdaRound on blocks' outputs",
+        "salience balanced over steps where it folds, AdaRound on blocks' outputs, 200 steps each",
         reconstructed,
         EIGHT + SIX + FOUR,
     ),
