@@ -17,6 +17,8 @@ ADAPTER = (
     "base/cuda_driver.cc",
     "base/cpu_features.cc",
     "ops/ops.cc",
+    "ops/ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.cc",
+    "ops/ada_ln_hadamard_quantize/cuda_plan.cc",
     "ops/hadamard_quantize/hadamard_quantize.cc",
     "ops/hadamard_quantize/cuda_plan.cc",
     "ops/monarch/monarch.cc",
