@@ -1,8 +1,8 @@
 """AdaLnHadamardQuantize: layer normalization, adaptive modulation and HadamardQuantize in one pass over a row.
 
-Two ops: `AdaLnHadamardQuantize` gives codes and steps; `AdaLnHadamardQuantizeKeep` also gives the modulated row y, which
-a low-rank or Monarch branch reads unrotated. The variant is an op of its own, as the low-rank GEMMs are: ONNX Runtime
-1.18 and onnx.reference know no functions with absent outputs.
+Two ops: `AdaLnHadamardQuantize` gives codes and steps; `AdaLnHadamardQuantizeKeep` also gives the modulated row y, unrotated,
+which a low-rank or Monarch branch reads. The variant is an op of its own, as the low-rank GEMMs are: ONNX Runtime 1.18
+and onnx.reference know no functions with absent inputs.
 """
 
 import numpy as np
@@ -105,7 +105,14 @@ def cases() -> list[Case]:
     out = []
 
     def add(
-        name: str, shape: tuple[int, ...], bits: tuple[int, ...], block: int, *, seed: int = 0, spread: float = 1, **kind
+        name: str,
+        shape: tuple[int, ...],
+        bits: tuple[int, ...],
+        block: int,
+        *,
+        seed: int = 0,
+        spread: float = 1,
+        **kind,
     ) -> None:
         rng = np.random.default_rng(seed or len(out) + 1)
         x = rng.standard_normal(shape).astype(np.float32) * np.float32(spread) + np.float32(0.3)

@@ -26,7 +26,7 @@ def fwht(x: torch.Tensor, block: int) -> torch.Tensor:
 
     Every output is a fixed tree of additions, so all kernels agree bit for bit.
     """
-    # Tokens side by side: a stage adds long runs of memory. A copy even of one token, whose transpose is x's own memory.
+    # Tokens side by side: a stage adds long runs of memory. A copy even of one token, whose transpose is x itself.
     columns = x.reshape(-1, x.shape[-1]).T.clone(memory_format=torch.contiguous_format)
     other, h = torch.empty_like(columns), 1
     while h < block:
