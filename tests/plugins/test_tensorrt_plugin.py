@@ -16,6 +16,7 @@ ADAPTER = (
     "adapters/tensorrt.cc",
     "base/cuda_driver.cc",
     "base/cpu_features.cc",
+    "base/scratch.cc",
     "ops/ops.cc",
     "ops/ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.cc",
     "ops/ada_ln_hadamard_quantize/cuda_plan.cc",
