@@ -1,8 +1,8 @@
 """AdaLnHadamardQuantize: layer normalization, adaptive modulation and HadamardQuantize in one pass over a row.
 
 Two ops: `AdaLnHadamardQuantize` gives codes and steps; `AdaLnHadamardQuantizeKeep` also gives the modulated row y,
-which a low-rank or Monarch branch reads unrotated. The variant is an op of its own, as the low-rank GEMMs are: ONNX Runtime
-1.18 and onnx.reference know no functions with absent inputs or outputs.
+which a low-rank or Monarch branch reads unrotated. The variant is an op of its own, as the low-rank GEMMs are:
+ONNX Runtime 1.18 and onnx.reference know no functions with absent inputs or outputs.
 """
 
 import numpy as np
