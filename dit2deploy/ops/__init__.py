@@ -1,5 +1,6 @@
 """The ops of domain `dit2deploy`: THE list. Importing this package registers them with torch and onnx."""
 
+from dit2deploy.ops.ada_ln_hadamard_quantize import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP
 from dit2deploy.ops.hadamard_quantize import HADAMARD, HADAMARD_QUANTIZE, PER_TOKEN_QUANTIZE_LINEAR
 from dit2deploy.ops.monarch import MONARCH_ADD
 from dit2deploy.ops.multi_region_quantize import MULTI_REGION_QUANTIZE
@@ -14,6 +15,8 @@ OPS: tuple[Op, ...] = (
     MONARCH_ADD,
     MULTI_REGION_QUANTIZE,
     QUANT_MATMUL,
+    ADA_LN_HADAMARD_QUANTIZE,
+    ADA_LN_HADAMARD_QUANTIZE_KEEP,
     HADAMARD,
     PER_TOKEN_QUANTIZE_LINEAR,
     *DEQUANTIZE_LINEARS.values(),
@@ -22,6 +25,8 @@ for _op in OPS:
     register(_op)
 
 __all__ = [
+    "ADA_LN_HADAMARD_QUANTIZE",
+    "ADA_LN_HADAMARD_QUANTIZE_KEEP",
     "DEQUANTIZE_LINEARS",
     "DOMAIN",
     "GEMMS",

@@ -26,7 +26,8 @@ def fwht(x: torch.Tensor, block: int) -> torch.Tensor:
 
     Every output is a fixed tree of additions, so all kernels agree bit for bit.
     """
-    columns = x.reshape(-1, x.shape[-1]).T.contiguous()  # tokens side by side: a stage adds long runs of memory
+    # Tokens side by side: a stage adds long runs of memory. A copy even of one token, whose transpose is x itself.
+    columns = x.reshape(-1, x.shape[-1]).T.clone(memory_format=torch.contiguous_format)
     other, h = torch.empty_like(columns), 1
     while h < block:
         pairs = len(columns) // (2 * h), 2, h, columns.shape[1]
@@ -100,7 +101,8 @@ def hadamard_quantize(
 # is for it too: its reductions keep the last axis of an empty tensor.)
 # The loop runs log2(block) stages; partner of lane i at distance h is i ^ h, and (a + b, a - b) is
 # x[i ^ h] + sign * x[i] with sign -1 in the upper lanes: the same two operands, hence the same rounding.
-def _rotate(source: str, target: str) -> str:
+def rotate_body(source: str, target: str) -> str:
+    """ONNX text that makes `target`, the unnormalised transform of `source`, and `norm`."""
     return f"""
   block = Constant <value_int: int = @block> ()
   axis0 = Constant <value_ints = [0]> ()
@@ -141,7 +143,7 @@ def _rotate(source: str, target: str) -> str:
   norm = Div (one_float, root)"""
 
 
-_QUANTIZE = """
+QUANTIZE_BODY = """
   f_one = Constant <value = float {1}> ()
   f_zero = Constant <value = float {0}> ()
   f_nan = Constant <value = float {nan}> ()
@@ -229,7 +231,7 @@ _QUANTIZE = """
   s_rows = Where (finite, s_usable, f_nan)
   s = Reshape <allowzero = 1> (s_rows, row_shape)"""
 for _name, _values in (("LEVELS", GAUSSIAN_LEVELS), ("STEPS", GAUSSIAN_STEPS), ("RISE", MID_RISE_STEPS)):
-    _QUANTIZE = _QUANTIZE.replace(_name, ", ".join(map(str, _values)))
+    QUANTIZE_BODY = QUANTIZE_BODY.replace(_name, ", ".join(map(str, _values)))
 
 
 def _tokens(seed: int, *shape: int) -> np.ndarray:
@@ -288,7 +290,7 @@ HADAMARD_QUANTIZE = Op(
     attributes={"block": 1, "clip": "absmax", "grid": "mid-tread"},
     shapes=(OutputRule(0), OutputRule(0, last_dim=1)),
     reference=hadamard_quantize,
-    body=_rotate("x", "t") + _QUANTIZE,
+    body=rotate_body("x", "t") + QUANTIZE_BODY,
     cases=cases,
 )
 HADAMARD = Op(
@@ -298,7 +300,7 @@ HADAMARD = Op(
     attributes={"block": 1},
     shapes=(OutputRule(0),),
     reference=hadamard,
-    body=_rotate("x", "t") + "\n  y = Mul (t, norm)",
+    body=rotate_body("x", "t") + "\n  y = Mul (t, norm)",
     cases=_plain_cases,
     native=False,
 )
@@ -309,7 +311,7 @@ PER_TOKEN_QUANTIZE_LINEAR = Op(
     attributes={"clip": "absmax", "grid": "mid-tread"},
     shapes=HADAMARD_QUANTIZE.shapes,
     reference=partial(hadamard_quantize, block=1),
-    body="  t = Identity (x)\n  norm = Constant <value = float {1}> ()" + _QUANTIZE,
+    body="  t = Identity (x)\n  norm = Constant <value = float {1}> ()" + QUANTIZE_BODY,
     cases=_quantize_cases,
     native=False,
 )

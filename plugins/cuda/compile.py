@@ -14,13 +14,14 @@ from pathlib import Path
 
 PLUGINS = Path(__file__).resolve().parent.parent
 SOURCES = (
+    "ops/ada_ln_hadamard_quantize/cuda.cu",
     "ops/hadamard_quantize/cuda.cu",
     "ops/monarch/cuda.cu",
     "ops/multi_region_quantize/cuda.cu",
     "ops/quant_gemm/cuda.cu",
     "ops/quant_matmul/cuda.cu",
 )
-HEADERS = ("base/integers.h", "cuda/gpu.h", "formats/formats.h", "ops/hadamard_quantize/row_scale.h")
+HEADERS = ("base/integers.h", "cuda/gpu.h", "formats/formats.h", "ops/hadamard_quantize/row_scale.h", "ops/hadamard_quantize/cuda_rows.h")
 OPTIONS = ("--gpu-architecture=compute_75", "--std=c++17", "--fmad=false", "--device-as-default-execution-space")
 NOT_FOUND = 3  # exit code: no NVRTC here
 

@@ -1,4 +1,5 @@
 // THE list of native ops; tests/test_homes.py compares it with dit2deploy.ops.OPS.
+#include "ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.h"
 #include "hadamard_quantize/hadamard_quantize.h"
 #include "monarch/monarch.h"
 #include "multi_region_quantize/multi_region_quantize.h"
@@ -14,6 +15,8 @@ const std::vector<Definition>& definitions() {
         list.push_back(monarch_add());
         list.push_back(multi_region_quantize());
         list.push_back(quant_matmul());
+        list.push_back(ada_ln_hadamard_quantize());
+        list.push_back(ada_ln_hadamard_quantize_keep());
         return list;
     }();
     return all;

@@ -32,6 +32,7 @@ from onnx.reference import ReferenceEvaluator
 from dit2deploy.base.errors import Misuse
 from dit2deploy.formats import FORMATS, Format, pack, unpack
 from dit2deploy.ops import MONARCH_ADD, OPS
+from dit2deploy.ops.hadamard_quantize import hadamard
 from dit2deploy.ops.op import NUMPY, Case, Op
 from dit2deploy.targets import kernel
 
@@ -292,3 +293,12 @@ def test_a_lost_nan_row_is_refused():
     got = [np.nan_to_num(value) for value in reference(op, case)]
     with pytest.raises(AssertionError, match="rows of NaN"):
         compare(op, case, got, body=False)
+
+
+@pytest.mark.parametrize("tokens", (1, 3))
+def test_a_rotation_leaves_its_input_as_it_was(tokens: int):
+    """A low-rank branch reads it afterwards."""
+    x = torch.randn(tokens, 64)
+    before = x.clone()
+    hadamard(x, block=64)
+    assert torch.equal(x, before)

@@ -1,4 +1,5 @@
 // Stands in for the CPU kernels, which the TensorRT adapter never makes.
+#include "ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.h"
 #include "hadamard_quantize/hadamard_quantize.h"
 #include "monarch/monarch.h"
 #include "multi_region_quantize/multi_region_quantize.h"
@@ -12,6 +13,9 @@ using Kernel = std::unique_ptr<CpuKernel>;
 Kernel make_hadamard_quantize_portable(const Attributes &) { return nullptr; }
 Kernel make_hadamard_quantize_avx2(const Attributes &) { return nullptr; }
 Kernel make_hadamard_quantize_avx512(const Attributes &) { return nullptr; }
+AdaLnRows ada_ln_rows_portable() { return {}; }
+AdaLnRows ada_ln_rows_avx2() { return {}; }
+AdaLnRows ada_ln_rows_avx512() { return {}; }
 Kernel make_monarch_add_portable() { return nullptr; }
 Kernel make_monarch_add_avx2() { return nullptr; }
 Kernel make_monarch_add_avx512() { return nullptr; }

@@ -39,49 +39,44 @@ float root_mean_square(const float* t, int64_t k) {
 
 class Kernel : public CpuKernel {
   public:
-    explicit Kernel(const Attributes& attributes)
-        : block_(attributes.integer("block")),
-          gaussian_(attributes.text("clip") == "gaussian"),
-          mid_rise_(attributes.text("grid") == "mid-rise") {}
+    explicit Kernel(const Attributes& attributes) : quantization_(attributes) {}
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
         const int64_t m = inputs[0].shape.rows(), k = inputs[0].shape.last();
         if (m == 0) return;
         const int64_t rows_a_qmax = m / inputs[1].shape.count();
-        const float norm = hadamard_norm(block_);
         parallel.run((m + kRowsATask - 1) / kRowsATask, [&](size_t task) {
             float* t = scratch<float>(k);
             const int64_t end = std::min<int64_t>(m, (task + 1) * kRowsATask);
             for (int64_t row = task * kRowsATask; row < end; ++row) {
                 std::memcpy(t, inputs[0].as<float>() + row * k, k * sizeof(float));
-                walsh_hadamard(t, k, block_);
-                const float qmax = inputs[1].as<float>()[row / rows_a_qmax];
-                const float statistic = gaussian_ ? root_mean_square(t, k) : largest(t, k);
-                const RowScale found = row_scale(statistic, qmax, gaussian_, mid_rise_, norm);
-                int8_t* q = outputs[0].as<int8_t>() + row * k;
-                outputs[1].as<float>()[row] = found.s;
-                if (found.scale == 0) {
-                    std::memset(q, 0, k);
-                    continue;
-                }
-                if (mid_rise_) {
-                    for (int64_t i = 0; i < k; ++i)
-                        q[i] = static_cast<int8_t>(
-                            std::clamp(2 * std::floor(t[i] * found.scale) + 1, -qmax, qmax));
-                    continue;
-                }
-                for (int64_t i = 0; i < k; ++i)
-                    q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(t[i] * found.scale), -qmax, qmax));
+                quantize_row_portable(quantization_, t, k, inputs[1].as<float>()[row / rows_a_qmax],
+                                      outputs[0].as<int8_t>() + row * k, outputs[1].as<float>() + row);
             }
         });
     }
 
   private:
-    int64_t block_;
-    bool gaussian_, mid_rise_;
+    RowQuantization quantization_;
 };
 
 }  // namespace
+
+void quantize_row_portable(const RowQuantization& by, float* t, int64_t k, float qmax, int8_t* q, float* s) {
+    walsh_hadamard(t, k, by.block);
+    const float statistic = by.gaussian ? root_mean_square(t, k) : largest(t, k);
+    const RowScale found = row_scale(statistic, qmax, by.gaussian, by.mid_rise, by.norm);
+    *s = found.s;
+    if (found.scale == 0) {
+        std::memset(q, 0, k);
+    } else if (by.mid_rise) {
+        for (int64_t i = 0; i < k; ++i)
+            q[i] = static_cast<int8_t>(std::clamp(2 * std::floor(t[i] * found.scale) + 1, -qmax, qmax));
+    } else {
+        for (int64_t i = 0; i < k; ++i)
+            q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(t[i] * found.scale), -qmax, qmax));
+    }
+}
 
 std::unique_ptr<CpuKernel> make_hadamard_quantize_portable(const Attributes& attributes) {
     return std::make_unique<Kernel>(attributes);

@@ -7,7 +7,25 @@
 namespace d2d {
 namespace {
 
-std::string check_attributes(const Attributes& attributes) {
+std::string check_shapes(const Attributes& attributes, const std::vector<Shape>& shapes) {
+    return check_row_shapes(attributes, shapes[0], shapes[1]);
+}
+
+std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
+    switch (isa) {
+#if defined(__x86_64__)
+        case Isa::avx512_vnni: return make_hadamard_quantize_avx512(attributes);
+        case Isa::avx2: return make_hadamard_quantize_avx2(attributes);
+#endif
+        case Isa::portable: return make_hadamard_quantize_portable(attributes);
+        default:
+            throw std::invalid_argument(std::string("HadamardQuantize has no kernel for ") + isa_name(isa));
+    }
+}
+
+}  // namespace
+
+std::string check_row_attributes(const Attributes& attributes) {
     const int64_t block = attributes.integer("block");
     if (block < 1 || block > 32768 || (block & (block - 1)))
         return "block must be a power of two from 1 to 32768, got " + std::to_string(block);
@@ -20,8 +38,7 @@ std::string check_attributes(const Attributes& attributes) {
     return "";
 }
 
-std::string check_shapes(const Attributes& attributes, const std::vector<Shape>& shapes) {
-    const Shape &x = shapes[0], &qmax = shapes[1];
+std::string check_row_shapes(const Attributes& attributes, const Shape& x, const Shape& qmax) {
     const int64_t block = attributes.integer("block"), k = x.last();
     if (qmax.rank >= 0 && qmax.rank != 1)
         return "qmax must have one dimension, got " + std::to_string(qmax.rank);
@@ -39,20 +56,6 @@ std::string check_shapes(const Attributes& attributes, const std::vector<Shape>&
     return "";
 }
 
-std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
-    switch (isa) {
-#if defined(__x86_64__)
-        case Isa::avx512_vnni: return make_hadamard_quantize_avx512(attributes);
-        case Isa::avx2: return make_hadamard_quantize_avx2(attributes);
-#endif
-        case Isa::portable: return make_hadamard_quantize_portable(attributes);
-        default:
-            throw std::invalid_argument(std::string("HadamardQuantize has no kernel for ") + isa_name(isa));
-    }
-}
-
-}  // namespace
-
 Definition hadamard_quantize() {
     return {
         "HadamardQuantize",
@@ -63,7 +66,7 @@ Definition hadamard_quantize() {
          {"clip", Attribute::Type::text, 0, "absmax"},
          {"grid", Attribute::Type::text, 0, "mid-tread"}},
         {{0, -1, kKeepLast}, {0, -1, 1}},
-        check_attributes,
+        check_row_attributes,
         check_shapes,
         make_cpu,
         plan_hadamard_quantize,

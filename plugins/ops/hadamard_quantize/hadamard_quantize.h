@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "op.h"
@@ -12,6 +13,27 @@
 namespace d2d {
 
 inline float hadamard_norm(int64_t block) { return 1.0f / std::sqrt(static_cast<float>(block)); }
+
+// How a node quantizes its rows: its attributes.
+struct RowQuantization {
+    int64_t block;
+    bool gaussian, mid_rise;
+    float norm;
+
+    explicit RowQuantization(const Attributes& attributes)
+        : block(attributes.integer("block")),
+          gaussian(attributes.text("clip") == "gaussian"),
+          mid_rise(attributes.text("grid") == "mid-rise"),
+          norm(hadamard_norm(block)) {}
+};
+
+// Codes q and step s of one row t of K values, which is rotated in place.
+void quantize_row_portable(const RowQuantization&, float* t, int64_t k, float qmax, int8_t* q, float* s);
+
+// What every op that quantizes rows in this way asks of its attributes and of the shapes of x and qmax: "" or what is
+// wrong.
+std::string check_row_attributes(const Attributes&);
+std::string check_row_shapes(const Attributes&, const Shape& x, const Shape& qmax);
 
 std::unique_ptr<CpuKernel> make_hadamard_quantize_portable(const Attributes&);
 std::unique_ptr<CpuKernel> make_hadamard_quantize_avx2(const Attributes&);

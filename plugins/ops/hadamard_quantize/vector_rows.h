@@ -29,7 +29,7 @@ struct Vectors {
 };
 
 template <int Width>
-class VectorKernel : public CpuKernel {
+class VectorRows {
     using Floats = typename Vectors<Width>::Floats;
     using HalfFloats = typename Vectors<Width>::HalfFloats;
     using Doubles = typename Vectors<Width>::Doubles;
@@ -37,37 +37,17 @@ class VectorKernel : public CpuKernel {
     using Bytes = typename Vectors<Width>::Bytes;
 
   public:
-    explicit VectorKernel(const Attributes& attributes)
-        : block_(attributes.integer("block")),
-          gaussian_(attributes.text("clip") == "gaussian"),
-          mid_rise_(attributes.text("grid") == "mid-rise"),
-          portable_(make_hadamard_quantize_portable(attributes)) {}
-
-    void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
-        const int64_t m = inputs[0].shape.rows(), k = inputs[0].shape.last();
-        if (m == 0 || k % Width) return portable_->run(inputs, outputs, parallel);
-        const int64_t rows_a_qmax = m / inputs[1].shape.count();
-        const float norm = hadamard_norm(block_);
-        parallel.run(static_cast<size_t>((m + kRows - 1) / kRows), [&](size_t task) {
-            auto* t = scratch<float>(static_cast<size_t>(k));
-            const int64_t first = static_cast<int64_t>(task) * kRows,
-                          last = first + kRows < m ? first + kRows : m;
-            for (int64_t row = first; row < last; ++row) {
-                transform(inputs[0].as<float>() + row * k, k, t);
-                const float qmax = inputs[1].as<float>()[row / rows_a_qmax];
-                const float statistic = gaussian_ ? root_mean_square(t, k) : largest(t, k);
-                const RowScale found = row_scale(statistic, qmax, gaussian_, mid_rise_, norm);
-                outputs[1].as<float>()[row] = found.s;
-                int8_t* q = outputs[0].as<int8_t>() + row * k;
-                mid_rise_ ? quantize<odd_codes>(t, k, found.scale, qmax, q)
-                          : quantize<codes>(t, k, found.scale, qmax, q);
-            }
-        });
+    // Codes q and step s of one row x of K values, a multiple of Width; t [K] is where its rotation goes: x itself or
+    // memory apart from it.
+    static void quantize_row(const RowQuantization& by, const float* x, float* t, int64_t k, float qmax,
+                             int8_t* q, float* s) {
+        transform(x, k, by.block, t);
+        const float statistic = by.gaussian ? root_mean_square(t, k) : largest(t, k);
+        const RowScale found = row_scale(statistic, qmax, by.gaussian, by.mid_rise, by.norm);
+        *s = found.s;
+        by.mid_rise ? quantize<odd_codes>(t, k, found.scale, qmax, q)
+                    : quantize<codes>(t, k, found.scale, qmax, q);
     }
-
-  private:
-    static constexpr int64_t kRows = 8;  // a task
-    using Lanes = std::make_integer_sequence<int, Width>;
 
     static Floats load(const float* from) {
         Floats value;
@@ -76,6 +56,22 @@ class VectorKernel : public CpuKernel {
     }
 
     static void store(float* to, const Floats& value) { std::memcpy(to, &value, sizeof(value)); }
+
+    // Half a vector of floats as doubles.
+    static Doubles widened(const float* from) {
+        HalfFloats half;
+        std::memcpy(&half, from, sizeof(half));
+        return __builtin_convertvector(half, Doubles);
+    }
+
+    static double total(const Doubles& sums) {
+        double sum = 0;
+        for (int i = 0; i < Width / 2; ++i) sum += sums[i];
+        return sum;
+    }
+
+  private:
+    using Lanes = std::make_integer_sequence<int, Width>;
 
     // A stage inside a vector: the partner of lane i is lane i ^ H; a - b in an upper lane is partner + (-own).
     template <int H, int... I>
@@ -114,21 +110,21 @@ class VectorKernel : public CpuKernel {
         }
     }
 
-    void transform(const float* x, int64_t k, float* t) const {
-        if (block_ == 1) {
-            std::memcpy(t, x, static_cast<size_t>(k) * sizeof(float));
+    static void transform(const float* x, int64_t k, int64_t block, float* t) {
+        if (block == 1) {
+            std::memmove(t, x, static_cast<size_t>(k) * sizeof(float));
             return;
         }
-        const int64_t vectors = block_ / Width;
+        const int64_t vectors = block / Width;
         if (vectors >= 8)
-            joined<8>(x, k, block_, t);
+            joined<8>(x, k, block, t);
         else if (vectors == 4)
-            joined<4>(x, k, block_, t);
+            joined<4>(x, k, block, t);
         else if (vectors == 2)
-            joined<2>(x, k, block_, t);
+            joined<2>(x, k, block, t);
         else
-            joined<1>(x, k, block_, t);
-        for (int64_t h = 8 * Width; h < block_; h *= 2)
+            joined<1>(x, k, block, t);
+        for (int64_t h = 8 * Width; h < block; h *= 2)
             for (int64_t start = 0; start < k; start += 2 * h)
                 for (int64_t i = start; i < start + h; i += Width) {
                     const Floats a = load(t + i), b = load(t + i + h);
@@ -158,17 +154,11 @@ class VectorKernel : public CpuKernel {
     static float root_mean_square(const float* t, int64_t k) {
         Doubles low{}, high{};
         for (int64_t i = 0; i < k; i += Width) {
-            HalfFloats halves[2];
-            std::memcpy(halves, t + i, sizeof(halves));
-            const Doubles first = __builtin_convertvector(halves[0], Doubles);
-            const Doubles second = __builtin_convertvector(halves[1], Doubles);
+            const Doubles first = widened(t + i), second = widened(t + i + Width / 2);
             low += first * first;
             high += second * second;
         }
-        const Doubles sums = low + high;
-        double sum = 0;
-        for (int i = 0; i < Width / 2; ++i) sum += sums[i];
-        return static_cast<float>(std::sqrt(sum / static_cast<double>(k)));
+        return static_cast<float>(std::sqrt(total(low + high) / static_cast<double>(k)));
     }
 
     // The codes of one vector, in the low bytes: adding 1.5 * 2**23 rounds half to even and leaves the integer there.
@@ -223,9 +213,34 @@ class VectorKernel : public CpuKernel {
             for (int lane = 0; lane < Width; ++lane) q[i + lane] = static_cast<int8_t>(one[lane]);
         }
     }
+};
 
-    int64_t block_;
-    bool gaussian_, mid_rise_;
+template <int Width>
+class VectorKernel : public CpuKernel {
+  public:
+    explicit VectorKernel(const Attributes& attributes)
+        : quantization_(attributes), portable_(make_hadamard_quantize_portable(attributes)) {}
+
+    void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
+        const int64_t m = inputs[0].shape.rows(), k = inputs[0].shape.last();
+        if (m == 0 || k % Width) return portable_->run(inputs, outputs, parallel);
+        const int64_t rows_a_qmax = m / inputs[1].shape.count();
+        parallel.run(static_cast<size_t>((m + kRows - 1) / kRows), [&](size_t task) {
+            auto* t = scratch<float>(static_cast<size_t>(k));
+            const int64_t first = static_cast<int64_t>(task) * kRows,
+                          last = first + kRows < m ? first + kRows : m;
+            for (int64_t row = first; row < last; ++row)
+                VectorRows<Width>::quantize_row(quantization_, inputs[0].as<float>() + row * k, t, k,
+                                                inputs[1].as<float>()[row / rows_a_qmax],
+                                                outputs[0].as<int8_t>() + row * k,
+                                                outputs[1].as<float>() + row);
+        });
+    }
+
+  private:
+    static constexpr int64_t kRows = 8;  // a task
+
+    RowQuantization quantization_;
     std::unique_ptr<CpuKernel> portable_;
 };
 

@@ -1,0 +1,123 @@
+"""LayerNormalization, AdaLN modulation and HadamardQuantize become one op.
+
+    LayerNormalization(x, ones) -> Mul(1 + scale) -> Add(shift) -> HadamardQuantize(qmax)
+
+is AdaLnHadamardQuantize(x, shift, scale, eps, qmax). Where others read the modulated row too (a low-rank or Monarch
+branch, a quantizer of another width) it is AdaLnHadamardQuantizeKeep, which gives them the row. Only shifts and scales
+of one row a sample, [B, 1, K] to x [B, T, K], are taken; a norm with weights of its own is left alone, and so is one
+whose result before the modulation has other readers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from dit2deploy.ops import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP, DOMAIN, HADAMARD_QUANTIZE
+
+_EPSILON = 1e-5  # of LayerNormalization, where the attribute is not written
+_LARGEST_CONSTANT = 65536  # numbers: a norm's ones are fewer
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What makes a row: y = LayerNorm(x) (1 + scale) + shift."""
+
+    x: ir.Value
+    shift: ir.Value
+    scale: ir.Value
+    epsilon: float
+
+
+def fuse_ada_ln(model: ir.Model) -> None:
+    """Fuses in place; the nodes that are left over are `tidy`'s to remove."""
+    constants: dict[float, ir.Value] = {}
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type == HADAMARD_QUANTIZE.name:
+            found = _modulation(node.inputs[0])
+            if found:
+                _fuse(model.graph, node, found, constants)
+
+
+def _modulation(y: ir.Value) -> Modulation | None:
+    for scaled, shift in _operands(y, "Add"):
+        for normal, gain in _operands(scaled, "Mul") if _is_read_once(scaled) else ():
+            for one, scale in _operands(gain, "Add"):
+                norm = _plain_norm(normal)
+                if norm and _is_filled(one, 1.0):
+                    x, rows = norm.inputs[0], (shift, scale)
+                    if all(_is_row_a_sample(row, x) for row in rows) and _dims(shift) == _dims(scale):
+                        attribute = norm.attributes.get("epsilon")
+                        epsilon = attribute.as_float() if attribute else _EPSILON
+                        return Modulation(x, shift, scale, epsilon)
+    return None
+
+
+def _operands(value: ir.Value, op_type: str) -> list[tuple[ir.Value, ir.Value]]:
+    """The two inputs of the `op_type` node that makes `value`, in both orders; empty where another op makes it."""
+    node = value.producer()
+    if node is None or node.domain or node.op_type != op_type:
+        return []
+    a, b = node.inputs
+    return [(a, b), (b, a)]
+
+
+def _is_read_once(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def _plain_norm(value: ir.Value) -> ir.Node | None:
+    """The LayerNormalization over the last axis, without weights of its own, that makes `value` for one reader."""
+    node = value.producer()
+    if node is None or node.domain or node.op_type != "LayerNormalization" or not _is_read_once(value):
+        return None
+    x, rank = node.inputs[0], len(value.shape) if value.shape is not None else 0
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    is_plain = _is_filled(node.inputs[1], 1.0) and (bias is None or _is_filled(bias, 0.0))
+    is_alone = len(node.outputs) == 1 and axis in (-1, rank - 1) and x.dtype == ir.DataType.FLOAT
+    return node if is_plain and is_alone else None
+
+
+def _is_filled(value: ir.Value, number: float) -> bool:
+    """Whether it is a constant that holds `number` everywhere."""
+    tensor = value.const_value
+    return tensor is not None and tensor.size <= _LARGEST_CONSTANT and bool(np.all(tensor.numpy() == number))
+
+
+def _dims(value: ir.Value) -> list[int | str | None]:
+    return [dim if isinstance(dim, int) else dim.value for dim in value.shape] if value.shape is not None else []
+
+
+def _is_row_a_sample(row: ir.Value, x: ir.Value) -> bool:
+    """Whether `row` is [.., 1, K] and else of x's dims, or of ones: broadcasting is then what the op does."""
+    rows, full = _dims(row), _dims(x)
+    if len(rows) != len(full) or len(full) < 2 or rows[-2:] != [1, full[-1]] or None in (*rows, *full):
+        return False
+    return rows[:-2] == full[:-2] or set(rows[:-2]) <= {1}
+
+
+def _fuse(graph: ir.Graph, node: ir.Node, found: Modulation, constants: dict[float, ir.Value]) -> None:
+    y = node.inputs[0]
+    is_kept = not _is_read_once(y)
+    op = ADA_LN_HADAMARD_QUANTIZE_KEEP if is_kept else ADA_LN_HADAMARD_QUANTIZE
+    if found.epsilon not in constants:
+        constants[found.epsilon] = _constant(graph, found.epsilon)
+    inputs = [found.x, found.shift, found.scale, constants[found.epsilon], node.inputs[1]]
+    attributes = {key: attribute.value for key, attribute in node.attributes.items()}
+    fused = ir.node(op.name, inputs, attributes, domain=DOMAIN, num_outputs=len(op.outputs), name=f"{node.name}.ada_ln")
+    graph.insert_before(node, fused)
+    replaced = [*node.outputs, *([y] if is_kept else [])]
+    for old, new in zip(replaced, fused.outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.name = f"{old.name}.before"
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    graph.sort()  # other readers of y may come before the quantizer
+
+
+def _constant(graph: ir.Graph, number: float) -> ir.Value:
+    tensor = ir.tensor(np.array([number], np.float32), name=f"epsilon_{number:.0e}")
+    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([1]), const_value=tensor)
+    graph.initializers.add(value)
+    return value

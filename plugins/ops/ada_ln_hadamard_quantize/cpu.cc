@@ -1,0 +1,33 @@
+// AdaLnHadamardQuantize in plain C++: the oracle of the other CPU kernels, and what runs where there is none.
+#include <cmath>
+#include <cstring>
+
+#include "ada_ln_hadamard_quantize.h"
+
+namespace d2d {
+namespace {
+
+// Sums in float64, so that every order of the additions rounds to the same float32.
+void modulate(const float* x, const float* shift, const float* scale, float eps, int64_t k, float* y) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < k; ++i) sum += x[i];
+    const auto mean = static_cast<float>(sum / static_cast<double>(k));
+    for (int64_t i = 0; i < k; ++i) {
+        y[i] = x[i] - mean;
+        squares += static_cast<double>(y[i]) * y[i];
+    }
+    const auto inverse = static_cast<float>(1 / std::sqrt(squares / static_cast<double>(k) + eps));
+    for (int64_t i = 0; i < k; ++i) y[i] = y[i] * inverse * (1 + scale[i]) + shift[i];
+}
+
+void quantize(const RowQuantization& by, const float* y, float* t, int64_t k, float qmax, int8_t* q,
+              float* s) {
+    if (t != y) std::memcpy(t, y, static_cast<size_t>(k) * sizeof(float));
+    quantize_row_portable(by, t, k, qmax, q, s);
+}
+
+}  // namespace
+
+AdaLnRows ada_ln_rows_portable() { return {1, modulate, quantize}; }
+
+}  // namespace d2d
