@@ -22,6 +22,7 @@ TERNARY = next(fmt for fmt in FORMATS if fmt.name == "ternary")
 M, K, N, RANK = 6, 40, 35, 3
 OUTPUTS = {
     "HadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT},
+    "AdaLnHadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT},
     "MultiRegionQuantize": {
         **dict.fromkeys(("q_low", "q_high"), TensorProto.INT8),
         **dict.fromkeys(("s_low", "s_high"), TensorProto.FLOAT),
@@ -32,6 +33,12 @@ OUTPUTS = {
 def quantizer(**changes) -> dict[str, np.ndarray]:
     x = np.random.default_rng(0).standard_normal((M, 64)).astype(np.float32)
     return {"x": x, "qmax": np.array([7], np.float32), **changes}
+
+
+def modulated(**changes) -> dict[str, np.ndarray]:
+    x, qmax = quantizer().values()
+    rows = {"shift": np.zeros((2, 64), np.float32), "scale": np.zeros((2, 64), np.float32)}
+    return {"x": x, **rows, "eps": np.array([1e-6], np.float32), "qmax": qmax, **changes}
 
 
 def regions(**changes) -> dict[str, np.ndarray]:
@@ -167,6 +174,15 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         ("TernaryGemmLowRank", gemm(low_rank=True, up=np.ones((N, 9), np.float32)), {}, "t must be [.., r]"),
         ("HadamardQuantize", quantizer(), {"block": 128}, "block 128 does not divide the 64 columns of x"),
         ("HadamardQuantize", quantizer(qmax=np.full(4, 7, np.float32)), {}, "which do not divide the 6 rows of x"),
+        ("AdaLnHadamardQuantize", modulated(shift=np.ones((3, 64), np.float32)), {}, "shift has 3 rows and scale 2"),
+        ("AdaLnHadamardQuantize", modulated(scale=np.ones((2, 1), np.float32)), {}, "must have the 64 columns of x"),
+        ("AdaLnHadamardQuantize", modulated(eps=np.ones(2, np.float32)), {}, "eps must have the shape [1]"),
+        (
+            "AdaLnHadamardQuantize",
+            modulated(**dict.fromkeys(("shift", "scale"), np.ones((4, 64), np.float32))),
+            {},
+            "shift has 4 rows, which do not divide the 6 rows of x",
+        ),
         ("MonarchAdd", branch(up=np.ones((2, 4, 6), np.float32)), {}, "down has rank 3 and up has rank 4"),
         ("MonarchAdd", branch(x=np.ones((5, 9), np.float32)), {}, "x must have 8 columns, the rows of down, got 9"),
         (
@@ -187,6 +203,10 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         "rank",
         "block",
         "qmax",
+        "modulation-rows",
+        "modulation-columns",
+        "eps",
+        "modulation-samples",
         "grid",
         "monarch-columns",
         "tables",
