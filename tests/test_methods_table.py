@@ -19,7 +19,15 @@ from dit2deploy.nn.convert import load_quantized
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.quantize import quantize
 
-SEARCHED = ("AMPN", "TSS", "AdaTSQ", "RobuQ, trained")  # slow, or a policy that another row has
+SEARCHED = (
+    "AMPN",
+    "TSS",
+    "AdaTSQ",
+    "RobuQ, trained",
+    "QueST-like",
+    "low rank 16, trained",
+    "TreeQ GMB, trained",
+)  # slow, or a policy that another row has
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.models.load import linears_of, load_transformer, open_model
+from dit2deploy.stages.finetune import Settings
 from dit2deploy.stages.search import search
 
 
@@ -63,7 +64,7 @@ class Row(NamedTuple):
     what: str
     make: Callable[[Case], Policy]
     columns: tuple[str, ...]  # that the method is meant for
-    train: int = 0  # steps of finetune after quantize
+    training: Settings | None = None  # of finetune after quantize
 
 
 def with_blocks(case: Case, policy: Policy, **changes: Any) -> Policy:

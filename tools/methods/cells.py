@@ -21,7 +21,7 @@ from dit2deploy.ops.unpack import unpack
 from dit2deploy.quantizers.branches import add_branches
 from dit2deploy.quantizers.round_to_nearest import dequantize
 from dit2deploy.sampling import Scheduler, initial_noise, trajectory
-from dit2deploy.stages.finetune import Settings, finetune
+from dit2deploy.stages.finetune import finetune
 from dit2deploy.stages.quantize import quantize
 
 ITERATIONS = 200  # of reconstruction, a block (20,000 in PTQ4DiT)
@@ -135,11 +135,10 @@ def measure(
     policy = row.make(case)
     made = case.folder / "checkpoint"
     checkpoint = quantize(case.model, policy, case.calibration, made, iterations=ITERATIONS, seed=case.seed)
-    if row.train:
-        settings = Settings(steps=row.train)
+    if row.training:
         trained = case.folder / "trained"
         checkpoint = finetune(
-            case.model, checkpoint, trained, calibration=case.calibration, settings=settings, seed=case.seed
+            case.model, checkpoint, trained, calibration=case.calibration, settings=row.training, seed=case.seed
         )
     seconds = time.monotonic() - begun
     network = quicken(load_quantized(checkpoint))

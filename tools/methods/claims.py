@@ -76,6 +76,9 @@ CLAIMS = (
     Claim("training is above calibration alone", "RobuQ, trained", "branch V3", TERNARY),
     Claim("TSS is no worse than the additive knapsack", "TSS", "AMPN", ("W3A3", "W1.58A3"), margin=-0.1),
     Claim("GMB is above low rank at equal parameters", "GMB 4 x 4", "low rank 16", LOW, "step_sqnr_db"),
+    Claim(
+        "trained GMB is above trained low rank", "TreeQ GMB, trained", "low rank 16, trained", ("W3A3",), "step_sqnr_db"
+    ),
     Claim("GMB keeps more fine detail", "GMB 4 x 4", "low rank 16", LOW, "high_frequency_error"),
     Claim("TQ-DiT is above PTQ4DiT", "TQ-DiT", "PTQ4DiT", ("W6A6", "W8A8")),
     Claim("TQ-DiT is near full precision at W8A8: FD within 0.3", "TQ-DiT", FULL, ("W8A8",), "fd", -0.3),

@@ -9,6 +9,7 @@ from dit2deploy.artefacts.policy import MonarchGrid, Policy
 from dit2deploy.evaluate.size import effective_weight_bits
 from dit2deploy.models.load import open_model
 from dit2deploy.quantizers.permutation import choose_rotation
+from dit2deploy.stages.finetune import Settings
 from dit2deploy.stages.quantize.time_widths import search_time_widths
 from dit2deploy.stages.quantize.tune import search_group_sizes, search_monarch, search_smoothing
 from dit2deploy.stages.search import search
@@ -162,7 +163,9 @@ def mixed(case: Case, recipe: str, **options: Any) -> Policy:
 EIGHT, SIX, FOUR, THREE = ("W8A8",), ("W6A6",), ("W4A4",), ("W3A3",)
 T4, T3, T2, T1 = ("W1.58A4",), ("W1.58A3",), ("W1.58A2",), ("W1.58A1",)
 LOW, TERNARY = FOUR + THREE, T4 + T3 + T2
-TRAINED = 300  # steps
+TRAINED = 120  # steps
+TRAINING = Settings(steps=TRAINED)
+PEFT = Settings(steps=TRAINED, trained="branch")
 
 ROWS = (
     Row("RTN", "round to nearest, absmax tokens", uniform, EIGHT + SIX + LOW + TERNARY),
@@ -237,5 +240,26 @@ ROWS = (
         partial(mixed, recipe="adatsq", hessian="fisher"),
         LOW + T3,
     ),
-    Row("RobuQ, trained", f"branch V3 and {TRAINED} steps of training", branch, TERNARY, TRAINED),
+    Row("RobuQ, trained", f"branch V3 and {TRAINED} steps of training", branch, TERNARY, TRAINING),
+    Row(
+        "QueST-like",
+        f"Hadamard, GPTQ, {TRAINED} steps of training of the layers that it selects",
+        partial(uniform, hadamard=None, rounding="gptq"),
+        LOW,
+        Settings(steps=TRAINED, trained="selective"),
+    ),
+    Row(
+        "low rank 16, trained",
+        f"the branch alone, {TRAINED} steps",
+        partial(sides, low_rank=BUDGET, grid=None),
+        THREE,
+        PEFT,
+    ),
+    Row(
+        "TreeQ GMB, trained",
+        f"GMB 4 x 4, the branch alone, {TRAINED} steps",
+        partial(sides, low_rank=0, grid=MonarchGrid(4, 4, BUDGET // 4)),
+        THREE,
+        PEFT,
+    ),
 )
