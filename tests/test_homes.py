@@ -15,7 +15,9 @@ from dit2deploy.formats import FORMATS
 from dit2deploy.models.family import Family
 from dit2deploy.ops import OPS, VERSION
 from dit2deploy.ops.op import Op, OutputRule
+from dit2deploy.stages.profile.roofline import is_ours
 from dit2deploy.targets import TARGETS, Target, kernel
+from dit2deploy.targets.trt_engine import PLUGIN_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ROOT / "plugins"
@@ -46,6 +48,13 @@ def test_op_is_the_same_in_cpp_and_in_python(op: Op, described):
     assert [OutputRule(rule["like"], rule["last_input"], rule["last_dim"]) for rule in found["shapes"]] == list(
         op.shapes
     )
+
+
+@pytest.mark.parametrize("op", NATIVE, ids=str)
+def test_op_is_found_in_profiles_and_engines(op: Op):
+    name = op.name.encode()
+    assert is_ours(op.name)
+    assert [match[2] for match in PLUGIN_NAME.finditer(bytes([len(name)]) + bytes(7) + name + bytes(1))] == [name]
 
 
 def test_every_native_op_has_its_folder_and_no_folder_lacks_an_op():

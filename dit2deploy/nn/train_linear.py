@@ -171,7 +171,7 @@ def make_trainable(
     module.requires_grad_(False)
     for name in linears_of(module):
         if policy.layers[name].is_quantized:
-            weight = module.get_submodule(name).weight.detach()
+            weight = module.get_parameter(f"{name}.weight").detach()
             module.set_submodule(name, TrainLinear(weight, read[name], policy=policy.layers[name], groups=groups))
     groups.attach(module)
     return module

@@ -15,9 +15,10 @@ MAGIC = b"vtrt"
 _SIZE, _VERSION, _MASK, _HEADER = 16, 24, 32, 64
 _BITS = {1: "7.5", 2: "8.0", 4: "8.6", 8: "8.9", 16: "12.0", 32: "12.1"}
 _CURE = "Build it anew."
-# A name is preceded by its length in 8 bytes.
-_NAME = re.compile(
-    rb"(?s)(.)\0{7}((?:AdaLn)?HadamardQuantize(?:Keep)?|MonarchAdd|[A-Z][A-Za-z0-9]{0,30}Gemm(?:LowRank)?)(?![A-Za-z0-9_])"
+# A plugin's name (group 2), preceded by its length in 8 bytes.
+PLUGIN_NAME = re.compile(
+    rb"(?s)(.)\0{7}((?:AdaLn)?HadamardQuantize(?:Keep)?|MonarchAdd|MultiRegionQuantize|QuantMatMul"
+    rb"|[A-Z][A-Za-z0-9]{0,30}Gemm(?:LowRank)?)(?![A-Za-z0-9_])"
 )
 _LEAST = 64  # bytes: smaller tensors are folded into shapes, or found by chance
 
@@ -34,7 +35,7 @@ def inspect_engine(path: Path) -> dict[str, Any]:
             if len(header) < _HEADER or not header.startswith(MAGIC):
                 raise Misuse(f"{path}: is no TensorRT engine, or a truncated one.", _CURE)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found = _NAME.finditer(content)
+                found = PLUGIN_NAME.finditer(content)
                 plugins = Counter(match[2].decode() for match in found if match[1][0] == len(match[2]))
     except OSError as error:
         raise Misuse(f"{path}: cannot be read: {error.strerror}.", _CURE) from None

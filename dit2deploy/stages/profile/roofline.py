@@ -90,7 +90,7 @@ def is_ours(op: str) -> bool:
     """An op of domain dit2deploy (ONNX Runtime's profile does not tell domains)."""
     return (
         op.startswith("AdaLnHadamardQuantize")
-        or op in ("HadamardQuantize", "Hadamard", "MonarchAdd")
+        or op in ("HadamardQuantize", "Hadamard", "MonarchAdd", "MultiRegionQuantize", "QuantMatMul")
         or (op.endswith(("Gemm", "GemmLowRank")) and op not in ("Gemm",))
     )
 
