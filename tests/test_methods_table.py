@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import diffusers
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -15,8 +16,10 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.demo import CLASSIFIER
 from dit2deploy.models.dit import DIT
 from dit2deploy.models.load import linears, load_transformer, open_model
+from dit2deploy.nn.call import call_numpy
 from dit2deploy.nn.convert import load_quantized
 from dit2deploy.stages.calibrate import calibrate
+from dit2deploy.stages.export import export
 from dit2deploy.stages.quantize import quantize
 
 SEARCHED = (
@@ -168,6 +171,35 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     told = {json.dumps([layer.model_dump(mode="json") for layer in layers]) for layers in made.values()}
     alike = {"TQ-DiT", "TQ-DiT, 1 group", "TQ-DiT, float attention"}  # their layers are, but not the rest
     assert len(told) >= len(made.keys() - alike) + 1
+
+
+@pytest.mark.parametrize(
+    ("row", "at"),
+    [
+        ("Q-DiT-like", "W4A4"),
+        ("SVDQuant-like", "W4A4"),
+        ("LRQ-DiT-like", "W3A3"),
+        ("TR-DQ-like", "W4A4"),
+        ("MPQ-DMv2-like", "W3A3"),
+        ("LSGQuant-like", "W4A4"),
+        ("PTQ4DiT", "W6A6"),
+        ("TFMQ", "W4A4"),
+        ("TQ-DiT", "W6A6"),
+        ("TQ-DiT", "W8A8"),
+        ("RobuQ PTQ", "W1.58A1"),
+        ("low rank 8 + GMB", "W3A3"),
+    ],
+)
+def test_a_row_of_each_kind_ends_in_a_graph_that_computes_it(tool, model, calibration, tmp_path, row, at):
+    (chosen,) = tool.chosen(tool.ROWS, [row], "row")
+    policy = chosen.make(tool.Case(model, column(tool, at), calibration, tmp_path, rank=2, seed=0))
+    checkpoint = quantize(model, policy, calibration, tmp_path / "checkpoint", iterations=3)
+    exported = export(checkpoint.folder, tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    network, family = load_transformer(model)
+    inputs = {name: value.numpy() for name, value in family.inputs(network.config, batch=3, seed=2).items()}
+    # A tie of rounding may fall the other way: far below what quantization costs.
+    assert tool.sqnr_db(call_numpy(load_quantized(checkpoint), inputs), session.run(None, inputs)[0]) > 40
 
 
 @pytest.mark.parametrize(("column", "grid"), [("W1.58A1", "mid-rise"), ("W1.58A2", "mid-rise"), ("W3A3", "mid-tread")])
