@@ -34,7 +34,6 @@ GPU_DEVICE void add_units(const Ports& p, int64_t strip, int first, int end, int
         const int64_t token = 8 * eight + lane / 4;
         tokens[eight] = p.q + (token < p.m ? token : p.m - 1) * p.k + 4 * (lane % 4);
     }
-    const int depth = (int)p.k;
 #pragma unroll 1
     for (int start = first; start < end; start += ahead * stride) {
         W weights[ahead];
@@ -50,11 +49,9 @@ GPU_DEVICE void add_units(const Ports& p, int64_t strip, int first, int end, int
 #pragma unroll
             for (int eight = 0; eight < 2; ++eight)
 #pragma unroll
-                for (int r = 0; r < 4; ++r) {
-                    const int k = 64 * unit + 16 * r;
+                for (int r = 0; r < 4; ++r)
                     b[eight][r] =
-                        k < depth ? gpu::load(reinterpret_cast<const uint32_t*>(tokens[eight] + k)) : 0;
-                }
+                        gpu::load(reinterpret_cast<const uint32_t*>(tokens[eight] + 64 * unit + 16 * r));
 #pragma unroll
             for (int pair = 0; pair < 2; ++pair)
 #pragma unroll
@@ -71,7 +68,7 @@ GPU_DEVICE void add_units(const Ports& p, int64_t strip, int first, int end, int
     }
 }
 
-// K is a multiple of 16, with Grouped its groups of 64; q and w are 16-byte aligned; at most 16 tokens.
+// K, with Grouped its groups, is a multiple of 64; q and w are 16-byte aligned; at most 16 tokens.
 template <int Index, bool Grouped>
 GPU_DEVICE void few_tokens_gemm(const Ports& p) {
     using Sum = typename Partial<Grouped>::Type;

@@ -3,7 +3,7 @@
 // The rule, first line that holds:
 //   any        layout 0; K no multiple of 16; groups of no multiple of 32; K >= 131072 (sums of weights at the top of
 //              their bytes would leave int32); q or w not 16-byte aligned
-//   16         M <= 16, and one group or groups of a multiple of 64
+//   16         M <= 16, and K and its groups multiples of 64
 //   64x64      groups
 //   128x128    where it makes at least 128 blocks, about one for each SM of a large card; weights are then read from
 //              shared memory by half as many warps, activations by half as many blocks
@@ -45,8 +45,7 @@ Variant variant_of(const GemmProblem& p, int64_t layout) {
     if (layout != kFragmentOrder || p.k % 16 || (p.groups > 1 && size % 32) || p.k >= kMostDepth ||
         !aligned(p.q) || !aligned(p.w))
         return any;
-    if (p.m <= kFewTokens && p.groups == 1) return few;
-    if (p.m <= kFewTokens && size % 64 == 0) return few_groups;
+    if (p.m <= kFewTokens && size % 64 == 0) return p.groups == 1 ? few : few_groups;
     if (p.groups > 1) return small_groups;
     return blocks(p.m, 128) * blocks(p.n, 128) >= kLeastBlocks ? large : small;
 }
