@@ -1,11 +1,11 @@
 """Static figures of the CUDA kernels, for every GPU generation and without a GPU: what ptxas and the machine code say.
 
-Each source of plugins/cuda/compile.py becomes PTX with NVRTC, the PTX machine code with ptxas, as the driver would do it,
-and cuobjdump disassembles that. Occupancy is arithmetic (blocks an SM by registers, warps and static shared memory). The
+Each source of plugins/cuda/compile.py becomes PTX with NVRTC and machine code with ptxas, as the driver would do it;
+cuobjdump disassembles that. Occupancy is arithmetic (blocks an SM by registers, warps and static shared memory). The
 main loop of a tensor-core kernel is its shortest backward branch over the most tensor instructions; its columns hold
 
-  unpack   instructions that can unpack (logic, shifts, permutes) for each register of four weights: an upper bound, since
-           addresses shift too
+  unpack   instructions that can unpack (logic, shifts, permutes) for each register of four weights: an upper bound,
+           since addresses shift too
   others   all instructions but the tensor ones and NOP, for each mma.m16n8k32 (on SM 7.5 four instructions are one)
 """
 
@@ -31,7 +31,8 @@ EXAMPLE = f"""example:
   python tools/cuda_statistics.py --check          # exit code 1 where a kernel spills or breaks a promise of {GEMM}
   python tools/cuda_statistics.py --sm 8.9 --source quant_gemm
 
-ptxas, cuobjdump and nvdisasm are looked for in ${TOOLS_VARIABLE}, in build/cuda-tools (`make cuda-statistics` fills it) and on PATH."""
+ptxas, cuobjdump and nvdisasm are looked for in ${TOOLS_VARIABLE}, in build/cuda-tools
+(`make cuda-statistics` fills it) and on PATH."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Kernel:
     loop: Loop | None
 
     def blocks(self) -> int | None:
-        """Blocks that an SM holds at once: registers come in units of 256 a warp, shared memory of 128 bytes (7.5: 256)."""
+        """Blocks that an SM holds: registers come in units of 256 a warp, shared memory in 128 bytes (7.5: 256)."""
         if self.threads is None:
             return None
         warps = self.threads // 32
@@ -173,7 +174,7 @@ def promises() -> dict[str, tuple[float, float]]:
 
 
 def unpack_of(kernel: Kernel) -> float | None:
-    """Instructions for a register of weights of the 128 x 128 kernel: it multiplies each with 4 row tiles, 2 registers a mma."""
+    """Instructions for a register of weights in the 128 x 128 kernel: 2 registers serve 4 mma, one a row tile."""
     if kernel.loop is None or not kernel.name.endswith("_128x128"):
         return None
     return kernel.loop.unpacking / (kernel.loop.products / 4 * 2)
@@ -195,7 +196,9 @@ def broken(kernel: Kernel, promised: dict[str, tuple[float, float]]) -> list[str
 
 
 def table(kernels: list[Kernel]) -> str:
-    lines = [f"{'kernel':34}{'SM':>6}{'regs':>6}{'spill':>7}{'shared':>8}{'blocks':>8}{'warps':>12}{'unpack':>8}{'others':>8}"]
+    lines = [
+        f"{'kernel':34}{'SM':>6}{'regs':>6}{'spill':>7}{'shared':>8}{'blocks':>8}{'warps':>12}{'unpack':>8}{'others':>8}"
+    ]
     for kernel in sorted(kernels, key=lambda k: (k.name, SMS.index(k.sm))):
         blocks = kernel.blocks()
         warps = "" if blocks is None else f"{blocks * kernel.threads // 32} of {kernel.sm.warps}"
@@ -232,7 +235,10 @@ def main() -> int:
     arguments = parser.parse_args()
     found, build = tools(), compiler()
     if found is None or build.nvrtc() is None:
-        print("ptxas, cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them", file=sys.stderr)
+        print(
+            "ptxas, cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them",
+            file=sys.stderr,
+        )
         return build.NOT_FOUND
     sms = tuple(sm for sm in SMS if arguments.sm in (None, sm.name))
     kernels = collect(sms, [source for source in build.SOURCES if arguments.source in source], found)

@@ -1,4 +1,4 @@
-"""What targets do to ONNX files: rewrite weights for kernels, stream weights into one data file, tell where the bytes are, expose inner values."""
+"""What targets do to ONNX files: lay weights out for kernels, write them as one data file, expose values."""
 
 # onnx_ir types every name, shape and constant as optional.
 # pyright: reportArgumentType=false, reportReturnType=false

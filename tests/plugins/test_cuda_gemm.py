@@ -26,7 +26,7 @@ def in_fragments(fmt: Format, weights: np.ndarray, library: Path) -> np.ndarray:
 
 
 def registers(fmt: Format, words: np.ndarray) -> np.ndarray:
-    """What the lanes of a warp unpack from a unit: uint32 [32 lanes, 4 tiles, 4 registers], by the words' definition."""
+    """What a warp unpacks from a unit: uint32 [32 lanes, 4 tiles, 4 registers], by the words' definition."""
     v = 2 if fmt.name == "int3" else 4
     lanes = words.view(np.uint32).reshape(-1, 32, v).transpose(1, 0, 2).reshape(32, -1)
     w = [lanes[:, i].astype(np.uint64) for i in range(lanes.shape[1])]
@@ -108,6 +108,7 @@ def test_large_tiles_are_exact(fmt: Format, library):
     np.testing.assert_array_equal(y, q.astype(int) @ weights.T)
 
 
+BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
 # What is changed in the kernels' sources, and what the emulator says to it.
 PLANTED = {
     "none": ("", "", ""),
@@ -116,13 +117,13 @@ PLANTED = {
     "the stage that is read is overwritten": ("T::stages - 1, stage_before)", "T::stages - 1, stage)", "copy_async"),
     "K beyond the row": ("inside && there[i]", "there[i]", "outside of every tensor"),
     "outputs beyond N": ("if (token >= p.m || output >= p.n)", "if (token >= p.m)", "outside of every tensor"),
-    "no barrier before the branch": ("        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)", "#pragma unroll 1\n        for (int i = (int)", "a barrier is missing"),
-}  # fmt: skip
+    "no barrier before the branch": (BRANCH, BRANCH.partition("\n")[2], "a barrier is missing"),
+}
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """A program for each change: the ternary kernel of 64 x 64 tiles over ragged tokens, outputs and K, with a branch."""
+    """A program for a change: ternary, 64 x 64 tiles, with tokens, outputs and K ragged, and a branch."""
 
     def build(name: str) -> Path:
         folder = tmp_path_factory.mktemp("planted")
