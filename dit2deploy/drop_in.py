@@ -46,7 +46,7 @@ class EngineTransformer:
 
     def __init__(self, bundle: Bundle, runner: Runner) -> None:
         config = bundle.config
-        known_family(config["_class_name"], bundle.folder / CONFIG)
+        self._family = known_family(config["_class_name"], bundle.folder / CONFIG)
         original = getattr(diffusers, config["_class_name"])
         defaults = {
             name: parameter.default
@@ -73,11 +73,12 @@ class EngineTransformer:
         given = dict(bound.arguments)
         given.pop(next(iter(self._signature.parameters)))
         return_dict = given.pop("return_dict", True)
+        given = self._family.arguments(given)
         inputs = {name: _array(given.pop(name, None), port) for name, port in self._ports.items()}
         for name, value in given.items():
             if not _says_nothing(value, self._signature.parameters[name].default):
                 raise Misuse(f"the engine does not know the argument {name}.", "Leave it out.")
-        sample = torch.from_numpy(self._runner.run(inputs)[self._output])
+        sample = self._family.result(torch.from_numpy(self._runner.run(inputs)[self._output]))
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def to(self, *args: Any, **kwargs: Any) -> "EngineTransformer":

@@ -6,8 +6,9 @@ from dit2deploy.models.flux import FLUX
 from dit2deploy.models.pixart import PIXART
 from dit2deploy.models.sd3 import SD3
 from dit2deploy.models.wan import WAN
+from dit2deploy.models.z_image import Z_IMAGE
 
-FAMILIES: tuple[Family, ...] = (DIT, PIXART, SD3, FLUX, WAN)
+FAMILIES: tuple[Family, ...] = (DIT, PIXART, SD3, FLUX, Z_IMAGE, WAN)
 
 # Classes without a described family: they load, quantize and run in PyTorch; their roles are guessed.
 GENERIC: tuple[str, ...] = (
@@ -19,7 +20,6 @@ GENERIC: tuple[str, ...] = (
     "LuminaNextDiT2DModel",
     "QwenImageTransformer2DModel",
     "SanaTransformer2DModel",
-    "ZImageTransformer2DModel",
 )
 
 

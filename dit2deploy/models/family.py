@@ -31,6 +31,11 @@ def no_swaps(module: torch.nn.Module) -> None:
     """Most families export as they are."""
 
 
+def unchanged(value: Any) -> Any:
+    """Most families' arguments and results are tensors, as an engine has them."""
+    return value
+
+
 def no_folds(linears: Linears) -> list[Fold]:
     """Nothing is known to be foldable."""
     return []
@@ -43,6 +48,8 @@ class Family:
     `inputs(config, batch=, seed=, second=)` makes keyword arguments of one call with random values: int64 timesteps or
     float32 ones as the family's pipeline passes them; `second` asks for other lengths of the dynamic axes.
     `axes(config)` names the dynamic axes: input name -> dim -> Axis. All that it leaves out is fixed by the config.
+    `adapt(module)` lets a module be called with the tensors of `inputs` where diffusers' forward takes something else;
+    `arguments` and `result` translate for an engine in a pipeline: of diffusers' forward to those of `inputs`, and back.
     `swap(module)` replaces, in a module that is about to be exported, what an ONNX file cannot hold.
     `folds(linears)` names the places that smoothing can use among a model's linears, see models/folds.py.
     """
@@ -57,6 +64,9 @@ class Family:
     conditioning: Literal["class", "text", "unknown"] = "text"
     null_label: Callable[[Config], int] | None = None  # the class of "no class", for guidance
     latent_shape: Callable[[Config], tuple[int, ...]] | None = None  # of one sample, where the config fixes it
+    adapt: Callable[[torch.nn.Module], None] = no_swaps
+    arguments: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
+    result: Callable[[torch.Tensor], Any] = unchanged
     swap: Callable[[torch.nn.Module], None] = no_swaps
     folds: Callable[[Linears], Sequence[Fold]] = no_folds
     assumptions: tuple[str, ...] = ()

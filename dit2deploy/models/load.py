@@ -179,13 +179,15 @@ def fake_parameters() -> Iterator[FakeTensorMode]:
 def build(config: Mapping[str, Any], where: Path) -> torch.nn.Module:
     """The transformer of a config, eval() and float32; Misuse where diffusers cannot build it."""
     class_name = config["_class_name"]
-    known_family(class_name, where)
+    family = known_family(class_name, where)
     kind = getattr(diffusers, class_name, None)
     if kind is None:
         raise Misuse(f"{where}: the installed diffusers has no {class_name}.", "Install a newer diffusers.")
     arguments = {name: value for name, value in config.items() if name != "quantization_config"}
     try:
-        return kind.from_config(arguments).eval()
+        module = kind.from_config(arguments).eval()
+        family.adapt(module)
+        return module
     except _CONSTRUCTION as error:
         raise Misuse(f"{where}: does not describe a {class_name}: {error}.", _CURE) from error
 
