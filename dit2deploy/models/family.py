@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from dit2deploy.base.errors import Misuse
 from dit2deploy.models.folds import Fold, Linears
 
 Role = Literal["block", "modulation", "embedding", "final", "other"]
@@ -49,7 +48,7 @@ class Family:
     float32 ones as the family's pipeline passes them; `second` asks for other lengths of the dynamic axes.
     `axes(config)` names the dynamic axes: input name -> dim -> Axis. All that it leaves out is fixed by the config.
     `adapt(module)` lets a module be called with the tensors of `inputs` where diffusers' forward takes something else;
-    `arguments` and `result` translate for an engine in a pipeline: of diffusers' forward to those of `inputs`, and back.
+    `arguments`, `result` translate for an engine in a pipeline: what diffusers' forward takes and gives, and back.
     `swap(module)` replaces, in a module that is about to be exported, what an ONNX file cannot hold.
     `folds(linears)` names the places that smoothing can use among a model's linears, see models/folds.py.
     """
@@ -95,32 +94,3 @@ def spread(batch: int, seed: int, *, end: float = 1000.0) -> torch.Tensor:
     """float32 [batch] timesteps that cover 0 .. end: one in each of `batch` equal bands."""
     offset = torch.rand(batch, generator=torch.Generator().manual_seed(seed))
     return (torch.arange(batch) + offset) / batch * end
-
-
-def _unknown_inputs(class_name: str) -> Callable[..., Inputs]:
-    def inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> Inputs:
-        raise Misuse(
-            f"{class_name}: its inputs and dynamic axes are unknown, so no example call can be made.",
-            "Describe the family in dit2deploy/models (see dit.py for one of 40 lines).",
-        )
-
-    return inputs
-
-
-def generic(class_name: str) -> Family:
-    """A family for a transformer that nobody described: roles are guessed from names, inputs are unknown."""
-    return Family(
-        name="generic",
-        class_name=class_name,
-        roles=(
-            (r"proj_out.*|norm_out\..*|final_layer\..*", "final"),
-            (r".*(norm\w*|adaln\w*|adaLN\w*)\.(linear|proj)(\..*)?|.*(modulation|time_proj).*", "modulation"),
-            (r".*blocks\.\d+\..*|.*layers\.\d+\..*", "block"),
-            (r".*(embed|proj_in|caption|context).*", "embedding"),
-        ),
-        inputs=_unknown_inputs(class_name),
-        axes=lambda config: {},
-        tiny={},
-        conditioning="unknown",
-        assumptions=(f"{class_name} is no described family: roles of layers are guessed from their names",),
-    )

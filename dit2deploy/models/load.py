@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, inside, read_json, sha256_of_file, sha256_of_json
 from dit2deploy.base.progress import note, track
-from dit2deploy.models import FAMILIES, GENERIC, Family, family_of
+from dit2deploy.models import FAMILIES, Family, family_of
 
 CONFIG = "config.json"
 INDEX = "model_index.json"
@@ -119,11 +119,14 @@ def open_model(path: Path) -> ModelFolder:
 
 
 def known_family(class_name: str, where: Path) -> Family:
-    """The family of the class; Misuse for a class that is not on our list."""
+    """The family of the class; Misuse for a class that is no transformer of the installed diffusers."""
     family = family_of(class_name)
     if family is None:
-        known = ", ".join(sorted([*(family.class_name for family in FAMILIES), *GENERIC]))
-        raise Misuse(f"{where}: {class_name!r} is an unknown architecture.", f"Known: {known}.")
+        known = ", ".join(family.class_name for family in FAMILIES)
+        raise Misuse(
+            f"{where}: {class_name!r} is an unknown architecture.",
+            f"Described: {known}. Besides: what the installed diffusers has in diffusers.models.transformers.",
+        )
     return family
 
 

@@ -1,8 +1,8 @@
 """Z-Image: one stream of image and text tokens with 3-D rotary positions (Alibaba Z-Image Team 2025).
 
-diffusers' forward takes lists of samples, pads each in Python and rotates by complex numbers: no graph can hold that. So
-a module of this family is given another forward with the same arithmetic in tensors, and batch, text and image size stay
-dynamic. Tokens come in multiples of 32: images of other sizes, which diffusers pads, are refused.
+diffusers' forward takes lists of samples, pads each in Python and rotates by complex numbers: no graph can hold that.
+So a module of this family is given another forward with the same arithmetic in tensors, and batch, text and image size
+stay dynamic. Tokens come in multiples of 32: images of other sizes, which diffusers pads, are refused.
 """
 
 from functools import partial
