@@ -22,6 +22,8 @@ from dit2deploy.models import FAMILIES, Family, family_of
 CONFIG = "config.json"
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_SECOND = "transformer_2"  # Wan2.2's expert for the low noise
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _CURE = "Give the folder of a diffusers pipeline or transformer (config.json and safetensors files); fetch it again."
 # What a constructor of diffusers raises on a config that makes no sense.
@@ -88,7 +90,7 @@ class ModelFolder:
 def open_model(path: Path) -> ModelFolder:
     """Opens the folder of a pipeline (model_index.json, transformer/, scheduler/) or of a transformer.
 
-    Raises Misuse for a folder that is none of these, for a quantized model, for weights that are missing or truncated,
+    Raises Misuse for a folder that is none of these, for a pipeline of two experts, for a quantized model, for weights that are missing or truncated,
     for weights that are pickles, and for an architecture that is not known here.
     """
     path = Path(path)
@@ -99,6 +101,11 @@ def open_model(path: Path) -> ModelFolder:
         folder, pipeline = path / "transformer", path
         if not folder.is_dir():
             raise Misuse(f"{path}: this pipeline has no transformer.", "Only diffusion transformers are served.")
+        if (path / _SECOND).is_dir():
+            raise Misuse(
+                f"{path}: this pipeline has two experts, transformer and {_SECOND}; one policy is for one of them.",
+                f"Give them one after the other: {folder}, then {path / _SECOND}.",
+            )
     if (folder / "quantization_config.json").exists():
         raise Misuse(f"{folder}: is a quantized checkpoint.", "Give the full-precision model that it was made from.")
     config = read_json(folder / CONFIG, cure=_CURE)
@@ -240,6 +247,11 @@ def check_fits(module: torch.nn.Module, model: ModelFolder) -> None:
         if model.tensors.shape(name) != shape:
             found = list(model.tensors.shape(name))
             raise Misuse(f"{model.folder}: {name} is {found}, the config asks for {list(shape)}.", _CURE)
+        if model.tensors.dtype(name) not in _FLOATS:
+            raise Misuse(
+                f"{model.folder}: {name} holds {model.tensors.dtype(name)}, not floating-point weights.",
+                f"Give the full-precision model ({', '.join(_FLOATS)}), not one that is quantized already.",
+            )
     # Tables that older versions of diffusers saved, and what a class itself says may be left over.
     ignored = {name for name, _ in module.named_buffers()}
     patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
