@@ -90,8 +90,8 @@ class ModelFolder:
 def open_model(path: Path) -> ModelFolder:
     """Opens the folder of a pipeline (model_index.json, transformer/, scheduler/) or of a transformer.
 
-    Raises Misuse for a folder that is none of these, for a pipeline of two experts, for a quantized model, for weights that are missing or truncated,
-    for weights that are pickles, and for an architecture that is not known here.
+    Raises Misuse for a folder that is none of these, for a pipeline of two experts, for a quantized model, for weights
+    that are missing or truncated, for weights that are pickles, and for an architecture that is not known here.
     """
     path = Path(path)
     if not path.is_dir():
