@@ -12,8 +12,7 @@ from dit2deploy.cli import options
 @options.out("Folder of the calibration set.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Trajectories to record.")
 @click.option("--prompts", type=options.PATH, help="A text file, one prompt a line, for the model's own pipeline.")
-@click.option("--height", type=click.IntRange(1), help="Of the images, in pixels.  [default: the pipeline's own]")
-@click.option("--width", type=click.IntRange(1), help="Of the images, in pixels.  [default: the pipeline's own]")
+@options.size
 @options.steps
 @options.guidance
 @options.common

@@ -90,7 +90,7 @@ class EngineTransformer:
     def eval(self) -> "EngineTransformer":
         return self
 
-    def cache_context(self, name: str) -> contextlib.AbstractContextManager:
+    def cache_context(self, *_names: Any, **_steps: Any) -> contextlib.AbstractContextManager:
         """Newer pipelines name their passes, for caches that an engine does not have."""
         return contextlib.nullcontext()
 

@@ -74,20 +74,19 @@ def sample_prompts(
 
 def _write(out: Path, drawn: dict[str, np.ndarray], *, count: int) -> None:
     """The picture and, of videos, the clip."""
-    rows = []
-    for index in range(count):
-        tiles = []
-        for images in drawn.values():
-            one = images[index]
-            tiles += [one] if one.ndim == 3 else [one[at] for at in _spread(len(one))]
-        rows.append(np.stack([tile.transpose(2, 0, 1) * 2 - 1 for tile in tiles]))
+    rows = [np.concatenate([tiles(images[index : index + 1]) for images in drawn.values()]) for index in range(count)]
     write_png(out, grid(rows, captions=[str(index) for index in range(count)]))
     if drawn["engine"].ndim == 5:
         write_clip(out.with_suffix(".webp"), np.concatenate(list(drawn.values()), axis=3))
 
 
-def _spread(frames: int) -> list[int]:
-    return sorted({round(place) for place in np.linspace(0, frames - 1, min(FRAMES, frames))})
+def tiles(drawn: np.ndarray) -> np.ndarray:
+    """float32 [N, 3, H, W] in -1 .. 1 of images [N, H, W, 3] in 0 .. 1, or of FRAMES frames of each video."""
+    if drawn.ndim == 5:
+        count = drawn.shape[1]
+        places = sorted({round(place) for place in np.linspace(0, count - 1, min(FRAMES, count))})
+        drawn = drawn[:, places].reshape(-1, *drawn.shape[2:])
+    return drawn.transpose(0, 3, 1, 2).astype(np.float32) * 2 - 1
 
 
 def write_clip(path: Path, videos: np.ndarray) -> None:
