@@ -159,7 +159,7 @@ def _rotated(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     """diffusers' lists of samples as tensors, texts filled up to the longest one's multiple of 32."""
-    images, texts = given.pop("x"), given.pop("cap_feats")
+    images, t, texts = (given.pop(name) for name in ("x", "t", "cap_feats"))
     if isinstance(images[0], list):
         raise Misuse("Z-Image Omni's lists of several images a sample are not served.", "Give one image a sample.")
     lengths = torch.tensor([len(text) for text in texts])
@@ -173,7 +173,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     return {
         **given,
         "hidden_states": latents,
-        "timestep": _STEPS - _STEPS * given.pop("t"),
+        "timestep": _STEPS - _STEPS * t,
         "encoder_hidden_states": torch.stack([_filled(text, tokens) for text in texts]),
         "text_lengths": lengths,
     }
