@@ -12,29 +12,47 @@ from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report
 from dit2deploy.models import Family
 from dit2deploy.models.load import ModelFolder, load_transformer, open_model
+from dit2deploy.models.pipeline import read_prompts
 from dit2deploy.sampling import Scheduler, initial_noise, trajectory
+from dit2deploy.stages.calibrate.prompts import denoise
 
 FIRST_SEED = 1 << 20  # noise of seed 0 is this one's: calibration shares no noise with the samples of small seeds
 NO_TRAJECTORY = "none: independent random latents and conditioning at evenly spaced timesteps"
 
 
 def calibrate(
-    model: Path, out: Path, *, samples: int = 8, steps: int = 20, guidance: float = 1.5, seed: int = 0
+    model: Path,
+    out: Path,
+    *,
+    samples: int = 8,
+    steps: int = 20,
+    guidance: float = 1.5,
+    seed: int = 0,
+    prompts: Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> CalibrationSet:
     """Writes the calibration set of a model (a diffusers folder) to the folder `out`: every call of its transformer.
 
     Class-conditional models denoise `samples` latents of balanced labels in `steps` DDIM steps with classifier-free
     guidance (the batch is then doubled, as the pipeline does it); noise comes from seeds that follow from `seed`.
-    Of other families no text encoder is at hand: their calls hold random latents and conditioning at evenly spaced
+    Of other families, `prompts` (a file, a prompt a line) are drawn by the model's own pipeline, which must be whole,
+    in images of `height` x `width` pixels (None: its own size): outputs of the text encoders and latents are recorded
+    as the transformer is given them. Without prompts their calls hold random latents and conditioning at evenly spaced
     timesteps, and the manifest's scheduler says so. A set in `out` that was made of the same weights with the same
     options is kept.
 
-    Raises Misuse for a class-conditional model without a scheduler, and for a family whose inputs are unknown.
+    Raises Misuse for a class-conditional model without a scheduler or with prompts, for a pipeline that prompts cannot
+    be given to, and for a family whose inputs are unknown.
     """
     model, out = Path(model), Path(out)
     if samples < 1 or steps < 1:
         raise Misuse(f"calibrate: {samples} samples in {steps} steps make no set.", "Give at least 1 of each.")
     source = open_model(model)
+    texts = () if prompts is None else read_prompts(Path(prompts))
+    if texts and source.family.conditioning == "class":
+        raise Misuse(f"{source.class_name}: is asked by classes, not by prompts.", "Leave the prompts out.")
+    samples = len(texts) or samples
     seeds = tuple(FIRST_SEED + seed * samples + index for index in range(samples))
     scheduler = _scheduler(source, model)
     evenly = np.linspace(999, 0, steps).round().astype(int)
@@ -42,25 +60,36 @@ def calibrate(
     manifest = CalibrationManifest(
         model=source.class_name,
         model_sha256=source.sha256,
-        scheduler={"_class_name": NO_TRAJECTORY} if scheduler is None else source.scheduler_config or {},
+        scheduler=source.scheduler_config or {} if scheduler or texts else {"_class_name": NO_TRAJECTORY},
         steps=steps,
-        guidance=1.0 if scheduler is None else guidance,
+        guidance=guidance if scheduler or texts else 1.0,
         seeds=seeds,
         timesteps=tuple(timesteps.tolist()),
+        prompts=texts,
+        size=(height, width),
         command=f"dit2deploy calibrate {model} --out {out} --samples {samples} --steps {steps} "
-        f"--guidance {guidance} --seed {seed}",
+        f"--guidance {guidance} --seed {seed}" + (f" --prompts {prompts}" if texts else ""),
         versions=versions("dit2deploy", "torch", "diffusers", "numpy"),
     )
     if (present := _present(out, manifest)) is not None:
         note(f"calibrate: {out} already holds this set")
         return present
 
+    if texts:
+        sampler = {"steps": steps, "guidance": guidance, "seed": seeds[0]}
+        calls, timesteps = denoise(model, source.family, texts, **sampler, height=height, width=width)
+        manifest = manifest.model_copy(update={"timesteps": timesteps})
+        return _saved(out, manifest, calls)
     network, _ = load_transformer(model)
     if scheduler is not None:
         calls = list(_denoise(network, source.family, manifest, scheduler))
     else:
         note(f"calibrate: {source.class_name} has no trajectories here; its set holds random inputs")
         calls = list(_random(source, network, manifest))
+    return _saved(out, manifest, calls)
+
+
+def _saved(out: Path, manifest: CalibrationManifest, calls: list[dict[str, np.ndarray]]) -> CalibrationSet:
     CalibrationSet.save(out, manifest, {name: np.stack([call[name] for call in calls]) for name in calls[0]})
     return CalibrationSet.load(out)
 
@@ -83,7 +112,11 @@ def _present(out: Path, wanted: CalibrationManifest) -> CalibrationSet | None:
     except Misuse:
         note(f"calibrate: the set in {out} cannot be read and is made anew")
         return None
-    told = {"command", "versions"}
+    told = {
+        "command",
+        "versions",
+        *({"timesteps"} if wanted.prompts else ()),
+    }  # those of a pipeline follow from the rest
     return found if found.manifest.model_dump(exclude=told) == wanted.model_dump(exclude=told) else None
 
 
