@@ -1,14 +1,22 @@
-"""Times one denoising step of a bundle side by side with full precision and with ONNX Runtime's own dynamic int8."""
+"""Times one denoising step of a bundle side by side with full precision and with ONNX Runtime's own dynamic int8.
+
+With --blocks N instead: a random DiT of DiT-XL/2's geometry in all our formats against all that users would pick.
+"""
 
 import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
+from blocks.engines import ENTRIES
+from blocks.made import Made
+from blocks.race import METHOD as BLOCKS_METHOD
+from blocks.race import measure as measure_blocks
 
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.artefacts.onnx_model import OnnxModel
@@ -19,6 +27,7 @@ from dit2deploy.stages.profile.contestants import BASELINES, ENGINE, ORT_FLOAT, 
 from dit2deploy.stages.profile.measure import METHOD, ratios, statistics
 from dit2deploy.stages.profile.profile import side_by_side
 from dit2deploy.stages.profile.summary import aligned
+from dit2deploy.targets import kernel
 from dit2deploy.targets.ort import open_session
 
 ORT_INT8 = "ort-int8-dynamic"
@@ -26,6 +35,8 @@ ORT_INT8 = "ort-int8-dynamic"
 EXAMPLE = """example:
   make demo && python tools/bench_model.py --quick
   python tools/bench_model.py build/demo --batch 1 --batch 8 --out tools/results/bench_model.json
+  python tools/bench_model.py --blocks 1 --out tools/results/bench_blocks.json    # 28: DiT-XL/2 itself
+  python tools/bench_model.py --blocks 1 --only "ternary A4" "ORT dynamic int8" --threads 1
 
 A ratio is the baseline's time over the engine's, taken within each round: above 1 the engine is faster."""
 
@@ -87,6 +98,59 @@ def measure(bundle: Bundle, options: argparse.Namespace) -> tuple[list[dict], li
     return rows, missing
 
 
+def run_blocks(options: argparse.Namespace) -> None:
+    found = measure_blocks(
+        Made(options.folder, options.blocks),
+        options.only or list(ENTRIES),
+        threads=options.threads,
+        batches=options.batch,
+        rounds=options.runs,
+        seconds=options.seconds,
+    )
+    if options.json:
+        for row in found["rows"] + found["engines"]:
+            print(json.dumps(row))
+    else:
+        print(blocks_table(found))
+    for entry in found["not_measured"]:
+        print(f"not measured: {entry['what']}: {entry['reason']}", file=sys.stderr)
+    if options.out:
+        record = {"method": BLOCKS_METHOD, "isa": kernel.isa_in_use(), "blocks": options.blocks, **found}
+        write_results(options.out, "bench_blocks", {**record, "load": os.getloadavg()[0]})
+
+
+def blocks_table(found: dict[str, list[dict]]) -> str:
+    header = ("engine", "threads", "tokens", "ms", "least", "GMAC/s", "memory MiB, own + mapped", "error")
+    engines = [
+        (
+            row["name"],
+            str(row["threads"]),
+            str(row["tokens"]),
+            f"{row['ms']:.1f}",
+            f"{row['least_ms']:.1f}",
+            f"{row['gmacs']:.0f}",
+            f"{row['anonymous_bytes'] / 2**20:.0f} + {row['file_bytes'] / 2**20:.0f}",
+            f"{row['error']:.4f}" if "error" in row else "",
+        )
+        for row in found["engines"]
+    ]
+    ratios = [
+        (
+            row["name"],
+            row["baseline"],
+            str(row["threads"]),
+            str(row["tokens"]),
+            f"{row['ratio']:.2f}x",
+            f"{row['p25']:.2f}..{row['p75']:.2f}",
+            f"{row['least_ratio']:.2f}x",
+        )
+        for row in found["rows"]
+    ]
+    lines = aligned([header, *engines])
+    lines += ["", *aligned([("ours", "against", "threads", "tokens", "as fast", "quartiles", "by the least"), *ratios])]
+    return "\n".join(lines)
+
+
 def table(rows: list[dict]) -> str:
     header = ("baseline", "threads", "batch", "engine ms", "baseline ms", "engine is as fast", "quartiles")
     cells = [
@@ -113,14 +177,26 @@ def main() -> int:
     parser.add_argument("--threads", type=int, action="append", help="may be given several times; default: 1 and all")
     parser.add_argument("--batch", type=int, action="append", help="may be given several times; default: 1")
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--blocks", type=int, help="of a random DiT-XL/2, instead of a bundle")
+    parser.add_argument("--only", nargs="+", metavar="ENGINE", choices=list(ENTRIES), help="of --blocks; default: all")
+    parser.add_argument("--seconds", type=float, default=900.0, help="of --blocks, for all races together")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build/blocks"),
+        help="of --blocks: what the engines are made of is kept here",
+    )
     parser.add_argument("--quick", action="store_true", help="all cores only, 20 runs; within 45 seconds")
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--out", type=Path, help="also write the result file, e.g. tools/results/bench_model.json")
     options = parser.parse_args()
     options.threads = options.threads or ([cores()] if options.quick else sorted({1, cores()}))
-    options.batch = options.batch or [1]
+    options.batch = options.batch or ([1, 2] if options.blocks else [1])
     options.runs = min(options.runs, 20) if options.quick else options.runs
     try:
+        if options.blocks:
+            run_blocks(options)
+            return 0
         if not options.bundle.is_dir():
             raise Misuse(f"{options.bundle}: no such bundle.", "Make it with `make demo`, or name another.")
         bundle = Bundle.load(options.bundle)
