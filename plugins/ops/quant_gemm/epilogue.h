@@ -38,6 +38,7 @@ struct TileScales {
     const float* ws;    // [groups][16]
     const float* bias;  // [16]
     const float* up;    // [rank][16]
+    int64_t first_rank, last_rank;  // rows of `up` outside are zeros: of joined layers, each has a branch of its own
 };
 
 inline int64_t scales_size(const GemmProblem& p) { return (p.groups + 1 + p.rank) * kTile; }
@@ -46,43 +47,58 @@ inline TileScales scales_of(const GemmProblem& p, int64_t tile, float* values) {
     float* const bias = values + p.groups * kTile;
     float* const up = bias + kTile;
     std::memset(values, 0, static_cast<size_t>(scales_size(p)) * sizeof(float));
+    int64_t first = p.rank, last = 0;
     for (int64_t i = 0; i < least(kTile, p.n - tile * kTile); ++i) {
         const int64_t n = tile * kTile + i;
         for (int64_t group = 0; group < p.groups; ++group)
             values[group * kTile + i] = p.ws[n * p.groups + group];
         bias[i] = p.bias[n];
-        for (int64_t r = 0; r < p.rank; ++r) up[r * kTile + i] = p.up[n * p.rank + r];
+        const float* const own = p.up + n * p.rank;
+        int64_t begin = 0, end = p.rank;
+        while (begin < end && own[begin] == 0) ++begin;
+        while (begin < end && own[end - 1] == 0) --end;
+        for (int64_t r = begin; r < end; ++r) up[r * kTile + i] = own[r];
+        if (begin < end) {
+            first = least(first, begin);
+            last = end > last ? end : last;
+        }
     }
-    return {values, bias, up};
+    return {values, bias, up, first, last};
 }
 
-// Adds the exact sums of half a tile of token m, group `group`, to y; after the last group come s, bias and
-// the branch. y[.., tile] is at `to`, or a copy of it.
-inline void finish_half(const GemmProblem& p, const TileScales& scales, int64_t group, int64_t m, int half,
-                        const Ints& exact, float* to) {
-    Floats y = __builtin_convertvector(exact, Floats) * load_half<Floats>(scales.ws + group * kTile, half);
-    if (group) y = load_half<Floats>(to, half) + y;
-    if (group + 1 == p.groups) {
-        y = y * p.s[m] + load_half<Floats>(scales.bias, half);
-        for (int64_t r = 0; r < p.rank; ++r)
-            y += p.t[m * p.rank + r] * load_half<Floats>(scales.up + r * kTile, half);
+// Adds the exact sums of a tile of token m, group `group`, to y; after the last group come s, bias and the branch.
+// y[.., tile] is at `to`, or a copy of it. (A term of a branch that is left out is t * 0: 0, unless t is not finite.)
+inline void finish(const GemmProblem& p, const TileScales& scales, int64_t group, int64_t m, const Ints& low,
+                   const Ints& high, float* to) {
+    const float* const ws = scales.ws + group * kTile;
+    Floats first = __builtin_convertvector(low, Floats) * load_half<Floats>(ws, 0);
+    Floats second = __builtin_convertvector(high, Floats) * load_half<Floats>(ws, 1);
+    if (group) {
+        first = load_half<Floats>(to, 0) + first;
+        second = load_half<Floats>(to, 1) + second;
     }
-    store_half(to, half, y);
+    if (group + 1 == p.groups) {
+        first = first * p.s[m] + load_half<Floats>(scales.bias, 0);
+        second = second * p.s[m] + load_half<Floats>(scales.bias, 1);
+        const float* const t = p.t + m * p.rank;
+        for (int64_t r = scales.first_rank; r < scales.last_rank; ++r) {
+            first += t[r] * load_half<Floats>(scales.up + r * kTile, 0);
+            second += t[r] * load_half<Floats>(scales.up + r * kTile, 1);
+        }
+    }
+    store_half(to, 0, first);
+    store_half(to, 1, second);
 }
 
 inline void finish_tile(const GemmProblem& p, const TileScales& scales, int64_t tile, int64_t group,
                         int64_t m, const Ints& low, const Ints& high) {
     const int64_t outputs = least(kTile, p.n - tile * kTile);
     float* const y = p.y + m * p.n + tile * kTile;
-    const auto finish_to = [&](float* to) {
-        finish_half(p, scales, group, m, 0, low, to);
-        finish_half(p, scales, group, m, 1, high, to);
-    };
-    if (outputs == kTile) return finish_to(y);
+    if (outputs == kTile) return finish(p, scales, group, m, low, high, y);
     float row[kTile] = {};
     const auto bytes = static_cast<size_t>(outputs) * sizeof(float);
     if (group) std::memcpy(row, y, bytes);
-    finish_to(row);
+    finish(p, scales, group, m, low, high, row);
     std::memcpy(y, row, bytes);
 }
 

@@ -109,7 +109,7 @@ class LookupGemm : public CpuKernel {
         const int64_t step_sums;  // words of a step
         uint16_t* sums;           // [step][token][kStepOutputs]
         int32_t* carries;         // [token][tile][16], of earlier sections of a group
-        float* values;            // of the scales
+        TileScales scales[Tables::kMostOutputs / kTile];
 
         Task(const GemmProblem& problem, const Split& split, int largest, int64_t token, int64_t output)
             : p(problem),
@@ -128,14 +128,14 @@ class LookupGemm : public CpuKernel {
             sums =
                 scratch<uint16_t>(static_cast<size_t>(words + 2 * (dots + tiles * scales_size(p))), kWords);
             carries = reinterpret_cast<int32_t*>(sums + words);
-            values = reinterpret_cast<float*>(carries + dots);
+            auto* values = reinterpret_cast<float*>(carries + dots);
+            for (int64_t i = 0; i < tiles; ++i) scales[i] = scales_of(p, tile + i, values + i * scales_size(p));
         }
 
         static constexpr int64_t kTableStride = kBlockLookups * Tables::kTableBytes;
         static constexpr int64_t kIndexBytes = kBlockLookups * kStepOutputs;
 
         void run() {
-            for (int64_t i = 0; i < tiles; ++i) scales_of(p, tile + i, values + i * scales_size(p));
             const int64_t chunks_a_group = chunks(kFormat, p.k / p.groups);
             for (int64_t group = 0; group < p.groups; ++group) {
                 const int64_t begin = group * chunks_a_group, end = begin + chunks_a_group;
@@ -206,9 +206,7 @@ class LookupGemm : public CpuKernel {
                         high += load_half<Ints>(carry, 1);
                     }
                     if (last) {
-                        const float* ws = values + of_task * scales_size(p);
-                        const float* bias = ws + p.groups * kTile;
-                        finish_tile(p, {ws, bias, bias + kTile}, tile + of_task, group, m + t, low - shift,
+                        finish_tile(p, scales[of_task], tile + of_task, group, m + t, low - shift,
                                     high - shift);
                     } else {
                         store_half(carry, 0, low);
