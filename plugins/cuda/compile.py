@@ -17,6 +17,7 @@ from pathlib import Path
 PLUGINS = Path(__file__).resolve().parent.parent
 SOURCES = (
     "ops/ada_ln_hadamard_quantize/cuda.cu",
+    "ops/gelu_hadamard_quantize/cuda.cu",
     "ops/hadamard_quantize/cuda.cu",
     "ops/monarch/cuda.cu",
     "ops/multi_region_quantize/cuda.cu",
@@ -27,6 +28,7 @@ HEADERS = (
     "base/integers.h",
     "cuda/gpu.h",
     "formats/formats.h",
+    "ops/gelu_hadamard_quantize/gelu.h",
     "ops/hadamard_quantize/cuda_rows.h",
     "ops/hadamard_quantize/row_scale.h",
     "ops/quant_gemm/cuda_few_tokens.h",

@@ -20,6 +20,8 @@ ADAPTER = (
     "ops/ops.cc",
     "ops/ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.cc",
     "ops/ada_ln_hadamard_quantize/cuda_plan.cc",
+    "ops/gelu_hadamard_quantize/gelu_hadamard_quantize.cc",
+    "ops/gelu_hadamard_quantize/cuda_plan.cc",
     "ops/hadamard_quantize/hadamard_quantize.cc",
     "ops/hadamard_quantize/cuda_plan.cc",
     "ops/monarch/monarch.cc",

@@ -36,6 +36,7 @@ from dit2deploy.stages.export.attach import Read, attach_weights
 from dit2deploy.stages.export.bodies import add_bodies
 from dit2deploy.stages.export.data_file import write_data
 from dit2deploy.stages.export.fuse.ada_ln import fuse_ada_ln
+from dit2deploy.stages.export.fuse.gelu import fuse_gelu
 from dit2deploy.stages.export.fuse.shared_input import share_input
 from dit2deploy.stages.export.layers import LayerOutput, name_layer_outputs
 from dit2deploy.stages.export.passes import simplify, tidy
@@ -49,9 +50,9 @@ _SEED = 0
 def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused") -> OnnxModel:
     """Lowers a quantized checkpoint into the folder `out`: model.onnx, its data, manifest, config, scheduler.
 
-    Form "fused": HadamardQuantize (behind a modulated norm AdaLnHadamardQuantize) and one <Format>Gemm for all layers
-    of a block that share an input. Form "qdq": custom QDQ and Hadamard ops around plain MatMuls. Both run in any ONNX
-    runtime by their function bodies.
+    Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, GeluHadamardQuantize behind a GELU)
+    and one <Format>Gemm for all layers of a block that share an input. Form "qdq": custom QDQ and Hadamard ops around
+    plain MatMuls. Both run in any ONNX runtime by their function bodies.
 
     Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, Failed where the model cannot be
     traced or the file does not compute what PyTorch does; nothing is left behind then.
@@ -116,6 +117,7 @@ def _lower(
     if form == "fused":
         layers = share_input(model, layers)
         fuse_ada_ln(model)
+        fuse_gelu(model)
     tidy(model)
     strip_metadata(model)
     check.check_no_double(model)

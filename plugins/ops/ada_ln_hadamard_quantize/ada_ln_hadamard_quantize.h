@@ -14,9 +14,7 @@ struct AdaLnRows {
     int64_t width;
     // y = LayerNorm(x) (1 + scale) + shift
     void (*modulate)(const float* x, const float* shift, const float* scale, float eps, int64_t k, float* y);
-    // Codes q and step s of y; t [K] is where the rotation of y goes, y itself or memory apart from it.
-    void (*quantize)(const RowQuantization&, const float* y, float* t, int64_t k, float qmax, int8_t* q,
-                     float* s);
+    QuantizeRow quantize;
 };
 
 AdaLnRows ada_ln_rows_portable();

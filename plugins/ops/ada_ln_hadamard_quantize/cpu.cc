@@ -1,6 +1,5 @@
 // AdaLnHadamardQuantize in plain C++: the oracle of the other CPU kernels, and what runs where there is none.
 #include <cmath>
-#include <cstring>
 
 #include "ada_ln_hadamard_quantize.h"
 
@@ -20,14 +19,8 @@ void modulate(const float* x, const float* shift, const float* scale, float eps,
     for (int64_t i = 0; i < k; ++i) y[i] = y[i] * inverse * (1 + scale[i]) + shift[i];
 }
 
-void quantize(const RowQuantization& by, const float* y, float* t, int64_t k, float qmax, int8_t* q,
-              float* s) {
-    if (t != y) std::memcpy(t, y, static_cast<size_t>(k) * sizeof(float));
-    quantize_row_portable(by, t, k, qmax, q, s);
-}
-
 }  // namespace
 
-AdaLnRows ada_ln_rows_portable() { return {1, modulate, quantize}; }
+AdaLnRows ada_ln_rows_portable() { return {1, modulate, quantize_row_portable}; }
 
 }  // namespace d2d

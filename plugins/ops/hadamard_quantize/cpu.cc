@@ -49,8 +49,8 @@ class Kernel : public CpuKernel {
             float* t = scratch<float>(k);
             const int64_t end = std::min<int64_t>(m, (task + 1) * kRowsATask);
             for (int64_t row = task * kRowsATask; row < end; ++row) {
-                std::memcpy(t, inputs[0].as<float>() + row * k, k * sizeof(float));
-                quantize_row_portable(quantization_, t, k, inputs[1].as<float>()[row / rows_a_qmax],
+                quantize_row_portable(quantization_, inputs[0].as<float>() + row * k, t, k,
+                                      inputs[1].as<float>()[row / rows_a_qmax],
                                       outputs[0].as<int8_t>() + row * k, outputs[1].as<float>() + row);
             }
         });
@@ -62,7 +62,9 @@ class Kernel : public CpuKernel {
 
 }  // namespace
 
-void quantize_row_portable(const RowQuantization& by, float* t, int64_t k, float qmax, int8_t* q, float* s) {
+void quantize_row_portable(const RowQuantization& by, const float* x, float* t, int64_t k, float qmax,
+                           int8_t* q, float* s) {
+    if (t != x) std::memcpy(t, x, static_cast<size_t>(k) * sizeof(float));
     walsh_hadamard(t, k, by.block);
     const float statistic = by.gaussian ? root_mean_square(t, k) : largest(t, k);
     const RowScale found = row_scale(statistic, qmax, by.gaussian, by.mid_rise, by.norm);

@@ -27,8 +27,11 @@ struct RowQuantization {
           norm(hadamard_norm(block)) {}
 };
 
-// Codes q and step s of one row t of K values, which is rotated in place.
-void quantize_row_portable(const RowQuantization&, float* t, int64_t k, float qmax, int8_t* q, float* s);
+// Codes q and step s of one row x of K values; t [K] is where its rotation goes: x itself or memory apart from it.
+using QuantizeRow = void (*)(const RowQuantization&, const float* x, float* t, int64_t k, float qmax,
+                             int8_t* q, float* s);
+void quantize_row_portable(const RowQuantization&, const float* x, float* t, int64_t k, float qmax, int8_t* q,
+                           float* s);
 
 // What every op that quantizes rows in this way asks of its attributes and of the shapes of x and qmax: "" or what is
 // wrong.

@@ -25,6 +25,7 @@ struct Vectors {
     typedef float HalfFloats __attribute__((vector_size(Width * 2)));
     typedef double Doubles __attribute__((vector_size(Width * 4)));
     typedef int32_t Ints __attribute__((vector_size(Width * 4)));
+    typedef uint32_t Words __attribute__((vector_size(Width * 4)));
     typedef int8_t Bytes __attribute__((vector_size(Width * 4)));
 };
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from dit2deploy.ops import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP, DOMAIN, HADAMARD_QUANTIZE
+from dit2deploy.ops import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP
+from dit2deploy.stages.export.fuse.quantizer import is_read_once, quantizers, replace_quantizer
 
 _EPSILON = 1e-5  # of LayerNormalization, where the attribute is not written
 _LARGEST_CONSTANT = 65536  # numbers: a norm's ones are fewer
@@ -32,16 +33,20 @@ class Modulation:
 def fuse_ada_ln(model: ir.Model) -> None:
     """Fuses in place; the nodes that are left over are `tidy`'s to remove."""
     constants: dict[float, ir.Value] = {}
-    for node in list(model.graph):
-        if node.domain == DOMAIN and node.op_type == HADAMARD_QUANTIZE.name:
-            found = _modulation(node.inputs[0])
-            if found:
-                _fuse(model.graph, node, found, constants)
+    for node in quantizers(model.graph):
+        found = _modulation(node.inputs[0])
+        if found:
+            if found.epsilon not in constants:
+                constants[found.epsilon] = _constant(model.graph, found.epsilon)
+            inputs = [found.x, found.shift, found.scale, constants[found.epsilon], node.inputs[1]]
+            replace_quantizer(
+                model.graph, node, ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP, inputs, suffix="ada_ln"
+            )
 
 
 def _modulation(y: ir.Value) -> Modulation | None:
     for scaled, shift in _operands(y, "Add"):
-        for normal, gain in _operands(scaled, "Mul") if _is_read_once(scaled) else ():
+        for normal, gain in _operands(scaled, "Mul") if is_read_once(scaled) else ():
             for one, scale in _operands(gain, "Add"):
                 norm = _plain_norm(normal)
                 if norm and _is_filled(one, 1.0):
@@ -62,14 +67,10 @@ def _operands(value: ir.Value, op_type: str) -> list[tuple[ir.Value, ir.Value]]:
     return [(a, b), (b, a)]
 
 
-def _is_read_once(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
 def _plain_norm(value: ir.Value) -> ir.Node | None:
     """The LayerNormalization over the last axis, without weights of its own, that makes `value` for one reader."""
     node = value.producer()
-    if node is None or node.domain or node.op_type != "LayerNormalization" or not _is_read_once(value):
+    if node is None or node.domain or node.op_type != "LayerNormalization" or not is_read_once(value):
         return None
     x, rank = node.inputs[0], len(value.shape) if value.shape is not None else 0
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
@@ -95,25 +96,6 @@ def _is_row_a_sample(row: ir.Value, x: ir.Value) -> bool:
     if len(rows) != len(full) or len(full) < 2 or rows[-2:] != [1, full[-1]] or None in (*rows, *full):
         return False
     return rows[:-2] == full[:-2] or set(rows[:-2]) <= {1}
-
-
-def _fuse(graph: ir.Graph, node: ir.Node, found: Modulation, constants: dict[float, ir.Value]) -> None:
-    y = node.inputs[0]
-    is_kept = not _is_read_once(y)
-    op = ADA_LN_HADAMARD_QUANTIZE_KEEP if is_kept else ADA_LN_HADAMARD_QUANTIZE
-    if found.epsilon not in constants:
-        constants[found.epsilon] = _constant(graph, found.epsilon)
-    inputs = [found.x, found.shift, found.scale, constants[found.epsilon], node.inputs[1]]
-    attributes = {key: attribute.value for key, attribute in node.attributes.items()}
-    fused = ir.node(op.name, inputs, attributes, domain=DOMAIN, num_outputs=len(op.outputs), name=f"{node.name}.ada_ln")
-    graph.insert_before(node, fused)
-    replaced = [*node.outputs, *([y] if is_kept else [])]
-    for old, new in zip(replaced, fused.outputs, strict=True):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        old.name = f"{old.name}.before"
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    graph.sort()  # other readers of y may come before the quantizer
 
 
 def _constant(graph: ir.Graph, number: float) -> ir.Value:

@@ -1,0 +1,32 @@
+// GeluHadamardQuantize, one block a token. Example: DiT-XL/2, 512 tokens of 4608, RTX 4090 (1.0 TB/s, 82.6
+// Tflop/s fp32).
+//   bytes 512 * 4608 * (4 + 1) + scales = 11.8 MB / 1.0 TB/s           = 11.8 us   <- the bound (with y 21 us)
+//   operations 512 * 4608 * (27 of GELU + 9 stages + 3) / 82.6 T/s     = 1.1 us
+// So: memory-bound. A row is activated twice where it has more than one tile, as it is read twice. Compiled without
+// contraction to fused multiply-adds.
+#include "cuda_rows.h"
+#include "gelu.h"
+
+namespace {
+
+struct Activated {
+    const float* x;
+
+    GPU_DEVICE float operator()(int64_t i) const { return d2d::gelu<float, uint32_t>(x[i]); }
+};
+
+}  // namespace
+
+GPU_KERNEL(gelu_hadamard_quantize, const float* x, const float* qmax, int8_t* q, float* s, int64_t k,
+           int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian, int64_t mid_rise, float* y) {
+    GPU_SHARED(double, sums, kThreads);
+    GPU_SHARED(float, peaks, kThreads);
+    const gpu::Shared<float> t = gpu::dynamic_shared<float>(tile);
+    const int64_t row = gpu::block_x();
+    const Activated activated{x + row * k};
+    if (y)
+        for (int64_t i = gpu::thread(); i < k; i += kThreads) y[row * k + i] = activated(i);
+    quantize_row(activated, sums, peaks, t,
+                 {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0}, q + row * k,
+                 s + row);
+}
