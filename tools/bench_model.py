@@ -184,7 +184,7 @@ def main() -> int:
         "--folder",
         type=Path,
         default=Path("build/blocks"),
-        help="of --blocks: what the engines are made of is kept here",
+        help="of --blocks: keeps what engines are made of, kernels included; remove it when the code has changed",
     )
     parser.add_argument("--quick", action="store_true", help="all cores only, 20 runs; within 45 seconds")
     parser.add_argument("--json", action="store_true", help="one object a line")

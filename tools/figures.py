@@ -46,7 +46,8 @@ def ratios(measured: Iterable[Mapping[str, Any]]) -> str:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in measured:
         setting = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-        setting += f", batch {row['batch']}" if "batch" in row else ""
+        for name in ("batch", "tokens"):
+            setting += f", {name} {row[name]}" if name in row else ""
         cells.setdefault((row["name"], row["baseline"]), {})[setting] = f"{row['ratio']:.2f}\u00d7"
     settings = list(dict.fromkeys(setting for line in cells.values() for setting in line))
     lines = [(*key, *(line.get(setting, "") for setting in settings)) for key, line in cells.items()]
@@ -61,6 +62,27 @@ def gemm(result: Mapping[str, Any]) -> str:
     return f"M = {m}, K = {k}, N = {n}:\n\n" + ratios(shown)
 
 
+# What README shows of the blocks: ternary A4 against everybody, the others against what their bits compete with.
+INT8 = ("ORT dynamic int8", "OpenVINO int8")
+INT4 = ("ORT MatMulNBits 4 bit", "OpenVINO int4, dynamic int8")
+RIVALS = {"ternary A8": INT8, "W3A3": INT8, "W4A4": INT8, "W4A8": INT4, "W8A8": INT8}
+
+
+def blocks(result: Mapping[str, Any]) -> str:
+    """Ratios, and below them the memory of each engine in one setting: the last."""
+    shown = [row for row in result["rows"] if row["baseline"] in RIVALS.get(row["name"], (row["baseline"],))]
+    last = result["engines"][-1]
+    same = [row for row in result["engines"] if all(row[key] == last[key] for key in ("threads", "tokens"))]
+    sizes = [
+        (row["name"], f"{row['anonymous_bytes'] / 2**20:.0f} MiB", f"{row['file_bytes'] / 2**20:.0f} MiB")
+        for row in same
+    ]
+    memory = markdown(("memory of a process beyond its imports", "its own", "mapped from files"), sizes)
+    return (
+        f"DiT-XL/2's geometry, blocks: {result['blocks']}, kernels for {result['isa']}:\n\n{ratios(shown)}\n\n{memory}"
+    )
+
+
 FIGURES = (
     Figure("demo", "demo.json", "make demo && python tools/figures.py --collect build/demo", demo),
     Figure("gemm", "bench_gemm.json", "python tools/bench_gemm.py --out tools/results/bench_gemm.json", gemm),
@@ -69,6 +91,12 @@ FIGURES = (
         "bench_model.json",
         "python tools/bench_model.py --out tools/results/bench_model.json",
         lambda result: ratios(result["rows"]),
+    ),
+    Figure(
+        "blocks",
+        "bench_blocks.json",
+        "python tools/bench_model.py --blocks 1 --out tools/results/bench_blocks.json",
+        blocks,
     ),
 )
 
