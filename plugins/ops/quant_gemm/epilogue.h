@@ -38,7 +38,8 @@ struct TileScales {
     const float* ws;    // [groups][16]
     const float* bias;  // [16]
     const float* up;    // [rank][16]
-    int64_t first_rank, last_rank;  // rows of `up` outside are zeros: of joined layers, each has a branch of its own
+    int64_t first_rank,
+        last_rank;  // rows of `up` outside are zeros: of joined layers, each has a branch of its own
 };
 
 inline int64_t scales_size(const GemmProblem& p) { return (p.groups + 1 + p.rank) * kTile; }

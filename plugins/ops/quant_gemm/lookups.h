@@ -129,7 +129,8 @@ class LookupGemm : public CpuKernel {
                 scratch<uint16_t>(static_cast<size_t>(words + 2 * (dots + tiles * scales_size(p))), kWords);
             carries = reinterpret_cast<int32_t*>(sums + words);
             auto* values = reinterpret_cast<float*>(carries + dots);
-            for (int64_t i = 0; i < tiles; ++i) scales[i] = scales_of(p, tile + i, values + i * scales_size(p));
+            for (int64_t i = 0; i < tiles; ++i)
+                scales[i] = scales_of(p, tile + i, values + i * scales_size(p));
         }
 
         static constexpr int64_t kTableStride = kBlockLookups * Tables::kTableBytes;
