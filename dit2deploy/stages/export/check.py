@@ -21,6 +21,11 @@ LARGEST = 200_000_000  # parameters: above it, PyTorch's side of the comparison 
 # the runtimes' sines of FLUX's guidance (3500) differ enough to leave 46 dB in its tiny model; others gave 78 to 137.
 # A wrong scale or order of channels gives below 10 dB.
 LEAST_DB: dict[Form, float] = {"float": 80.0, "fused": 25.0, "qdq": 25.0}
+# In a deep model with few bits they spread over everything (28 random blocks of DiT-XL/2 with 4-bit inputs keep 15 dB);
+# so they do in PyTorch when inputs move by a rounding error, and the file may differ by as much and MARGIN_DB more.
+WORST_DB = {"float": 80.0, "fused": 10.0, "qdq": 10.0}
+MARGIN_DB = 3.0
+NUDGE = 2.0**-22  # of a float input's value: about what another order of sums does
 
 
 def check_no_double(model: ir.Model) -> None:
@@ -42,14 +47,34 @@ def check_file(path: Path) -> None:
 def check_results(path: Path, module: Callable[..., tuple], calls: Mapping[str, Inputs], form: Form) -> None:
     """Runs the file by its function bodies in plain ONNX Runtime and compares it with the module, call by call.
 
-    Raises Failed for a file that does not load or run, and below LEAST_DB[form] of SQNR.
+    Raises Failed for a file that does not load or run, and below LEAST_DB[form] of SQNR; a model that is as far from
+    itself when its inputs are nudged may be as far as that.
     """
     runner = open_session(path, optimize=False)
     for what, inputs in track(list(calls.items()), "export: check"):
         got = runner.run({name: value.numpy() for name, value in inputs.items()})[OUTPUT]
-        with torch.no_grad():
-            want = module(**inputs, return_dict=False)[0].numpy()
-        _compare(what, want, got, LEAST_DB[form])
+        want = _asked(module, inputs)
+        least = LEAST_DB[form]
+        if got.shape == want.shape and sqnr_db(want, got) < least:
+            least = min(least, max(WORST_DB[form], _nudged_db(module, inputs, want) - MARGIN_DB))
+        _compare(what, want, got, least)
+
+
+def _asked(module: Callable[..., tuple], inputs: Inputs) -> np.ndarray:
+    with torch.no_grad():
+        return module(**inputs, return_dict=False)[0].numpy()
+
+
+def _nudged_db(module: Callable[..., tuple], inputs: Inputs, want: np.ndarray) -> float:
+    """SQNR of the module against itself with every float input moved by a rounding error."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {
+        name: value * (1 + NUDGE * (2 * torch.rand(value.shape, generator=generator) - 1))
+        if value.is_floating_point()
+        else value
+        for name, value in inputs.items()
+    }
+    return sqnr_db(want, _asked(module, moved))
 
 
 def _compare(what: str, want: np.ndarray, got: np.ndarray, least: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
 from dit2deploy.artefacts import schema
@@ -249,9 +250,36 @@ def test_config_and_scheduler_travel_on(tiny_checkpoint, tmp_path):
 
 def test_what_differs_from_pytorch_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(check.LEAST_DB, "fused", 300.0)
+    monkeypatch.setitem(check.WORST_DB, "fused", 300.0)
     with pytest.raises(Failed, match="differs from PyTorch"):
         export(tiny_checkpoint.folder, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_may_differ_as_much_as_it_differs_from_itself(monkeypatch, tmp_path):
+    """A sine of a large multiple turns roundings into noise; a wrong factor is refused all the same."""
+    inputs = {"x": torch.linspace(0.1, 1, 512)}
+
+    def module(x, return_dict):
+        return (torch.sin(x * 3e6),)
+
+    class Runner:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def run(self, values):
+            x = np.nextafter(values["x"], np.float32(2))
+            return {check.OUTPUT: np.sin(x * np.float32(self.factor))}
+
+    monkeypatch.setattr(check, "open_session", lambda path, optimize: Runner(3e6))
+    found = Runner(3e6).run({"x": inputs["x"].numpy()})[check.OUTPUT]
+    assert sqnr_db(module(inputs["x"], False)[0].numpy(), found) < check.LEAST_DB["fused"]
+    check.check_results(tmp_path, module, {"a call": inputs}, "fused")
+    with pytest.raises(Failed, match="differs from PyTorch"):
+        check.check_results(tmp_path, module, {"a call": inputs}, "float")
+    monkeypatch.setattr(check, "open_session", lambda path, optimize: Runner(2e6))
+    with pytest.raises(Failed, match="differs from PyTorch"):
+        check.check_results(tmp_path, module, {"a call": inputs}, "fused")
 
 
 def test_an_unknown_form_is_refused(tiny_checkpoint, tmp_path):
