@@ -19,7 +19,7 @@ from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report, track
 from dit2deploy.models.load import ModelFolder, linears_of, load_transformer, open_model, skeleton
 from dit2deploy.models.places import check_places
-from dit2deploy.nn.simulate import blocks_of
+from dit2deploy.models.blocks import blocks_of
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
 from dit2deploy.quantizers.permutation import orders_of, permuted

@@ -1,0 +1,102 @@
+"""Writes a transformer of true geometry with random bfloat16 weights, shard by shard: what is too large to fetch.
+
+    python tools/random_model.py flux.1-dev /tmp/flux                   12 B parameters, 24 GB
+    python tools/random_model.py flux.1-dev /tmp/flux --layers 2,4      of true width, 2 double and 4 single blocks
+
+Linears draw from N(0, 1 / K), so that activations stay finite; norms are ones, biases zeros. Memory: one shard.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from dit2deploy.base.files import write_json
+from dit2deploy.models.load import CONFIG, build, fake_parameters
+
+SHARD = 512 << 20  # bytes, unless one tensor is larger
+STEM = "diffusion_pytorch_model"
+
+# Name -> config of the diffusers class, and the fields that count its blocks. All else is the class's default.
+GEOMETRIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "dit-xl-2": (
+        {"_class_name": "DiTTransformer2DModel", "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72}
+        | {"in_channels": 4, "out_channels": 8, "sample_size": 32, "num_embeds_ada_norm": 1000},
+        ("num_layers",),
+    ),
+    "flux.1-dev": (
+        {"_class_name": "FluxTransformer2DModel", "num_layers": 19, "num_single_layers": 38, "in_channels": 64}
+        | {"attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096}
+        | {"pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": [16, 56, 56]},
+        ("num_layers", "num_single_layers"),
+    ),
+    "wan2.1-t2v-14b": (
+        {"_class_name": "WanTransformer3DModel", "num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824}
+        | {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096, "freq_dim": 256},
+        ("num_layers",),
+    ),
+}
+
+
+def write_random_model(geometry: str, out: Path, *, layers: tuple[int, ...] | None = None, seed: int = 0) -> int:
+    """Writes the folder of a transformer, for a class-conditional one of a pipeline with a scheduler; parameters."""
+    config, counts = GEOMETRIES[geometry]
+    if layers is not None:
+        config = config | dict(zip(counts, layers, strict=True))
+    if "num_embeds_ada_norm" in config:
+        write_json(out / "model_index.json", {"_class_name": "DiTPipeline"})
+        write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", "clip_sample": False})
+        out = out / "transformer"
+    write_json(out / CONFIG, config)
+    with fake_parameters():
+        module = build(config, out / CONFIG)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    shards = list(_shards(shapes))
+    places = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"{STEM}-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: _random(name, shapes[name], seed + index) for index, name in names}, out / file)
+        places |= {name: file for _, name in names}
+        print(f"{file}: {sum(map(len, shards[:number]))} of {len(shapes)} tensors", flush=True)
+    total = sum(map(math.prod, shapes.values()))
+    write_json(out / f"{STEM}.safetensors.index.json", {"metadata": {"total_size": 2 * total}, "weight_map": places})
+    return total
+
+
+def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[tuple[int, str]]]:
+    """Runs of (index, name) that fill a shard."""
+    run, size = [], 0
+    for index, (name, shape) in enumerate(shapes.items()):
+        if run and size + 2 * math.prod(shape) > SHARD:
+            yield run
+            run, size = [], 0
+        run.append((index, name))
+        size += 2 * math.prod(shape)
+    yield run
+
+
+def _random(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    if len(shape) < 2:
+        return (torch.ones if name.endswith("weight") else torch.zeros)(shape, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(seed)
+    scale = 1 / math.sqrt(math.prod(shape[1:]))
+    value = torch.empty(shape, dtype=torch.bfloat16)
+    for row in range(0, shape[0], 1024):
+        part = value[row : row + 1024]
+        part.copy_(torch.randn(part.shape, generator=generator) * scale)
+    return value
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("geometry", choices=GEOMETRIES)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=lambda text: tuple(map(int, text.split(","))), help="e.g. 2,4")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    count = write_random_model(options.geometry, options.out, layers=options.layers, seed=options.seed)
+    print(f"{options.out}: {count:,} parameters")
