@@ -10,10 +10,8 @@ from dit2deploy.base.progress import note
 from dit2deploy.quantizers.inputs import watch
 from dit2deploy.quantizers.walk import Calls, by_block, walk
 
-BUDGET = 2 << 30  # bytes of Hessians in memory at once; more layers than fit are served by further passes
 
-
-def passes(layers: Mapping[str, int], *, budget: int = BUDGET) -> Iterator[list[str]]:
+def passes(layers: Mapping[str, int], *, budget: int) -> Iterator[list[str]]:
     """Splits layers (name -> K) into runs, in their order, whose float32 Hessians [K, K] fit the budget."""
     run: list[str] = []
     size = 0
