@@ -60,13 +60,15 @@ def compile(
     guidance: float = 1.5,
     runs: int = 30,
     quality_samples: int = 200,
+    max_memory: int | None = None,
     seed: int = 0,
 ) -> Bundle:
     """Takes a diffusers folder to a bundle with parity, profile and report.
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
     search and quantize; `calibration` (a calibration set) that of calibrate. Intermediate artefacts lie in `work`
-    (default: OUT.work beside the bundle) and are used again. Stopped at any point, the same call goes on. Measured is
+    (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export and build own at most
+    `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is
     the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
     the report is written before that.
     """
@@ -104,7 +106,7 @@ def compile(
             "calibrate",
             calibration_set,
             {"model": source, "samples": samples, **sampler},
-            lambda: calibrate(model, calibration_set, samples=samples, **sampler),
+            lambda: calibrate(model, calibration_set, samples=samples, max_memory=max_memory, **sampler),
         )
     packed = Path(checkpoint) if checkpoint else work / "checkpoint"
     if checkpoint is None:
@@ -121,12 +123,21 @@ def compile(
             "quantize",
             packed,
             {"model": source, "policy": chosen.sha256, "calibration": _hash(calibration_set), "seed": seed},
-            lambda: quantize(model, chosen, CalibrationSet.load(calibration_set), packed, seed=seed),
+            lambda: quantize(
+                model, chosen, CalibrationSet.load(calibration_set), packed, max_memory=max_memory, seed=seed
+            ),
         )
     fused = work / "onnx"
-    journal.run("export", fused, {"checkpoint": _hash(packed)}, lambda: export(packed, fused, form="fused"))
+    journal.run(
+        "export",
+        fused,
+        {"checkpoint": _hash(packed)},
+        lambda: export(packed, fused, form="fused", max_memory=max_memory),
+    )
     baseline = work / "onnx-float"
-    journal.run("export float", baseline, {"model": source}, lambda: export_float(model, baseline))
+    journal.run(
+        "export float", baseline, {"model": source}, lambda: export_float(model, baseline, max_memory=max_memory)
+    )
 
     # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
     here = [name for name in targets if by_name(name).availability().can_run]
@@ -150,6 +161,7 @@ def compile(
             calibration=calibration_set,
             model=model,
             float_onnx=baseline,
+            max_memory=max_memory,
         ),
     )
     Bundle.load(out)  # a file that was changed since is an error, not a reason to build on

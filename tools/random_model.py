@@ -3,10 +3,12 @@
     python tools/random_model.py flux.1-dev /tmp/flux                   12 B parameters, 24 GB
     python tools/random_model.py flux.1-dev /tmp/flux --layers 2,4      of true width, 2 double and 4 single blocks
 
-Linears draw from N(0, 1 / K), so that activations stay finite; norms are ones, biases zeros. Memory: one shard.
+Linears are N(0, 1 / K), so that activations stay finite, cut from one pool of draws at random places; norms are ones,
+biases zeros. Memory: one shard.
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,12 +85,17 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if len(shape) < 2:
         return (torch.ones if name.endswith("weight") else torch.zeros)(shape, dtype=torch.bfloat16)
     generator = torch.Generator().manual_seed(seed)
-    scale = 1 / math.sqrt(math.prod(shape[1:]))
-    value = torch.empty(shape, dtype=torch.bfloat16)
-    for row in range(0, shape[0], 1024):
-        part = value[row : row + 1024]
-        part.copy_(torch.randn(part.shape, generator=generator) * scale)
-    return value
+    pool, scale = _pool(), 1 / math.sqrt(math.prod(shape[1:]))
+    value = torch.empty(math.prod(shape), dtype=torch.bfloat16)
+    for part in value.split(len(pool) // 2):
+        at = int(torch.randint(len(pool) - len(part) + 1, (1,), generator=generator))
+        part.copy_(pool[at : at + len(part)] * scale)
+    return value.reshape(shape)
+
+
+@functools.cache
+def _pool() -> torch.Tensor:
+    return torch.randn(1 << 23, generator=torch.Generator().manual_seed(0))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from dit2deploy.cli import options
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Trajectories to record.")
 @options.steps
 @options.guidance
+@options.max_memory
 @options.common
-def command(model: Path, out: Path, samples: int, steps: int, guidance: float, seed: int):
+def command(model: Path, out: Path, samples: int, steps: int, guidance: float, max_memory: int | None, seed: int):
     """Record inputs of MODEL's transformer on its own denoising trajectories.
 
     \b
@@ -22,6 +23,6 @@ def command(model: Path, out: Path, samples: int, steps: int, guidance: float, s
     """
     from dit2deploy.stages.calibrate import calibrate
 
-    made = calibrate(model, out, samples=samples, steps=steps, guidance=guidance, seed=seed)
+    made = calibrate(model, out, samples=samples, steps=steps, guidance=guidance, max_memory=max_memory, seed=seed)
     values = {"out": str(out), "calls": len(made), "timesteps": list(made.manifest.timesteps)}
     return values, f"{out}: {len(made)} calls of {made.manifest.model}"

@@ -20,6 +20,7 @@ from dit2deploy.cli import options
 @options.steps
 @options.guidance
 @options.out("Folder of the bundle.")
+@options.max_memory
 @options.common
 def command(model: Path, out: Path, targets, **settings):
     """Run all stages on MODEL: calibrate, search, quantize, export, build, parity, profile, report.

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -146,6 +147,24 @@ def widths(_context: click.Context, _parameter: click.Parameter, value: str | No
         return tuple(int(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is no list of bits.", param_hint="--bits") from None
+
+
+def _bytes(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """Of an option like "8GB" or "512MB"; decimal units, as sizes are printed."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
+    if not found or not (size := int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))):
+        raise click.BadParameter(f"{value!r} is no size, e.g. 8GB.", param_hint="--max-memory")
+    return size
+
+
+max_memory = click.option(
+    "--max-memory",
+    metavar="SIZE",
+    callback=_bytes,
+    help="Memory that the process may own, e.g. 8GB.  [default: what the machine has free]",
+)
 
 
 def out(help: str) -> Callable:

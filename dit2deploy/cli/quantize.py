@@ -13,8 +13,17 @@ from dit2deploy.cli import options
 @click.option("--calibration", required=True, type=options.PATH, help="From `dit2deploy calibrate`.")
 @click.option("--iterations", type=click.IntRange(1), help="Of each block's reconstruction. [default: by its size]")
 @options.out("Folder of the quantized checkpoint.")
+@options.max_memory
 @options.common
-def command(model: Path, policy: Path, calibration: Path, iterations: int | None, out: Path, seed: int):
+def command(
+    model: Path,
+    policy: Path,
+    calibration: Path,
+    iterations: int | None,
+    out: Path,
+    max_memory: int | None,
+    seed: int,
+):
     """Pack MODEL as the policy says; goes on where an earlier run was stopped.
 
     \b
@@ -25,7 +34,8 @@ def command(model: Path, policy: Path, calibration: Path, iterations: int | None
     from dit2deploy.artefacts.policy import Policy
     from dit2deploy.stages.quantize import quantize
 
-    made = quantize(model, Policy.load(policy), CalibrationSet.load(calibration), out, iterations=iterations, seed=seed)
+    settings = {"iterations": iterations, "max_memory": max_memory, "seed": seed}
+    made = quantize(model, Policy.load(policy), CalibrationSet.load(calibration), out, **settings)
     size = (made.folder / TENSORS).stat().st_size
     quantized = sum(layer.is_quantized for layer in made.policy.layers.values())
     return (

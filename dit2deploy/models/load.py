@@ -214,8 +214,9 @@ def linears_of(module: torch.nn.Module) -> dict[str, tuple[int, int]]:
 def load_transformer(path: Path, *, keep: int | None = None) -> tuple[torch.nn.Module, Family]:
     """The transformer of a folder, eval() and float32, and its family.
 
-    With `keep`, only about that many bytes of its weights are in memory and the other layers read theirs at each call
-    (models/stream.py): such a network computes the same, but cannot be trained. Raises Misuse as `open_model` does, and where weights and config do not fit.
+    With `keep`, about that many bytes of its weights are in memory, and the other layers read theirs at each call
+    (models/stream.py): such a network computes the same, but cannot be trained. Raises Misuse as `open_model` does,
+    and where weights and config do not fit.
     """
     model = open_model(path)
     for assumption in model.family.assumptions:

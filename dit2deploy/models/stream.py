@@ -74,6 +74,16 @@ def held(*modules: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+def bytes_of(module: torch.nn.Module) -> int:
+    """Of the weights of a module with all that is in it, in memory."""
+    return sum(value.nbytes for inner in module.modules() for value in own_tensors(inner).values())
+
+
+def largest_layer(module: torch.nn.Module) -> int:
+    """Bytes of the weights of the largest layer: the least that a network with weights on disk has in memory."""
+    return max(sum(value.nbytes for value in own_tensors(inner).values()) for inner in module.modules())
+
+
 def own_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and saved buffers of a module, without those of its children."""
     skipped = module._non_persistent_buffers_set

@@ -65,7 +65,8 @@ def swap_linears(module: torch.nn.Module, policy: Policy, *, form: QuantForm = "
 def load_quantized(checkpoint: Checkpoint, *, form: QuantForm = "fused", keep: int | None = None) -> torch.nn.Module:
     """The quantized PyTorch reference: called as the diffusers transformer is, in float32.
 
-    `keep` as of `models.load.load_transformer`. Raises Misuse for a checkpoint whose tensors are not those that its config and policy ask for.
+    `keep` as of `models.load.load_transformer`. Raises Misuse for a checkpoint whose tensors are not those that its
+    config and policy ask for.
     """
     module = empty_quantized(checkpoint.config, checkpoint.policy, form=form)
     check_fits(module, checkpoint)

@@ -27,6 +27,7 @@ from dit2deploy.quantizers.smoothing import Channels, fold_into, gathered_channe
 from dit2deploy.quantizers.temporal import effective_size, step_weights
 from dit2deploy.quantizers.walk import by_block
 from dit2deploy.stages.quantize import conditions
+from dit2deploy.stages.quantize.block_calls import call_of
 from dit2deploy.stages.quantize.hessians import gather_in_turn, passes
 from dit2deploy.stages.quantize.plan import Plan, make_plan
 from dit2deploy.stages.quantize.reconstruct import reconstruct, units_of
@@ -103,7 +104,9 @@ def quantize(
     parts = Parts(out.with_name(f"{out.name}.parts"), keys)
     names = [name for name in shapes if policy.layers[name].is_quantized]  # in the model's order
     missing = [name for name in names if name not in parts]
-    plan = make_plan(empty, shapes, policy, missing, walked=bool(folds or swaps), max_memory=max_memory)
+    walked = bool(folds or swaps) or any(policy.layers[name].needs_moments for name in missing)
+    call = call_of(calibration, 0) if walked else None
+    plan = make_plan(empty, shapes, policy, missing, call=call, max_memory=max_memory)
     if kept := len(names) - len(missing):
         note(f"quantize: {kept} of {len(names)} layers were done by an earlier run")
     done = kept
