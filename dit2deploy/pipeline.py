@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dit2deploy import __version__
@@ -13,6 +14,7 @@ from dit2deploy.artefacts.checkpoint import Checkpoint
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
+from dit2deploy.base.estimate import Estimate
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
 from dit2deploy.models.load import open_model
 
@@ -195,3 +197,50 @@ def compile(
     if failure is not None:
         raise failure
     return Bundle.load(out)
+
+
+def estimate(
+    model: str | Path,
+    *,
+    recipe: str = "w1.58a4",
+    policy: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    calibration: str | Path | None = None,
+    samples: int = 8,
+    steps: int = 20,
+    guidance: float = 1.5,
+    max_memory: int | None = None,
+    seed: int = 0,
+) -> list[Estimate]:
+    """What the long stages of `compile` will take with the same arguments: calibrate and quantize. Writes nothing.
+
+    Raises Misuse as they do, a ceiling of memory that cannot be kept included. A recipe that measures needs a
+    calibration set, so that without one quantize is left out, with a note.
+    """
+    from dit2deploy.models.load import skeleton
+    from dit2deploy.stages import calibrate, quantize
+    from dit2deploy.stages.search import is_measured, search
+
+    model, found = Path(model), []
+    if calibration is None:
+        sampler = {"samples": samples, "steps": steps, "guidance": guidance}
+        found.append(calibrate.estimate(model, **sampler, max_memory=max_memory))
+    if checkpoint is not None:
+        return found
+    if policy is None and is_measured(recipe):
+        progress.note(f"recipe {recipe} measures: search and quantize are not estimated before")
+        return found
+    with TemporaryDirectory(prefix="dit2deploy-") as folder:
+        chosen = (
+            Policy.load(Path(policy)) if policy else search(model, Path(folder) / "p.json", recipe=recipe, seed=seed)
+        )
+    if calibration is not None:
+        held = CalibrationSet.load(Path(calibration))
+        call, calls = held.call(0), len(held)
+    else:
+        source = open_model(model)
+        batch = samples if guidance == 1 or source.family.conditioning != "class" else 2 * samples
+        inputs = source.family.inputs(skeleton(source).config, batch=batch, seed=seed)
+        call, calls = {name: tensor.numpy() for name, tensor in inputs.items()}, steps
+    found.append(quantize.estimate(model, chosen, call, calls=calls, max_memory=max_memory, seed=seed))
+    return found

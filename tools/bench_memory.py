@@ -19,6 +19,7 @@ from dit2deploy.artefacts.results import write_results
 
 PERIOD = 0.01  # seconds
 CLI = "from dit2deploy.cli import main; main()"
+RECIPE = ("rounding", "low_rank")  # options that go to the recipe
 STAGES = ("calibrate", "search", "quantize", "export", "build")
 
 
@@ -59,11 +60,14 @@ def commands(options: argparse.Namespace) -> dict[str, tuple[list[str], Path]]:
     made = {name: out / name for name in ("calibration", "policy.json", "checkpoint", "onnx", "bundle")}
     calibration, policy, checkpoint, onnx, bundle = map(str, made.values())
     ceiling = ["--max-memory", options.max_memory] if options.max_memory else []
-    rounding = ["--rounding", options.rounding] if options.rounding else []
+    recipe = ["--recipe", options.recipe]
+    for name in RECIPE:
+        if (value := getattr(options, name)) is not None:
+            recipe += [f"--{name.replace('_', '-')}", str(value)]
     samples = ["--samples", str(options.samples), "--steps", str(options.steps)]
     lines = {
         "calibrate": ["calibrate", model, *samples, *ceiling, "-o", calibration],
-        "search": ["search", model, "--recipe", options.recipe, *rounding, "-o", policy],
+        "search": ["search", model, *recipe, "-o", policy],
         "quantize": ["quantize", model, "--policy", policy, "--calibration", calibration, *ceiling, "-o", checkpoint],
         "export": ["export", checkpoint, *ceiling, "-o", onnx],
         "build": ["build", onnx, "-o", bundle],
@@ -74,7 +78,7 @@ def commands(options: argparse.Namespace) -> dict[str, tuple[list[str], Path]]:
 def main(options: argparse.Namespace) -> None:
     held = json.loads(options.results.read_text())["cases"] if options.results.exists() else {}
     case = held.setdefault(options.case, {"model_bytes": size(options.model), "recipe": options.recipe})
-    case |= {name: getattr(options, name) for name in ("rounding", "max_memory", "samples", "steps")}
+    case |= {name: getattr(options, name) for name in (*RECIPE, "max_memory", "samples", "steps")}
     for stage, (arguments, path) in commands(options).items():
         if stage not in options.stages or (path.exists() and stage in case):
             continue
@@ -93,6 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--case", required=True, help="its name in the results")
     parser.add_argument("--recipe", default="w1.58a4")
     parser.add_argument("--rounding", help="of the recipe's layers")
+    parser.add_argument("--low-rank", type=int, help="of the recipe's layers")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--max-memory")

@@ -14,15 +14,21 @@ from dit2deploy.cli import options
 @options.steps
 @options.guidance
 @options.max_memory
+@options.dry_run
 @options.common
-def command(model: Path, out: Path, samples: int, steps: int, guidance: float, max_memory: int | None, seed: int):
+def command(
+    model: Path, out: Path, samples: int, steps: int, guidance: float, max_memory: int | None, dry_run: bool, seed: int
+):
     """Record inputs of MODEL's transformer on its own denoising trajectories.
 
     \b
     dit2deploy calibrate dit-xl-2/ --samples 16 -o calibration/
     """
-    from dit2deploy.stages.calibrate import calibrate
+    from dit2deploy.stages.calibrate import calibrate, estimate
 
-    made = calibrate(model, out, samples=samples, steps=steps, guidance=guidance, max_memory=max_memory, seed=seed)
+    settings = {"samples": samples, "steps": steps, "guidance": guidance, "max_memory": max_memory}
+    if dry_run:
+        return options.estimates([estimate(model, **settings)])
+    made = calibrate(model, out, **settings, seed=seed)
     values = {"out": str(out), "calls": len(made), "timesteps": list(made.manifest.timesteps)}
     return values, f"{out}: {len(made)} calls of {made.manifest.model}"

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dit2deploy.base import progress
+from dit2deploy.base.estimate import Estimate
+from dit2deploy.base.memory import gigabytes
 
 PATH = click.Path(path_type=Path)
 TARGET_NAMES = ("ort-cpu", "tensorrt-rtx", "tensorrt", "reference")
@@ -165,6 +167,22 @@ max_memory = click.option(
     callback=_bytes,
     help="Memory that the process may own, e.g. 8GB.  [default: what the machine has free]",
 )
+
+
+dry_run = click.option("--dry-run", is_flag=True, help="Write nothing: tell what it would take in time and memory.")
+
+
+def estimates(found: Sequence[Estimate]) -> tuple[dict[str, Any], Table]:
+    """What a command with --dry-run gives back."""
+    rows = [(one.stage, duration(one.seconds), gigabytes(one.memory), gigabytes(one.disk)) for one in found]
+    columns = ("stage", "time here and now", "peak memory", "disk")
+    return {"estimates": [one.told() for one in found]}, table("nothing was written; about:", columns, rows)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def out(help: str) -> Callable:

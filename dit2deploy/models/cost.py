@@ -1,5 +1,7 @@
 """What a call of a transformer costs, found without weights or data: floating-point operations and activations."""
 
+import functools
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,12 +16,17 @@ _LIVE = 4  # activations alive beside a layer's own: residual stream, q, k and v
 
 @dataclass(frozen=True)
 class Cost:
-    """`flops` of matrix products and attention; `activations`: bytes at the peak, an estimate; `rows`: tokens that
+    """`flops` of matrix products and attention; `widest`: bytes of the largest output of a linear; `rows`: tokens that
     each linear sees."""
 
     flops: int
-    activations: int
+    widest: int
     rows: Mapping[str, int]
+
+    @property
+    def activations(self) -> int:
+        """Bytes at the peak of a call, an estimate."""
+        return (1 + _LIVE) * self.widest
 
 
 def cost_of_call(empty: torch.nn.Module, inputs: Inputs) -> Cost:
@@ -46,4 +53,16 @@ def cost_of_call(empty: torch.nn.Module, inputs: Inputs) -> Cost:
     finally:
         for handle in hooks:
             handle.remove()
-    return Cost(counter.get_total_flops(), (1 + _LIVE) * largest, rows)
+    return Cost(counter.get_total_flops(), largest, rows)
+
+
+@functools.cache
+def product_rate() -> float:
+    """Floating-point operations a second of float32 matrix products here, by a probe."""
+    a, n = torch.ones(512, 2048), 2048
+    b = torch.ones(n, n)
+    a @ b
+    begun = time.perf_counter()
+    for _ in range(3):
+        a @ b
+    return 3 * 2 * 512 * n * n / (time.perf_counter() - begun)

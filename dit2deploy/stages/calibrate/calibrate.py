@@ -78,7 +78,7 @@ def calibrate(
         calls = list(_random(source, empty, manifest))
         _save(out, manifest, calls)
         return CalibrationSet.load(out)
-    keep = room_for_weights(empty, source, samples=samples, guidance=guidance, max_memory=max_memory)
+    _, keep = weights_in_memory(empty, source, samples=samples, guidance=guidance, max_memory=max_memory)
     network, _ = load_transformer(model, keep=keep)
     finished = _Finished(out.with_name(f"{out.name}.parts"), manifest)
     _save(out, manifest, list(_denoise(network, source.family, manifest, scheduler, finished)))
@@ -86,18 +86,20 @@ def calibrate(
     return CalibrationSet.load(out)
 
 
-def room_for_weights(
+def weights_in_memory(
     empty: torch.nn.Module, source: ModelFolder, *, samples: int, guidance: float, max_memory: int | None
-) -> int:
-    """Bytes of weights that may stay in memory; Misuse where not even one layer and the activations fit."""
+) -> tuple[int, int]:
+    """Bytes that a call takes beside the weights that stay in memory, and bytes of these; Misuse where not even one
+    layer and the activations fit."""
     inputs = source.family.inputs(empty.config, batch=samples if guidance == 1 else 2 * samples, seed=0)
     least = largest_layer(empty) + cost_of_call(empty, inputs).activations
-    return require(
+    keep = require(
         f"calibrate: {samples} samples",
         least,
         max_memory,
-        cure="Give a higher `--max-memory` or fewer `--samples`: what counts is their activations.",
+        cure="Give a higher `--max-memory` or fewer `--samples`: their activations are all in memory.",
     )
+    return least, keep
 
 
 class _Finished:
@@ -122,6 +124,11 @@ class _Finished:
 
 def _save(out: Path, manifest: CalibrationManifest, calls: Sequence[dict[str, np.ndarray]]) -> None:
     CalibrationSet.save(out, manifest, {name: np.stack([call[name] for call in calls]) for name in calls[0]})
+
+
+def has_trajectories(source: ModelFolder, model: Path) -> bool:
+    """Whether the set is made by denoising; raises as `calibrate` does."""
+    return _scheduler(source, model) is not None
 
 
 def _scheduler(source: ModelFolder, model: Path) -> Scheduler | None:
