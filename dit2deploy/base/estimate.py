@@ -19,7 +19,7 @@ class Estimate:
     disk: int
 
     def told(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds": round(self.seconds, 1)}
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
 def read_rate(path: Path) -> float:

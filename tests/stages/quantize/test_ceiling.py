@@ -1,4 +1,4 @@
-"""Below a ceiling of memory the codes are the same; a ceiling that cannot be kept is told before anything is written."""
+"""Below a ceiling of memory the codes are the same; one that cannot be kept is told before anything is written."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file
 from dit2deploy.base.memory import SLACK
-from dit2deploy.models.load import linears_of, load_transformer, open_model, skeleton
+from dit2deploy.models.load import linears_of, open_model, skeleton
 from dit2deploy.models.stream import bytes_of
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.quantize import estimate, quantize
