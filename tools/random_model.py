@@ -1,24 +1,32 @@
-"""Writes a transformer of true geometry with random bfloat16 weights, shard by shard: what is too large to fetch.
+"""Writes a transformer of true geometry with random weights, shard by shard: what is too large to fetch.
 
     python tools/random_model.py flux.1-dev /tmp/flux                   12 B parameters, 24 GB
     python tools/random_model.py flux.1-dev /tmp/flux --layers 2,4      of true width, 2 double and 4 single blocks
+    python tools/random_model.py flux.1-dev /tmp/packed --recipe w1.58a4    its checkpoint, as if quantized: 2.5 GB
 
-Linears are N(0, 1 / K), so that activations stay finite, cut from one pool of draws at random places; norms are ones,
-biases zeros. Memory: one shard.
+Weights are bfloat16. Linears are N(0, 1 / K), so that activations stay finite, cut from one pool of draws at random
+places; norms are ones, biases zeros. A checkpoint holds random words: right in all but what it computes. Memory: one
+shard, or one tensor.
 """
 
 import argparse
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch._subclasses.fake_tensor import FakeTensor
 
+from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
 from dit2deploy.base.files import write_json
-from dit2deploy.models.load import CONFIG, build, fake_parameters
+from dit2deploy.models.load import CONFIG, build, fake_parameters, known_family, linears_of
+from dit2deploy.nn.convert import empty_quantized
+from dit2deploy.stages.search.problem import Problem
+from dit2deploy.stages.search.uniform import RECIPES as UNIFORM
 
 SHARD = 512 << 20  # bytes, unless one tensor is larger
 STEM = "diffusion_pytorch_model"
@@ -98,12 +106,68 @@ def _pool() -> torch.Tensor:
     return torch.randn(1 << 23, generator=torch.Generator().manual_seed(0))
 
 
+def write_random_checkpoint(geometry: str, out: Path, recipe: str, *, layers: tuple[int, ...] | None = None) -> int:
+    """Writes the folder of a quantized checkpoint; the number of bytes of its tensors."""
+    config, counts = GEOMETRIES[geometry]
+    if layers is not None:
+        config = config | dict(zip(counts, layers, strict=True))
+    with fake_parameters():
+        shapes = linears_of(build(config, out / CONFIG))
+    family = known_family(config["_class_name"], out / CONFIG)
+    problem = Problem(
+        model=config["_class_name"],
+        linears=shapes,
+        roles={name: family.role(name) for name in shapes},
+        training_steps=1000,
+    )
+    policy = next(entry for entry in UNIFORM if entry.name == recipe).search(problem)
+    manifest = CheckpointManifest(
+        model=config["_class_name"],
+        model_sha256="random",
+        model_path="random",
+        policy_sha256=policy.sha256,
+        calibration_sha256="random",
+        seed=0,
+    )
+    tensors = _RandomTensors(empty_quantized(config, policy).state_dict())
+    made = Checkpoint.save(out, manifest, tensors=tensors, policy=policy, config=config, scheduler_config=None)
+    return sum(map(made.tensors.nbytes, made.tensors))
+
+
+class _RandomTensors(Mapping[str, np.ndarray]):
+    """Values for the tensors of a quantized module, made when they are asked for."""
+
+    def __init__(self, wanted: Mapping[str, torch.Tensor]) -> None:
+        self._wanted = wanted
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._wanted[name]
+        if not isinstance(tensor, FakeTensor):
+            return tensor.numpy()
+        if tensor.dtype == torch.int32:  # 243 values of a byte that five trits can have
+            size = 4 * math.prod(tensor.shape)
+            octets = np.resize(np.random.default_rng(0).integers(0, 243, 1 << 20, np.uint8), size)
+            return octets.view(np.int32).reshape(tuple(tensor.shape))
+        return _random(name, tuple(tensor.shape), 0).to(tensor.dtype).numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("geometry", choices=GEOMETRIES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=lambda text: tuple(map(int, text.split(","))), help="e.g. 2,4")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", help="write the quantized checkpoint, by this uniform recipe")
     options = parser.parse_args()
-    count = write_random_model(options.geometry, options.out, layers=options.layers, seed=options.seed)
-    print(f"{options.out}: {count:,} parameters")
+    if options.recipe:
+        size = write_random_checkpoint(options.geometry, options.out, options.recipe, layers=options.layers)
+        print(f"{options.out}: {size:,} bytes")
+    else:
+        count = write_random_model(options.geometry, options.out, layers=options.layers, seed=options.seed)
+        print(f"{options.out}: {count:,} parameters")
