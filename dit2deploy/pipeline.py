@@ -69,7 +69,7 @@ def compile(
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
     search and quantize; `calibration` (a calibration set) that of calibrate. Intermediate artefacts lie in `work`
-    (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export and build own at most
+    (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
     `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is
     the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
     the report is written before that.
@@ -174,7 +174,9 @@ def compile(
             "parity",
             out / PARITY,
             {**bundle_hash, "target": target, "steps": steps, "seed": seed},
-            lambda: parity(out, target=target, model=model, checkpoint=packed, steps=steps, seed=seed),
+            lambda: parity(
+                out, target=target, model=model, checkpoint=packed, steps=steps, max_memory=max_memory, seed=seed
+            ),
         )
     except Failed as error:
         failure = error

@@ -9,6 +9,8 @@ pages, which the system takes back when it wants them. Finished stages are skipp
 
 import argparse
 import json
+import math
+import signal
 import subprocess
 import sys
 import time
@@ -23,8 +25,8 @@ RECIPE = ("rounding", "low_rank")  # options that go to the recipe
 STAGES = ("calibrate", "search", "quantize", "export", "build")
 
 
-def measured(command: list[str]) -> dict[str, Any]:
-    """Runs the command and gives its seconds, exit code and peaks in bytes."""
+def measured(command: list[str], *, longest: float) -> dict[str, Any]:
+    """Runs the command and gives its seconds, exit code and peaks in bytes; interrupts it after `longest` seconds."""
     begun = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peaks = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
@@ -39,6 +41,9 @@ def measured(command: list[str]) -> dict[str, Any]:
             if name in peaks:
                 peaks[name] = max(peaks[name], 1024 * int(value.split()[0]))
         processor = (int(fields[11]) + int(fields[12])) / 100
+        if time.perf_counter() - begun > longest:
+            child.send_signal(signal.SIGINT)
+            longest = math.inf
         time.sleep(PERIOD)
     return {
         "exit": child.wait(),
@@ -82,8 +87,10 @@ def main(options: argparse.Namespace) -> None:
     for stage, (arguments, path) in commands(options).items():
         if stage not in options.stages or (path.exists() and stage in case):
             continue
-        found = measured([sys.executable, "-c", CLI, *arguments, "--traceback"])
+        found = measured([sys.executable, "-c", CLI, *arguments, "--traceback"], longest=options.stop_after)
         case[stage] = found | {"out_bytes": path.stat().st_size if path.is_file() else size(path)}
+        if (parts := path.with_name(f"{path.name}.parts")).is_dir():
+            case[stage] |= {"parts": len(list(parts.iterdir())), "parts_bytes": size(parts)}
         write_results(options.results, "memory", {"cases": held})
         print(f"{stage}: {json.dumps(case[stage])}", flush=True)
         if found["exit"]:
@@ -101,6 +108,7 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--max-memory")
+    parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds of a stage; a second run goes on")
     parser.add_argument("--stages", type=lambda text: text.split(","), default=list(STAGES))
     parser.add_argument("--results", type=Path, default=Path("tools/results/memory.json"))
     main(parser.parse_args())

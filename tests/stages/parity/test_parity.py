@@ -57,6 +57,15 @@ def test_a_right_engine_passes_all_checks(target: str, folder):
     assert "does the engine compute the quantized model? passed" in text and "what did quantization cost?" in text
 
 
+def test_models_above_memory_give_the_same_numbers(folder, monkeypatch):
+    target = engines()[0]
+    want = parity(folder, target=target, steps=3)
+    monkeypatch.setattr(references, "room", lambda _: 0)
+    got = parity(folder, target=target, steps=3)
+    for question in ("engine_against_quantized", "against_full_precision"):
+        assert got[question] == want[question]
+
+
 def test_layers_that_smoothing_divides_are_left_out_of_the_cost_by_name(tmp_path):
     """Their outputs are those of full precision divided channel by channel: int8 weights would seem to cost a lot."""
     made = sources()
