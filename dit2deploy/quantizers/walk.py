@@ -1,11 +1,11 @@
 """A network over a calibration set block by block: every weight is read once, and one block's are in memory at a time.
 
 A forward through the whole network for each call would read all weights as often as there are calls. Here a block
-serves all calls before the next one is touched. What it gives waits on disk (where TMPDIR says); for the next block the network runs again
-from the start, and the blocks before give what they gave. Their files are mapped, so that nothing is read but what the
-network uses: the outputs of the newest block, and of the last one of each list of blocks before (FLUX: the double
-blocks'; Z-Image: the refiners'). Older outputs are gone, and NaN stands in their place: a network with skips over
-several blocks is refused.
+serves all calls before the next one is touched. What it gives waits on disk (where TMPDIR says); for the next block the
+network runs again from the start, and the blocks before give what they gave. Their files are mapped, so that nothing is
+read but what the network uses: the outputs of the newest block, and of the last one of each list of blocks before
+(FLUX: the double blocks'; Z-Image: the refiners'). Older outputs are gone, and NaN stands in their place: a network
+with skips over several blocks is refused.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
