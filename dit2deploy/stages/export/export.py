@@ -24,14 +24,14 @@ from dit2deploy.artefacts.onnx_model import (
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_folder, write_json
 from dit2deploy.base.machine import versions
-from dit2deploy.base.memory import require
+from dit2deploy.base.memory import gigabytes, require
 from dit2deploy.base.progress import note, report
 from dit2deploy.models import Family
 from dit2deploy.models import load as models
 from dit2deploy.models.family import Inputs
-from dit2deploy.models.stream import largest_layer
+from dit2deploy.models.stream import largest_layer, own_tensors
 from dit2deploy.nn import convert
-from dit2deploy.nn.quant_linear import QuantForm
+from dit2deploy.nn.quant_linear import QuantForm, QuantLinear
 from dit2deploy.ops import OPSET, VERSION
 from dit2deploy.stages.export import check
 from dit2deploy.stages.export.attach import Read, attach_weights
@@ -71,7 +71,7 @@ def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused", max_memory
     with whole_folder(Path(out)) as folder:
         graph, layers = _lower(module, family, source.tensors.read, _dtypes(source.tensors), form=form)
         _write(graph, folder)
-        if _is_comparable(graph):
+        if _is_comparable(module, keep // 2):
             quantized = convert.load_quantized(source, form=form, keep=keep // 2)
             check.check_results(folder / MODEL, quantized, _calls(family, module), form)
         manifest = _manifest(graph, layers, family, form=form, checkpoint=source.folder, digest=source.sha256)
@@ -94,7 +94,7 @@ def export_float(model: Path, out: Path, *, max_memory: int | None = None) -> On
         # Everything is said to be float32, so that the file holds it so.
         graph, layers = _lower(module, source.family, read, dict.fromkeys(source.tensors, "F32"), form="float")
         _write(graph, folder)
-        if _is_comparable(graph):
+        if _is_comparable(module, keep // 2):
             loaded, _ = models.load_transformer(source.folder, keep=keep // 2)
             check.check_results(folder / MODEL, loaded, _calls(source.family, module), "float")
         manifest = _manifest(graph, layers, source.family, form="float", checkpoint=source.folder, digest=source.sha256)
@@ -145,11 +145,21 @@ def _write(model: ir.Model, folder: Path) -> None:
     check.check_file(folder / MODEL)
 
 
-def _is_comparable(model: ir.Model) -> bool:
-    stored = sum(value.const_value.size for value in model.graph.initializers.values())
-    if stored > check.LARGEST:
-        note(f"not compared with PyTorch: more than {check.LARGEST:,} stored numbers ({stored:,})")
-    return stored <= check.LARGEST
+def _is_comparable(module: torch.nn.Module, room: int) -> bool:
+    """Whether the file can be run by its bodies, which unpack all weights, in that many bytes."""
+    count = sum(_count(inner) for inner in module.modules())
+    if count > check.LARGEST:
+        note(f"not compared with PyTorch: more than {check.LARGEST:,} weights ({count:,})")
+    elif (needed := check.UNPACKED * count) > room:
+        note(f"not compared with PyTorch: it would take {gigabytes(needed)} of memory more")
+    return count <= check.LARGEST and needed <= room
+
+
+def _count(module: torch.nn.Module) -> int:
+    """Weights that the module itself holds, packed or not."""
+    if isinstance(module, QuantLinear):
+        return module.in_features * module.out_features
+    return sum(value.numel() for value in own_tensors(module).values())
 
 
 def _calls(family: Family, module: torch.nn.Module) -> dict[str, Inputs]:
