@@ -6,8 +6,9 @@ SOURCES := pyproject.toml constraints.txt $(shell find plugins -type f -not -pat
 TEST_LIBRARIES := build/test-libraries
 OLD_ORT := build/onnxruntime-1.18.1
 GPU_ORT := build/onnxruntime-gpu
+CUDA_TOOLS := build/cuda-tools
 
-.PHONY: demo test check bench gpu-check clean
+.PHONY: demo test check bench gpu-check cuda-statistics clean
 
 demo: $(VENV)/installed
 	$(BIN)/dit2deploy demo --out build/demo
@@ -29,6 +30,15 @@ bench: $(VENV)/installed-dev demo
 
 gpu-check: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m gpu
+
+# Registers, spills, occupancy and instructions of the CUDA kernels on every GPU generation, without a GPU.
+cuda-statistics: $(VENV)/installed-dev $(CUDA_TOOLS)/installed
+	$(BIN)/python tools/cuda_statistics.py --check
+
+$(CUDA_TOOLS)/installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(CUDA_TOOLS) nvidia-cuda-nvcc==13.5.37 \
+	    nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-nvrtc-cu12==12.4.127
+	touch $@
 
 # An editable install: Python is read from the tree, the native library is built once and again when plugins/ changes.
 $(VENV)/installed: $(SOURCES)

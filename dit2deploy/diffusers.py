@@ -14,7 +14,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from diffusers.utils import is_accelerate_available
 
-from dit2deploy.artefacts.checkpoint import METHOD
+from dit2deploy.artefacts.checkpoint import METHOD, told_to_diffusers
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.attention import QuantAttention
@@ -42,7 +42,7 @@ class Dit2DeployConfig(QuantizationConfigMixin):
         return f"Dit2DeployConfig({self.policy.method}, {len(self.policy.layers)} layers)"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": METHOD, "policy": self.policy.model_dump(mode="json")}
+        return told_to_diffusers(self.policy)
 
 
 class Dit2DeployQuantizer(DiffusersQuantizer):

@@ -143,4 +143,5 @@ def tiny_module(family: Family, *, seed: int = 0, **changes: Any) -> torch.nn.Mo
         parameter.requires_grad_(False)
         if parameter.abs().max() == 0:
             parameter.normal_(std=0.1)
+    family.adapt(module)
     return module

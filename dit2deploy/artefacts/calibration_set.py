@@ -28,6 +28,8 @@ class CalibrationManifest(schema.Record):
     guidance: float
     seeds: tuple[int, ...]
     timesteps: tuple[int, ...]  # one a call
+    prompts: tuple[str, ...] = ()  # of text-conditional models, where a pipeline drew them
+    size: tuple[int | None, int | None] = (None, None)  # height, width in pixels; None: the pipeline's own
     command: str = ""
     versions: dict[str, str] = {}
 
@@ -46,7 +48,9 @@ class CalibrationSet:
     @property
     def sha256(self) -> str:
         """Of what the set holds: not of the command or the versions that made it."""
-        kept = self.manifest.model_dump(mode="json", exclude={"command", "versions"})
+        # A set without prompts keeps the hash that it had before there were any.
+        told = {"command", "versions"} | (set() if self.manifest.prompts else {"prompts", "size"})
+        kept = self.manifest.model_dump(mode="json", exclude=told)
         return sha256_of_json([kept, sha256_of_file(self.tensors.path)])
 
     def call(self, index: int) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.compressed_tensors import described
 from dit2deploy.artefacts.policy import FILE as POLICY_FILE
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
@@ -44,6 +45,11 @@ _CURE = "Make it anew with `dit2deploy quantize`."
 
 
 METHOD = "dit2deploy"  # quant_method, by which diffusers finds dit2deploy.diffusers
+
+
+def told_to_diffusers(policy: Policy) -> dict[str, Any]:
+    """`quantization_config` of config.json: the policy, which is all that loading needs, and what others read of it."""
+    return {"quant_method": METHOD, "policy": policy.model_dump(mode="json"), **described(policy)}
 
 
 class CheckpointManifest(schema.Record):
@@ -92,10 +98,9 @@ class Checkpoint:
         scheduler_config: Mapping[str, Any] | None,
     ) -> "Checkpoint":
         """Writes the folder whole or not at all; tensors are read one at a time, in their order."""
-        told = {"quant_method": METHOD, "policy": policy.model_dump(mode="json")}  # all that diffusers needs
         with whole_folder(out) as folder:
             write_tensors(folder / TENSORS, tensors)
-            write_json(folder / CONFIG, {**config, "quantization_config": told})
+            write_json(folder / CONFIG, {**config, "quantization_config": told_to_diffusers(policy)})
             if scheduler_config is not None:
                 write_json(folder / SCHEDULER, scheduler_config)
             policy.save(folder / POLICY_FILE)

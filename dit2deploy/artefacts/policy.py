@@ -22,6 +22,7 @@ MOST_MID_RISE = 7  # bits: its codes are odd integers of an int8
 # Fields of a layer that came after the first policies were written, and their defaults.
 _LATER = {
     "grid": "mid-tread",
+    "gain": "none",
     "branch_init": "alternating",
     "hessian": "uniform",
     "smoothing": 0.0,
@@ -82,6 +83,8 @@ class LayerPolicy(schema.Record):
     clip: Literal["absmax", "gaussian"] = "absmax"
     # Levels of activations: b bits are 2^b - 1 of them, one at 0, or 2^b, none at 0. See ops/hadamard_quantize.py.
     grid: Grid = "mid-tread"
+    # What the clip takes from the amplitude of inputs, weight scales give back; "none" or "clip": quantizers/gain.py.
+    gain: Literal["none", "clip"] = "none"
     hadamard: Annotated[int, Field(ge=1)] = 1  # block of the Hadamard transform; 1: none
     low_rank: Annotated[int, Field(ge=0)] = 0  # rank of the side branch; 0: none
     rounding: Literal["nearest", "gptq", "adaround"] = "nearest"

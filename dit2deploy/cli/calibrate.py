@@ -11,24 +11,24 @@ from dit2deploy.cli import options
 @click.argument("model", type=options.PATH)
 @options.out("Folder of the calibration set.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Trajectories to record.")
+@click.option("--prompts", type=options.PATH, help="A text file, one prompt a line, for the model's own pipeline.")
+@options.size
 @options.steps
 @options.guidance
 @options.max_memory
 @options.dry_run
 @options.common
-def command(
-    model: Path, out: Path, samples: int, steps: int, guidance: float, max_memory: int | None, dry_run: bool, seed: int
-):
+def command(model: Path, out: Path, dry_run: bool, seed: int, **settings):
     """Record inputs of MODEL's transformer on its own denoising trajectories.
 
     \b
     dit2deploy calibrate dit-xl-2/ --samples 16 -o calibration/
+    dit2deploy calibrate flux-1-schnell/ --prompts prompts.txt --steps 4 --guidance 0 -o calibration/
     """
     from dit2deploy.stages.calibrate import calibrate, estimate
 
-    settings = {"samples": samples, "steps": steps, "guidance": guidance, "max_memory": max_memory}
     if dry_run:
         return options.estimates([estimate(model, **settings)])
-    made = calibrate(model, out, **settings, seed=seed)
+    made = calibrate(model, out, seed=seed, **settings)
     values = {"out": str(out), "calls": len(made), "timesteps": list(made.manifest.timesteps)}
     return values, f"{out}: {len(made)} calls of {made.manifest.model}"

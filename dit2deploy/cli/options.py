@@ -176,6 +176,26 @@ guidance = click.option("--guidance", default=1.5, show_default=True, help="Clas
 threads = click.option("--threads", type=click.IntRange(1), help="Threads of the engine.  [default: all cores]")
 
 
+def size(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--height and --width of what a pipeline draws."""
+    for name in ("width", "height"):
+        asked = click.option(f"--{name}", type=click.IntRange(1), help="In pixels.  [default: the pipeline's own]")
+        function = asked(function)
+    return function
+
+
+def prompts(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What drawing by prompts takes."""
+    for decorate in (
+        click.option("--frames", type=click.IntRange(1), help="Of a video.  [default: the pipeline's own]"),
+        size,
+        click.option("--model", type=PATH, help="Folder of the pipeline.  [default: where the bundle's model was]"),
+        click.option("--prompts", type=PATH, help="A text file, one prompt a line, for the model's own pipeline."),
+    ):
+        function = decorate(function)
+    return function
+
+
 def widths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """Of an option --bits: "2,3,4"."""
     if value is None:

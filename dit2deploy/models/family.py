@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from dit2deploy.base.errors import Misuse
 from dit2deploy.models.folds import Fold, Linears
 
 Role = Literal["block", "modulation", "embedding", "final", "other"]
@@ -31,6 +30,11 @@ def no_swaps(module: torch.nn.Module) -> None:
     """Most families export as they are."""
 
 
+def unchanged(value: Any) -> Any:
+    """Most families' arguments and results are tensors, as an engine has them."""
+    return value
+
+
 def no_folds(linears: Linears) -> list[Fold]:
     """Nothing is known to be foldable."""
     return []
@@ -43,6 +47,8 @@ class Family:
     `inputs(config, batch=, seed=, second=)` makes keyword arguments of one call with random values: int64 timesteps or
     float32 ones as the family's pipeline passes them; `second` asks for other lengths of the dynamic axes.
     `axes(config)` names the dynamic axes: input name -> dim -> Axis. All that it leaves out is fixed by the config.
+    `adapt(module)` lets a module be called with the tensors of `inputs` where diffusers' forward takes something else;
+    `arguments`, `result` translate for an engine in a pipeline: what diffusers' forward takes and gives, and back.
     `swap(module)` replaces, in a module that is about to be exported, what an ONNX file cannot hold.
     `folds(linears)` names the places that smoothing can use among a model's linears, see models/folds.py.
     """
@@ -57,6 +63,9 @@ class Family:
     conditioning: Literal["class", "text", "unknown"] = "text"
     null_label: Callable[[Config], int] | None = None  # the class of "no class", for guidance
     latent_shape: Callable[[Config], tuple[int, ...]] | None = None  # of one sample, where the config fixes it
+    adapt: Callable[[torch.nn.Module], None] = no_swaps
+    arguments: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
+    result: Callable[[torch.Tensor], Any] = unchanged
     swap: Callable[[torch.nn.Module], None] = no_swaps
     folds: Callable[[Linears], Sequence[Fold]] = no_folds
     assumptions: tuple[str, ...] = ()
@@ -85,32 +94,3 @@ def spread(batch: int, seed: int, *, end: float = 1000.0) -> torch.Tensor:
     """float32 [batch] timesteps that cover 0 .. end: one in each of `batch` equal bands."""
     offset = torch.rand(batch, generator=torch.Generator().manual_seed(seed))
     return (torch.arange(batch) + offset) / batch * end
-
-
-def _unknown_inputs(class_name: str) -> Callable[..., Inputs]:
-    def inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> Inputs:
-        raise Misuse(
-            f"{class_name}: its inputs and dynamic axes are unknown, so no example call can be made.",
-            "Describe the family in dit2deploy/models (see dit.py for one of 40 lines).",
-        )
-
-    return inputs
-
-
-def generic(class_name: str) -> Family:
-    """A family for a transformer that nobody described: roles are guessed from names, inputs are unknown."""
-    return Family(
-        name="generic",
-        class_name=class_name,
-        roles=(
-            (r"proj_out.*|norm_out\..*|final_layer\..*", "final"),
-            (r".*(norm\w*|adaln\w*|adaLN\w*)\.(linear|proj)(\..*)?|.*(modulation|time_proj).*", "modulation"),
-            (r".*blocks\.\d+\..*|.*layers\.\d+\..*", "block"),
-            (r".*(embed|proj_in|caption|context).*", "embedding"),
-        ),
-        inputs=_unknown_inputs(class_name),
-        axes=lambda config: {},
-        tiny={},
-        conditioning="unknown",
-        assumptions=(f"{class_name} is no described family: roles of layers are guessed from their names",),
-    )

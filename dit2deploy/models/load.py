@@ -17,12 +17,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, inside, read_json, sha256_of_file, sha256_of_json
 from dit2deploy.base.progress import note
-from dit2deploy.models import FAMILIES, GENERIC, Family, family_of
+from dit2deploy.models import FAMILIES, Family, family_of
 from dit2deploy.models.stream import fill, place
 
 CONFIG = "config.json"
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_SECOND = "transformer_2"  # Wan2.2's expert for the low noise
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _CURE = "Give the folder of a diffusers pipeline or transformer (config.json and safetensors files); fetch it again."
 # What a constructor of diffusers raises on a config that makes no sense.
@@ -89,8 +91,8 @@ class ModelFolder:
 def open_model(path: Path) -> ModelFolder:
     """Opens the folder of a pipeline (model_index.json, transformer/, scheduler/) or of a transformer.
 
-    Raises Misuse for a folder that is none of these, for a quantized model, for weights that are missing or truncated,
-    for weights that are pickles, and for an architecture that is not known here.
+    Raises Misuse for a folder that is none of these, for a pipeline of two experts, for a quantized model, for weights
+    that are missing or truncated, for weights that are pickles, and for an architecture that is not known here.
     """
     path = Path(path)
     if not path.is_dir():
@@ -100,6 +102,11 @@ def open_model(path: Path) -> ModelFolder:
         folder, pipeline = path / "transformer", path
         if not folder.is_dir():
             raise Misuse(f"{path}: this pipeline has no transformer.", "Only diffusion transformers are served.")
+        if (path / _SECOND).is_dir():
+            raise Misuse(
+                f"{path}: this pipeline has two experts, transformer and {_SECOND}; one policy is for one of them.",
+                f"Give them one after the other: {folder}, then {path / _SECOND}.",
+            )
     if (folder / "quantization_config.json").exists():
         raise Misuse(f"{folder}: is a quantized checkpoint.", "Give the full-precision model that it was made from.")
     config = read_json(folder / CONFIG, cure=_CURE)
@@ -120,11 +127,14 @@ def open_model(path: Path) -> ModelFolder:
 
 
 def known_family(class_name: str, where: Path) -> Family:
-    """The family of the class; Misuse for a class that is not on our list."""
+    """The family of the class; Misuse for a class that is no transformer of the installed diffusers."""
     family = family_of(class_name)
     if family is None:
-        known = ", ".join(sorted([*(family.class_name for family in FAMILIES), *GENERIC]))
-        raise Misuse(f"{where}: {class_name!r} is an unknown architecture.", f"Known: {known}.")
+        known = ", ".join(family.class_name for family in FAMILIES)
+        raise Misuse(
+            f"{where}: {class_name!r} is an unknown architecture.",
+            f"Described: {known}. Besides: what the installed diffusers has in diffusers.models.transformers.",
+        )
     return family
 
 
@@ -180,13 +190,15 @@ def fake_parameters() -> Iterator[FakeTensorMode]:
 def build(config: Mapping[str, Any], where: Path) -> torch.nn.Module:
     """The transformer of a config, eval() and float32; Misuse where diffusers cannot build it."""
     class_name = config["_class_name"]
-    known_family(class_name, where)
+    family = known_family(class_name, where)
     kind = getattr(diffusers, class_name, None)
     if kind is None:
         raise Misuse(f"{where}: the installed diffusers has no {class_name}.", "Install a newer diffusers.")
     arguments = {name: value for name, value in config.items() if name != "quantization_config"}
     try:
-        return kind.from_config(arguments).eval()
+        module = kind.from_config(arguments).eval()
+        family.adapt(module)
+        return module
     except _CONSTRUCTION as error:
         raise Misuse(f"{where}: does not describe a {class_name}: {error}.", _CURE) from error
 
@@ -237,6 +249,11 @@ def check_fits(module: torch.nn.Module, model: ModelFolder) -> None:
         if model.tensors.shape(name) != shape:
             found = list(model.tensors.shape(name))
             raise Misuse(f"{model.folder}: {name} is {found}, the config asks for {list(shape)}.", _CURE)
+        if model.tensors.dtype(name) not in _FLOATS:
+            raise Misuse(
+                f"{model.folder}: {name} holds {model.tensors.dtype(name)}, not floating-point weights.",
+                f"Give the full-precision model ({', '.join(_FLOATS)}), not one that is quantized already.",
+            )
     # Tables that older versions of diffusers saved, and what a class itself says may be left over.
     ignored = {name for name, _ in module.named_buffers()}
     patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()

@@ -11,6 +11,7 @@ from dit2deploy.models.load import linears_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard_quantize
 from dit2deploy.quantizers.branches import add_branches, total
+from dit2deploy.quantizers.gain import clip_gain
 from dit2deploy.quantizers.linear import quantize_linear, rotate
 
 
@@ -60,13 +61,14 @@ class SimulatedLinear(torch.nn.Module):
         self._form: _Form | None = None
         self._policy = LayerPolicy(weight="float")
         self._qmax = torch.empty(0)
-        self._strength = 1.0
+        self._strength, self._gain = 1.0, 1.0
 
     def choose(self, policy: LayerPolicy, *, strength: float = 1.0) -> None:
         """Computes as `policy` says from now on; `strength` 0 .. 1 moves only that far from full precision."""
         self._policy, self._strength = policy, strength
         self._form = self._made(policy) if policy.is_quantized and strength > 0 else None
         self._qmax = torch.tensor(policy.largest_codes, dtype=torch.float32)
+        self._gain = clip_gain(policy)
 
     def weight_error(self, policy: LayerPolicy) -> float:
         """|W - Q(W)|^2 of the weights, with what `policy` makes of them; branches count as part of Q."""
@@ -76,7 +78,8 @@ class SimulatedLinear(torch.nn.Module):
         return float((rotate(weight, policy.hadamard) - form.weight * form.scale.unsqueeze(1)).double().square().sum())
 
     def _made(self, policy: LayerPolicy) -> _Form:
-        policy = policy.without_moments
+        # Forms serve every width of activations, and the gain goes with the width.
+        policy = policy.without_moments.model_copy(update={"gain": "none"})
         key = (
             *(policy.weight, policy.weight_bits, policy.log_bits, policy.group_size, policy.hadamard),
             *(policy.low_rank, policy.branch_init, policy.monarch),
@@ -101,7 +104,7 @@ class SimulatedLinear(torch.nn.Module):
             return torch.nn.functional.linear(x, self.weight, self.bias)
         form, policy = self._form, self._policy
         q, s = self._codes.of(x, self._groups.qmax(self._qmax), policy)
-        y = add_branches((q @ form.weight.T) * form.scale * s + form.bias, x, form.branches)
+        y = add_branches((q @ form.weight.T) * (form.scale * self._gain) * s + form.bias, x, form.branches)
         if self._strength < 1:
             exact = torch.nn.functional.linear(x, self.weight, self.bias)
             y = exact + self._strength * (y - exact)

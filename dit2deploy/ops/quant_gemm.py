@@ -109,6 +109,11 @@ def gemm_cases(fmt: Format, low_rank: bool) -> list[Case]:
     add("dit-fc1", (65,), 768, 192)
     add("dit-fc2", (65,), 192, 768, bits=8)
     add("dit-xl", (6,), 130, 1152, bits=6)
+    # The GPU kernels' own tails: tiles of 64 tokens and 32 outputs, steps of 64, for up to 16 tokens another kernel.
+    add("step-tail", (17,), 70, 208, bits=8)
+    add("many-tokens", (256,), 99, 144)
+    add("few-tokens-tail", (16,), 35, 528, bits=8)
+    add("many-groups", (33,), 70, 288, groups=9)
     return out
 
 

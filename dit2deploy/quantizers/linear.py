@@ -11,6 +11,7 @@ from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.formats import Format, by_name, pack
 from dit2deploy.ops.hadamard_quantize import hadamard
 from dit2deploy.quantizers import branches, low_rank
+from dit2deploy.quantizers.gain import clip_gain
 from dit2deploy.quantizers.gptq import gptq, inverse_factor
 from dit2deploy.quantizers.round_to_nearest import dequantize, mse_scales, round_to_nearest, row_chunks
 from dit2deploy.quantizers.twin_log import twin_log
@@ -98,7 +99,7 @@ def quantize_linear(
                 found = fit(left, root=root, held=found)
     return {
         "weight": _pack(codes.numpy(), fmt),
-        "weight_scale": scales.numpy(),
+        "weight_scale": (scales * clip_gain(policy)).numpy(),  # last: what was fitted above is for unbiased inputs
         "bias": offsets,
         "qmax": np.array(policy.largest_codes, np.float32),
         **{leaf: found[leaf].numpy() for leaf in policy.branch_leaves},

@@ -1,4 +1,4 @@
-"""What targets do to ONNX files: stream weights into one data file, tell where the bytes are, expose inner values."""
+"""What targets do to ONNX files: lay weights out for kernels, write them as one data file, expose values."""
 
 # onnx_ir types every name, shape and constant as optional.
 # pyright: reportArgumentType=false, reportReturnType=false
@@ -6,11 +6,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_file
 from dit2deploy.base.progress import track
+from dit2deploy.targets import kernel
 
 DOMAIN = "dit2deploy"
 # Ports of the <Format>Gemm and <Format>GemmLowRank nodes, by position.
@@ -43,6 +45,36 @@ def columns_of(node: ir.Node) -> int:
             "Make the file anew with `dit2deploy export`.",
         )
     return shape[-1]
+
+
+def use_kernel_layout(model: ir.Model, layout: int) -> None:
+    """Makes the words of every GEMM node `layout`; the words are made when they are written, one tensor at a time."""
+    done: set[str] = set()
+    for node in filter(is_gemm, model.graph):
+        node.attributes["layout"] = ir.AttrInt64("layout", layout)
+        words = node.inputs[W]
+        if words.const_value is None:
+            raise Misuse(
+                f"node {node.name}: its weights are no constant.", "Make the file anew with `dit2deploy export`."
+            )
+        if words.name in done:
+            continue
+        done.add(words.name)
+        fmt, packed, k = weight_format(node), words.const_value, columns_of(node)
+        shape = kernel.relayout_shape(fmt, node.inputs[WS].shape[0], k, layout=layout)
+
+        def relaid(packed=packed, fmt=fmt, k=k, name=words.name) -> ir.Tensor:
+            return ir.tensor(kernel.relayout(fmt, np.asarray(packed.numpy()), k, layout=layout), name=name)
+
+        words.const_value = ir.LazyTensor(relaid, dtype=ir.DataType.INT32, shape=ir.Shape(shape), name=words.name)
+        words.shape = ir.Shape(shape)
+
+
+def drop_native_bodies(model: ir.Model) -> None:
+    """Leaves only the functions of ops that have no kernel: a missing library is then an error, not a slow surprise."""
+    native = {entry["name"] for entry in kernel.describe()}
+    for identifier in [key for key in model.functions if key[0] == DOMAIN and key[1] in native]:
+        del model.functions[identifier]
 
 
 def in_execution_order(graph: ir.Graph) -> list[ir.Value]:

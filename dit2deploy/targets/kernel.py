@@ -16,8 +16,8 @@ from dit2deploy.formats import by_name
 
 LIBRARY_VARIABLE = "DIT2DEPLOY_LIBRARY"
 LIBRARY_NAME = "libdit2deploy.so"
-# The interchange layout of packed weights, and the one that the CPU kernels read in place.
-INTERCHANGE, KERNEL_ORDER = 0, 1
+# The interchange layout of packed weights, and those that the CPU and the GPU kernels read in place.
+INTERCHANGE, KERNEL_ORDER, FRAGMENT_ORDER = 0, 1, 2
 
 _DTYPES = {"f32": np.dtype(np.float32), "i8": np.dtype(np.int8), "i32": np.dtype(np.int32)}
 _NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
@@ -122,12 +122,14 @@ def run(
     return outputs
 
 
-def relayout(fmt: str, words: np.ndarray, k: int, *, library: Path | None = None) -> np.ndarray:
-    """Packed interchange words, int32 [N, words(k)] of weight format `fmt`, in the kernels' layout 1 (int32, 2-D).
+def relayout(
+    fmt: str, words: np.ndarray, k: int, *, layout: int = KERNEL_ORDER, library: Path | None = None
+) -> np.ndarray:
+    """Packed interchange words, int32 [N, words(k)] of weight format `fmt`, in a kernels' layout (int32, 2-D).
 
     Raises Failed for words that do not fit the format and `k`.
     """
-    rows, columns = relayout_shape(fmt, words.shape[0], k, library=library)
+    rows, columns = relayout_shape(fmt, words.shape[0], k, layout=layout, library=library)
     expected = by_name(fmt).words(k)
     if words.ndim != 2 or words.shape[1] != expected:
         raise Failed(
@@ -136,19 +138,23 @@ def relayout(fmt: str, words: np.ndarray, k: int, *, library: Path | None = None
         )
     loaded = _load(library or library_path())
     held, out = np.ascontiguousarray(words, np.int32), np.zeros((rows, columns), np.int32)
-    _relayout(loaded, fmt, words.shape[0], k, held, out)
+    _relayout(loaded, fmt, layout, words.shape[0], k, held, out)
     return out
 
 
-def relayout_shape(fmt: str, n: int, k: int, *, library: Path | None = None) -> tuple[int, int]:
+def relayout_shape(
+    fmt: str, n: int, k: int, *, layout: int = KERNEL_ORDER, library: Path | None = None
+) -> tuple[int, int]:
     """Shape of what `relayout` gives for weights [n, k]."""
-    return _relayout(_load(library or library_path()), fmt, n, k, None, None)
+    return _relayout(_load(library or library_path()), fmt, layout, n, k, None, None)
 
 
-def _relayout(loaded, fmt: str, n: int, k: int, words: np.ndarray | None, out: np.ndarray | None) -> tuple[int, int]:
+def _relayout(
+    loaded, fmt: str, layout: int, n: int, k: int, words: np.ndarray | None, out: np.ndarray | None
+) -> tuple[int, int]:
     rows, columns = ctypes.c_int64(), ctypes.c_int64()
     pointers = [None if value is None else value.ctypes.data for value in (words, out)]
-    if loaded.d2d_relayout(fmt.encode(), n, k, *pointers, ctypes.byref(rows), ctypes.byref(columns)):
+    if loaded.d2d_relayout(fmt.encode(), layout, n, k, *pointers, ctypes.byref(rows), ctypes.byref(columns)):
         raise Failed(f"relayout to {fmt}: {_last_error(loaded)}", "Make the checkpoint anew.")
     return rows.value, columns.value
 
@@ -167,7 +173,7 @@ def _load(path: Path) -> ctypes.CDLL:
         *(ctypes.POINTER(_Attribute), ctypes.c_size_t, *many, *many),
     ]
     loaded.d2d_relayout.argtypes = [
-        *(ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
         *(ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)),
     ]
     return loaded

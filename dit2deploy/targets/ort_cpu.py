@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import MODEL, OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
-from dit2deploy.targets.graph import DOMAIN, WS, W, columns_of, is_gemm, save_streamed, weight_format
+from dit2deploy.targets.graph import drop_native_bodies, save_streamed, use_kernel_layout
 from dit2deploy.targets.ort import OrtRunner, open_session, runtime
 from dit2deploy.targets.reference import record, refuse_options
 from dit2deploy.targets.target import Availability, Target
@@ -45,7 +44,7 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
             "Export with `--form fused`.",
         )
     model = ir.load(onnx.path)
-    use_kernel_layout(model)
+    use_kernel_layout(model, kernel.KERNEL_ORDER)
     drop_native_bodies(model)
     path = root / NAME / MODEL
     path.parent.mkdir(exist_ok=True)
@@ -65,36 +64,6 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[
     return open_session(
         bundle.path(found.engines["onnx"]), threads=threads, values=values, library=bundle.path(library)
     )
-
-
-def use_kernel_layout(model: ir.Model) -> None:
-    """Makes the words of every GEMM node layout 1; the words are made when they are written, one tensor at a time."""
-    done: set[str] = set()
-    for node in filter(is_gemm, model.graph):
-        node.attributes["layout"] = ir.AttrInt64("layout", kernel.KERNEL_ORDER)
-        words = node.inputs[W]
-        if words.const_value is None:
-            raise Misuse(
-                f"node {node.name}: its weights are no constant.", "Make the file anew with `dit2deploy export`."
-            )
-        if words.name in done:
-            continue
-        done.add(words.name)
-        fmt, packed, k = weight_format(node), words.const_value, columns_of(node)
-        shape = kernel.relayout_shape(fmt, node.inputs[WS].shape[0], k)
-
-        def relaid(packed=packed, fmt=fmt, k=k, name=words.name) -> ir.Tensor:
-            return ir.tensor(kernel.relayout(fmt, np.asarray(packed.numpy()), k), name=name)
-
-        words.const_value = ir.LazyTensor(relaid, dtype=ir.DataType.INT32, shape=ir.Shape(shape), name=words.name)
-        words.shape = ir.Shape(shape)
-
-
-def drop_native_bodies(model: ir.Model) -> None:
-    """Leaves only the functions of ops that have no kernel: a missing library is then an error, not a slow surprise."""
-    native = {entry["name"] for entry in kernel.describe()}
-    for identifier in [key for key in model.functions if key[0] == DOMAIN and key[1] in native]:
-        del model.functions[identifier]
 
 
 TARGET = Target(NAME, availability, build, open_engine)

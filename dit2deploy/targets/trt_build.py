@@ -22,7 +22,7 @@ from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.machine import versions
 from dit2deploy.targets import kernel
-from dit2deploy.targets.graph import DOMAIN, W, is_gemm
+from dit2deploy.targets.graph import DOMAIN, W, is_gemm, save_streamed, use_kernel_layout
 from dit2deploy.targets.half_matmul import with_half_matmuls
 from dit2deploy.targets.trt_engine import found_once, inspect_engine
 
@@ -54,13 +54,14 @@ def build_engines(
     shutil.copyfile(kernel.library_path(), library)
     paths = [folder / f"{plan.label}.engine" for plan in plans]
     with tempfile.TemporaryDirectory(prefix="dit2deploy-") as scratch:
+        source = _with_kernel_weights(onnx.path, Path(scratch) / "weights")
         job = {
             "module": module,
             "library": str(library.resolve()),
             "batch": BATCH,
             "engines": [
                 {
-                    "onnx": str(_source(onnx, plan, Path(scratch))),
+                    "onnx": str(_source(source, plan, Path(scratch))),
                     "engine": str(path.resolve()),
                     "capabilities": plan.capabilities,
                 }
@@ -68,11 +69,11 @@ def build_engines(
             ],
         }
         answer = run_child(job, environment(module, Path(scratch)), package=package)
-    model = ir.load(onnx.path)
-    made = {
-        plan.label: _details(model, onnx, plan, path, told, module=module)
-        for plan, path, told in zip(plans, paths, answer["engines"], strict=True)
-    }
+        model = ir.load(source)
+        made = {
+            plan.label: _details(model, onnx, plan, path, told, module=module)
+            for plan, path, told in zip(plans, paths, answer["engines"], strict=True)
+        }
     return TargetRecord(
         engines={plan.label: str(path.relative_to(root)) for plan, path in zip(plans, paths, strict=True)},
         files=tuple(str(path.relative_to(root)) for path in (*paths, library)),
@@ -82,6 +83,7 @@ def build_engines(
             "engines": made,
             "batch": list(BATCH),
             "library_bytes": library.stat().st_size,
+            "layout": kernel.FRAGMENT_ORDER,
             "peak_rss_mb": answer["peak_rss_mb"],
             "not_run": "The engines were built and inspected here, not run; running them takes an NVIDIA GPU.",
         },
@@ -166,8 +168,18 @@ def _last(stderr: str) -> str:
     return lines[-1] if lines else "it said nothing."
 
 
-def _source(onnx: OnnxModel, plan: Plan, scratch: Path) -> Path:
-    return onnx.path.resolve() if plan.floats == FLOAT32 else with_half_matmuls(onnx.path, scratch)
+def _with_kernel_weights(source: Path, folder: Path) -> Path:
+    """Writes `source` into `folder` with its packed weights in the order of the CUDA kernels; gives the path."""
+    model = ir.load(source)
+    use_kernel_layout(model, kernel.FRAGMENT_ORDER)
+    folder.mkdir()
+    path = folder.resolve() / source.name
+    save_streamed(model, path)
+    return path
+
+
+def _source(source: Path, plan: Plan, scratch: Path) -> Path:
+    return source if plan.floats == FLOAT32 else with_half_matmuls(source, scratch)
 
 
 def _details(

@@ -192,7 +192,8 @@ D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const 
                 refuse(std::string(definition.outputs[i].name) + " has a wrong shape");
 #ifdef D2D_HOST_CUDA
         if (isa && !std::strcmp(isa, "cuda_on_host")) {
-            for (const CudaLaunch& launch : definition.plan_cuda(values, in, out)) run_on_host(launch);
+            for (const CudaLaunch& launch : definition.plan_cuda(values, in, out))
+                run_on_host(launch, in, out);
             return;
         }
 #endif
@@ -206,18 +207,21 @@ D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const 
     });
 }
 
-D2D_EXPORT int d2d_relayout(const char* format, int64_t n, int64_t k, const int32_t* words, int32_t* out,
-                            int64_t* rows, int64_t* columns) {
+D2D_EXPORT int d2d_relayout(const char* format, int64_t layout, int64_t n, int64_t k, const int32_t* words,
+                            int32_t* out, int64_t* rows, int64_t* columns) {
     return guarded([&] {
         const FormatSpec* spec = format ? find_format(format) : nullptr;
         if (!spec) refuse(std::string("there is no weight format ") + (format ? format : "NULL"));
+        if (layout != kCpuOrder && layout != kFragmentOrder)
+            refuse("layout must be " + std::to_string(kCpuOrder) + " (CPU kernels) or " +
+                   std::to_string(kFragmentOrder) + " (GPU kernels)");
         if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX) refuse("n and k must be from 1 to 2**31 - 1");
         if (!rows || !columns) refuse("rows and columns must not be NULL");
         if (out && !words) refuse("words is NULL");
-        const LayoutShape shape = layout_shape(*spec, n, k);
+        const LayoutShape shape = layout_shape(*spec, layout, n, k);
         *rows = shape.rows;
         *columns = shape.columns;
-        if (out) to_layout(*spec, n, k, words, out);
+        if (out) to_layout(*spec, layout, n, k, words, out);
     });
 }
 

@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,12 +17,16 @@
 namespace d2d {
 namespace {
 
+constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
 using Context = void*;
 using Module = void*;
 using Function = void*;
 
 struct Driver {
     int (*context)(Context*);
+    int (*context_device)(int*);
+    int (*attribute)(int*, int, int);
     int (*load_module)(Module*, const void*);
     int (*get_function)(Function*, Module, const char*);
     int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
@@ -52,6 +57,8 @@ const Driver& driver() {
             throw std::runtime_error("libcuda.so.1 is not there: this needs an NVIDIA GPU and its driver");
         Driver found{};
         find(library, "cuCtxGetCurrent", found.context);
+        find(library, "cuCtxGetDevice", found.context_device);
+        find(library, "cuDeviceGetAttribute", found.attribute);
         find(library, "cuModuleLoadData", found.load_module);
         find(library, "cuModuleGetFunction", found.get_function);
         find(library, "cuLaunchKernel", found.launch);
@@ -79,23 +86,33 @@ void check(int status, const char* what) {
 
 using Functions = std::map<std::string, Function>;
 
-constexpr const char* kNames[] = {"hadamard_quantize", "ternary_gemm", "int3_gemm", "int4_gemm", "int8_gemm"};
-
 Functions load() {
 #ifndef D2D_CUDA_KERNELS
     throw std::runtime_error(
         "this library was built without CUDA kernels: install nvidia-cuda-nvrtc-cu12 and build anew");
 #else
+    int device = 0, major = 0, minor = 0;
+    check(driver().context_device(&device), "asking for the GPU of the context");
+    check(driver().attribute(&major, kCapabilityMajor, device), "asking for the compute capability");
+    check(driver().attribute(&minor, kCapabilityMinor, device), "asking for the compute capability");
+    const int here = 10 * major + minor;
+    int best = 0;
+    for (const CudaModule& module : kCudaModules)
+        if (module.capability <= here) best = std::max(best, module.capability);
+    if (!best)
+        throw std::runtime_error("the CUDA kernels need compute capability 7.5 or later, this GPU has " +
+                                 std::to_string(major) + "." + std::to_string(minor));
     Functions functions;
-    for (const unsigned char* ptx : kCudaModules) {
+    for (const CudaModule& source : kCudaModules) {
+        if (source.capability != best) continue;
         Module module = nullptr;
-        check(driver().load_module(&module, ptx), "loading the CUDA kernels");
-        for (const char* name : kNames) {
+        check(driver().load_module(&module, source.ptx), "loading the CUDA kernels");
+        for (const char* name : kCudaKernels) {
             Function function = nullptr;
             if (!driver().get_function(&function, module, name)) functions[name] = function;
         }
     }
-    for (const char* name : kNames)
+    for (const char* name : kCudaKernels)
         if (!functions.count(name)) throw std::runtime_error(std::string("the CUDA kernels lack ") + name);
     return functions;
 #endif
@@ -133,14 +150,10 @@ void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream) {
 
 namespace {
 
-size_t bytes_of(const Tensor& tensor) {
-    return static_cast<size_t>(tensor.shape.count()) * (tensor.dtype == DType::i8 ? 1 : 4);
-}
-
 // A copy of a host tensor on the device, freed with the object.
 class DeviceTensor {
   public:
-    explicit DeviceTensor(const Tensor& host) : host_(host), size_(bytes_of(host)) {
+    explicit DeviceTensor(const Tensor& host) : host_(host), size_(host.bytes()) {
         check(driver().allocate(&address_, size_ ? size_ : 1), "allocating on the GPU");
     }
     ~DeviceTensor() { driver().free(address_); }

@@ -43,6 +43,7 @@ struct Tensor {
     T* as() const {
         return static_cast<T*>(data);
     }
+    size_t bytes() const { return static_cast<size_t>(shape.count()) * (dtype == DType::i8 ? 1 : 4); }
 };
 
 struct Port {

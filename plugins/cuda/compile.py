@@ -1,7 +1,8 @@
 """Compiles the CUDA kernels to PTX with NVRTC and writes them as a C++ header: no CUDA toolkit, no GPU.
 
-NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 (a build requirement) and is called through ctypes. compute_75 PTX runs
-on every GPU from Turing on: the driver compiles it once for the GPU at hand.
+NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 (a build requirement) and is called through ctypes. The library holds
+each source twice: compute_75 PTX runs on every GPU from Turing on, compute_80 PTX has the wider tensor instructions and
+asynchronous copies of Ampere and later ones. The driver compiles what it is given once for the GPU at hand.
 
     python plugins/cuda/compile.py cuda_kernels.h
 """
@@ -9,6 +10,7 @@ on every GPU from Turing on: the driver compiles it once for the GPU at hand.
 import argparse
 import ctypes
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -21,8 +23,19 @@ SOURCES = (
     "ops/quant_gemm/cuda.cu",
     "ops/quant_matmul/cuda.cu",
 )
-HEADERS = ("base/integers.h", "cuda/gpu.h", "formats/formats.h", "ops/hadamard_quantize/row_scale.h", "ops/hadamard_quantize/cuda_rows.h")
-OPTIONS = ("--gpu-architecture=compute_75", "--std=c++17", "--fmad=false", "--device-as-default-execution-space")
+HEADERS = (
+    "base/integers.h",
+    "cuda/gpu.h",
+    "formats/formats.h",
+    "ops/hadamard_quantize/cuda_rows.h",
+    "ops/hadamard_quantize/row_scale.h",
+    "ops/quant_gemm/cuda_few_tokens.h",
+    "ops/quant_gemm/cuda_parts.h",
+    "ops/quant_gemm/cuda_tiles.h",
+    "ops/quant_gemm/fragments.h",
+)
+CAPABILITIES = (75, 80)
+OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
 NOT_FOUND = 3  # exit code: no NVRTC here
 
 
@@ -40,16 +53,17 @@ def nvrtc() -> ctypes.CDLL | None:
     return None
 
 
-def to_ptx(library: ctypes.CDLL, source: Path) -> bytes:
-    """PTX of one source. Raises RuntimeError with the compiler's log."""
+def to_ptx(library: ctypes.CDLL, source: Path, capability: int) -> bytes:
+    """PTX of one source for GPUs of that compute capability (in tenths) and later. Raises RuntimeError with the log."""
     names = (ctypes.c_char_p * len(HEADERS))(*(Path(header).name.encode() for header in HEADERS))
     texts = (ctypes.c_char_p * len(HEADERS))(*((PLUGINS / header).read_bytes() for header in HEADERS))
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(
         ctypes.byref(program), source.read_bytes(), source.name.encode(), len(HEADERS), texts, names
     )
-    options = (ctypes.c_char_p * len(OPTIONS))(*(option.encode() for option in OPTIONS))
-    failed = library.nvrtcCompileProgram(program, len(OPTIONS), options)
+    given = (f"--gpu-architecture=compute_{capability}", *OPTIONS)
+    options = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
+    failed = library.nvrtcCompileProgram(program, len(given), options)
     size = ctypes.c_size_t()
     if failed:
         library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -63,14 +77,21 @@ def to_ptx(library: ctypes.CDLL, source: Path) -> bytes:
     return ptx.value
 
 
-def header_of(modules: dict[str, bytes]) -> str:
-    """A header with one array of zero-terminated PTX texts."""
+def kernels_of(ptx: bytes) -> list[str]:
+    return re.findall(r"\.entry (\w+)", ptx.decode(errors="replace"))
+
+
+def header_of(modules: dict[tuple[str, int], bytes]) -> str:
+    """A header with the PTX texts by source and capability, and the names of the kernels."""
     lines = ["// Made by plugins/cuda/compile.py; not kept in the repository.", "#pragma once", ""]
-    for index, (source, ptx) in enumerate(modules.items()):
+    lines += ["struct CudaModule {", "    int capability;", "    const unsigned char* ptx;  // ends with a zero", "};"]
+    for index, ((source, capability), ptx) in enumerate(modules.items()):
         numbers = ",".join(map(str, ptx + b"\0"))
-        lines += [f"// {source}", f"static const unsigned char kPtx{index}[] = {{{numbers}}};"]
-    names = ", ".join(f"kPtx{index}" for index in range(len(modules)))
-    return "\n".join([*lines, f"static const unsigned char* const kCudaModules[] = {{{names}}};", ""])
+        lines += [f"// {source}, compute_{capability}", f"static const unsigned char kPtx{index}[] = {{{numbers}}};"]
+    entries = ", ".join(f"{{{capability}, kPtx{index}}}" for index, (_, capability) in enumerate(modules))
+    names = ", ".join(f'"{name}"' for name in sorted({name for ptx in modules.values() for name in kernels_of(ptx)}))
+    lines += [f"static const CudaModule kCudaModules[] = {{{entries}}};"]
+    return "\n".join([*lines, f"static const char* const kCudaKernels[] = {{{names}}};", ""])
 
 
 def main() -> int:
@@ -81,7 +102,12 @@ def main() -> int:
     if library is None:
         print("NVRTC is not installed", file=sys.stderr)
         return NOT_FOUND
-    text = header_of({source: to_ptx(library, PLUGINS / source) for source in SOURCES})
+    modules = {
+        (source, capability): to_ptx(library, PLUGINS / source, capability)
+        for source in SOURCES
+        for capability in CAPABILITIES
+    }
+    text = header_of(modules)
     if not header.exists() or header.read_text() != text:
         header.write_text(text)
     return 0

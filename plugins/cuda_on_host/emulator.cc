@@ -1,4 +1,5 @@
-// The scheduler of the emulated block: fibers, barriers, warp shuffles, and the bookkeeping of shared memory.
+// The scheduler of the emulated block: fibers, barriers, warp operations, asynchronous copies, and the bookkeeping
+// of shared memory.
 #include "emulator.h"
 
 #include <algorithm>
@@ -17,14 +18,22 @@ constexpr size_t kStackBytes = 64 << 10;
 constexpr size_t kSharedLimit = 48 << 10;  // what every GPU gives a block without asking
 constexpr int kWarp = 32;
 
-enum class State { ready, in_shuffle, at_barrier, done };
+enum class State { ready, in_warp, at_barrier, done };
+
+struct Copy {
+    Array* array;
+    int64_t index;
+    unsigned char data[16];
+};
 
 struct Fiber {
     int id = 0;
     State state = State::ready;
     Place place{"", 0};
-    int value = 0;  // handed into a shuffle, and what came out
-    int mask = 0;
+    const void* in = nullptr;  // handed into a warp operation
+    void* out = nullptr;
+    std::vector<Copy> open;                 // issued since the last commit
+    std::vector<std::vector<Copy>> groups;  // committed, not waited for
 #if defined(__x86_64__)
     void* stack_pointer = nullptr;
 #else
@@ -65,6 +74,11 @@ struct Stop {};  // unwinds a fiber after a mistake
 void body() {
     try {
         block->entry(block->words);
+        for (const auto& group : block->running->groups)
+            if (!group.empty())
+                mistake("ends with a copy_async that was not waited for", block->running->place);
+        if (!block->running->open.empty())
+            mistake("ends with a copy_async that was not committed", block->running->place);
     } catch (const Stop&) {
     } catch (const std::exception& error) {
         if (block->mistake.empty()) block->mistake = error.what();
@@ -168,6 +182,24 @@ void run_fibers(std::mt19937& random) {
     }
 }
 
+// All lanes of a warp hand in `in`; the last one to arrive does the work, which fills every lane's `out`.
+template <class Work>
+void in_warp(const void* in, void* out, Place place, const Work& work) {
+    Fiber& me = *block->running;
+    me.place = place;
+    me.in = in;
+    me.out = out;
+    me.state = State::in_warp;
+    Fiber* lanes = &block->fibers[me.id / kWarp * kWarp];
+    for (int i = 0; i < kWarp; ++i)
+        if (lanes[i].state != State::in_warp) return wait(State::in_warp);
+    for (int i = 0; i < kWarp; ++i)
+        if (lanes[i].place.line != place.line)
+            mistake("and others of its warp wait in different warp operations", place);
+    work(lanes);
+    for (int i = 0; i < kWarp; ++i) lanes[i].state = State::ready;
+}
+
 }  // namespace
 
 std::map<std::string, Entry>& entries() {
@@ -222,6 +254,7 @@ void check_access(Array& array, int64_t index, size_t count, bool write, Place p
         mistake("touches element " + std::to_string(index) + " of a shared array of " + std::to_string(count),
                 place);
     Touched& touched = array.touched[index];
+    if (touched.in_flight) mistake("touches bytes of a copy_async that was not waited for", place);
     const int me = block->running->id;
     const unsigned now = block->epoch;
     const bool others_wrote = touched.writer != -1 && touched.writer != me && touched.write_epoch == now;
@@ -240,6 +273,43 @@ void check_access(Array& array, int64_t index, size_t count, bool write, Place p
         touched.reader = others_read ? -2 : me;
         touched.read_epoch = now;
     }
+}
+
+void check_global(const void* address, size_t bytes, Place place) {
+    const auto at = reinterpret_cast<uintptr_t>(address);
+    if (at % bytes) mistake("touches global memory at an address that is no multiple of its size", place);
+    const std::vector<Range>& memory = block->grid->memory;
+    for (const Range& range : memory) {
+        const auto begin = reinterpret_cast<uintptr_t>(range.begin);
+        if (at >= begin && at + bytes <= begin + range.bytes) return;
+    }
+    mistake("touches global memory outside of every tensor", place);
+}
+
+void copy_async(Array& array, int64_t index, size_t count, const void* from, bool valid, Place place) {
+    if (valid) check_global(from, 16, place);
+    check_access(array, index, count, true, place);
+    Copy copy{&array, index, {}};
+    if (valid) std::memcpy(copy.data, from, sizeof(copy.data));
+    std::memset(array.bytes.data() + 16 * index, 0xCD, 16);
+    array.touched[index].in_flight = true;
+    block->running->open.push_back(copy);
+    block->running->place = place;
+}
+
+void copy_async_wait(int left, Place place) {
+    std::vector<std::vector<Copy>>& groups = block->running->groups;
+    while (groups.size() > static_cast<size_t>(left)) {
+        for (const Copy& copy : groups.front()) {
+            Touched& touched = copy.array->touched[copy.index];
+            touched.in_flight = false;
+            touched.write_epoch =
+                block->epoch;  // for other threads it is a write of now: a barrier must follow
+            std::memcpy(copy.array->bytes.data() + 16 * copy.index, copy.data, sizeof(copy.data));
+        }
+        groups.erase(groups.begin());
+    }
+    block->running->place = place;
 }
 
 }  // namespace host
@@ -266,29 +336,60 @@ void sync_block(const char* file, int line) {
 }
 
 int shuffle_xor(int value, int mask, const char* file, int line) {
-    const host::Place place{file, line};
+    struct In {
+        int value, mask;
+    };
+    const In mine{value, mask};
+    int result = 0;
+    host::in_warp(&mine, &result, {file, line}, [&](host::Fiber* lanes) {
+        const auto in = [&](int lane) { return *static_cast<const In*>(lanes[lane].in); };
+        for (int i = 0; i < host::kWarp; ++i)
+            if (in(i).mask != mask)
+                host::mistake("and others of its warp wait in different shuffles", {file, line});
+        for (int i = 0; i < host::kWarp; ++i) *static_cast<int*>(lanes[i].out) = in(i ^ mask).value;
+    });
+    return result;
+}
+
+void copy_async_commit() {
     host::Fiber& me = *block->running;
-    me.place = place;
-    me.value = value;
-    me.mask = mask;
-    me.state = State::in_shuffle;
-    host::Fiber* lanes = &block->fibers[me.id / host::kWarp * host::kWarp];
-    for (int i = 0; i < host::kWarp; ++i)
-        if (lanes[i].state != State::in_shuffle) {
-            host::wait(State::in_shuffle);
-            return me.value;
+    me.groups.push_back(std::move(me.open));
+    me.open.clear();
+}
+
+void ldmatrix_x4(uint32_t (&r)[4], const Shared<Vec16>& from, int64_t i, const char* file, int line) {
+    const Vec16 row = from.load(i, file, line);
+    host::in_warp(&row, &r, {file, line}, [](host::Fiber* lanes) {
+        for (int matrix = 0; matrix < 4; ++matrix)
+            for (int lane = 0; lane < host::kWarp; ++lane) {
+                const auto* bytes = static_cast<const unsigned char*>(lanes[8 * matrix + lane / 4].in);
+                std::memcpy(static_cast<uint32_t*>(lanes[lane].out) + matrix, bytes + 4 * (lane % 4), 4);
+            }
+    });
+}
+
+void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const char* file, int line) {
+    struct In {
+        uint32_t a[4], b[2];
+    };
+    const In mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+    host::in_warp(&mine, &d, {file, line}, [](host::Fiber* lanes) {
+        int8_t rows[16][32], columns[8][32];
+        for (int lane = 0; lane < host::kWarp; ++lane) {
+            const In& in = *static_cast<const In*>(lanes[lane].in);
+            const int g = lane / 4, t = lane % 4;
+            for (int r = 0; r < 4; ++r)
+                std::memcpy(&rows[g + 8 * (r % 2)][4 * t + 16 * (r / 2)], &in.a[r], 4);
+            for (int r = 0; r < 2; ++r) std::memcpy(&columns[g][4 * t + 16 * r], &in.b[r], 4);
         }
-    int taken[host::kWarp];
-    for (int i = 0; i < host::kWarp; ++i) {
-        if (lanes[i].place.line != place.line || lanes[i].mask != mask)
-            host::mistake("and others of its warp wait in different shuffles", place);
-        taken[i] = lanes[i ^ mask].value;
-    }
-    for (int i = 0; i < host::kWarp; ++i) {
-        lanes[i].value = taken[i];
-        lanes[i].state = State::ready;
-    }
-    return me.value;
+        for (int lane = 0; lane < host::kWarp; ++lane)
+            for (int r = 0; r < 4; ++r) {
+                const int8_t *row = rows[lane / 4 + 8 * (r / 2)], *column = columns[2 * (lane % 4) + r % 2];
+                int sum = 0;
+                for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
+                static_cast<int*>(lanes[lane].out)[r] += sum;
+            }
+    });
 }
 
 }  // namespace gpu

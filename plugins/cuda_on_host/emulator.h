@@ -1,14 +1,17 @@
 // CUDA on the CPU, for proofs and not for speed: one fiber a thread, blocks one after another.
 //
 // A launch stops at the first mistake and names its place: a read of shared memory that nobody wrote, an
-// access out of an array, two threads that touch one element without a barrier between them (one of them
-// writing), threads that wait at different barriers or shuffles, a barrier that some thread never reaches.
+// access out of an array or out of the tensors of the launch, two threads that touch one element without a barrier
+// between them (one of them writing), a read of what an asynchronous copy has not brought yet, threads that wait at
+// different barriers or warp operations, a barrier that some thread never reaches. An asynchronous copy is as late
+// as the rules allow: its element holds poison until the wait that covers it.
 // Races are found in any order of execution, since each element remembers who touched it since the last
 // barrier; the order of the threads is shuffled all the same.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -23,11 +26,17 @@ using Entry = void (*)(const uint64_t* words);
 // Kernels by name; each GPU_KERNEL adds itself.
 std::map<std::string, Entry>& entries();
 
+struct Range {
+    const void* begin;
+    size_t bytes;
+};
+
 struct Grid {
     unsigned grid[3];
     unsigned block[3];
     unsigned shared_bytes;
-    unsigned seed = 0;  // of the order in which threads run; 0: ascending
+    unsigned seed = 0;          // of the order in which threads run; 0: ascending
+    std::vector<Range> memory;  // the tensors of the launch
 };
 
 // Runs a kernel; throws std::runtime_error with the first mistake.
@@ -45,6 +54,7 @@ struct Touched {
     int reader = -1;
     unsigned write_epoch = 0;
     unsigned read_epoch = 0;
+    bool in_flight = false;  // an asynchronous copy was issued and not waited for
 };
 
 struct Array {
@@ -57,6 +67,10 @@ struct Array {
 Array& shared_array(const std::string& name, size_t count, size_t size, Place place);
 void check_access(Array& array, int64_t index, size_t count, bool write, Place place);
 size_t dynamic_bytes();
+// Of global memory: aligned, and within one tensor of the launch.
+void check_global(const void* address, size_t bytes, Place place);
+void copy_async(Array& array, int64_t index, size_t count, const void* from, bool valid, Place place);
+void copy_async_wait(int left, Place place);
 
 template <class... A, size_t... I>
 void call(void (*kernel)(A...), const uint64_t* words, std::index_sequence<I...>) {
@@ -87,7 +101,19 @@ bool add(const char* name) {
     static const bool name##_added = gpu::host::add<name>(#name); \
     static void name(__VA_ARGS__)
 
+#define GPU_KERNEL_OF(threads, blocks, name, ...) GPU_KERNEL(name, __VA_ARGS__)
+
 #define GPU_SHARED(T, name, count) const gpu::Shared<T> name = gpu::shared<T>(#name, count)
+
+struct alignas(8) Vec8 {
+    uint32_t x, y;
+};
+struct alignas(16) Vec16 {
+    uint32_t x, y, z, w;
+};
+struct alignas(8) Float2 {
+    float x, y;
+};
 
 template <class T>
 struct Shared {
@@ -101,6 +127,14 @@ struct Shared {
     void store(int64_t i, T value, GPU_HERE) const {
         host::check_access(*array, i, count, true, {file, line});
         reinterpret_cast<T*>(array->bytes.data())[i] = value;
+    }
+    template <class Part>
+    Part load_part(int64_t i, GPU_HERE) const {
+        constexpr int64_t parts = sizeof(T) / sizeof(Part);
+        host::check_access(*array, i < 0 ? -1 : i / parts, count, false, {file, line});
+        Part part;
+        std::memcpy(&part, array->bytes.data() + i * sizeof(Part), sizeof(Part));
+        return part;
     }
 };
 
@@ -124,5 +158,33 @@ int64_t block_y();
 int64_t blocks_y();
 void sync_block(GPU_HERE);
 int shuffle_xor(int value, int mask, GPU_HERE);
+
+template <class T>
+T load(const T* from, GPU_HERE) {
+    host::check_global(from, sizeof(T), {file, line});
+    return *from;
+}
+template <class T>
+T load_once(const T* from, GPU_HERE) {
+    return load(from, file, line);
+}
+template <class T>
+void store(T* to, T value, GPU_HERE) {
+    host::check_global(to, sizeof(T), {file, line});
+    *to = value;
+}
+
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+
+inline void copy_async(const Shared<Vec16>& to, int64_t i, const void* from, bool valid, GPU_HERE) {
+    host::copy_async(*to.array, i, to.count, from, valid, {file, line});
+}
+void copy_async_commit();
+template <int left>
+void copy_async_wait(GPU_HERE) {
+    host::copy_async_wait(left, {file, line});
+}
+void ldmatrix_x4(uint32_t (&r)[4], const Shared<Vec16>& from, int64_t i, GPU_HERE);
+void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, GPU_HERE);
 
 }  // namespace gpu

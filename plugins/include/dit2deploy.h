@@ -37,10 +37,10 @@ int d2d_run(const char* op, const char* isa, int threads, const d2d_attribute* a
             size_t attribute_count, const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
             size_t output_count);
 
-/* Rewrites packed interchange words int32[n][words] of `format` into the kernels' layout 1. The result is
- * int32 with rows x *columns words; with `out` NULL only these are set. */
-int d2d_relayout(const char* format, int64_t n, int64_t k, const int32_t* words, int32_t* out, int64_t* rows,
-                 int64_t* columns);
+/* Rewrites packed interchange words int32[n][words] of `format` into a kernels' layout: 1 for the CPU,
+ * 2 for the GPU. The result is int32 with rows x *columns words; with `out` NULL only these are set. */
+int d2d_relayout(const char* format, int64_t layout, int64_t n, int64_t k, const int32_t* words, int32_t* out,
+                 int64_t* rows, int64_t* columns);
 
 /* Of the calling thread; valid until its next d2d_ call. */
 const char* d2d_last_error(void);

@@ -48,6 +48,7 @@ def check(result: tuple[int, str, str], *texts: str, code: int = 2) -> None:
 def test_usage(capsys):
     check(run(capsys, "nonsense"), "No such command")
     check(run(capsys, "sample", "bundle"), "Missing option")
+    check(run(capsys, "sample", "bundle", "-o", "a.png"), "Give --label or --prompts")
     check(run(capsys, "sample", "bundle", "--label", "x", "-o", "a.png"), "not a valid integer")
 
 

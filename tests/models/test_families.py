@@ -5,9 +5,7 @@ import inspect
 import pytest
 import torch
 
-from dit2deploy.base.errors import Misuse
-from dit2deploy.models import FAMILIES, GENERIC, family_of
-from dit2deploy.models.family import generic
+from dit2deploy.models import FAMILIES
 from dit2deploy.models.load import linears_of
 from tests.packing import tiny_module
 
@@ -54,20 +52,3 @@ def test_swapped_is_the_original(family):
         family.swap(module)
         got = module(**inputs, return_dict=False)[0]
     assert (want - got).abs().max() < 1e-5
-
-
-def test_an_undescribed_transformer_has_guessed_roles_and_no_inputs():
-    family = family_of(GENERIC[0])
-    assert family.assumptions
-    assert family.role("transformer_blocks.3.attn.to_q") == "block"
-    assert family.role("transformer_blocks.3.norm1.linear") == "modulation"
-    assert family.role("proj_out") == "final"
-    assert family.role("time_text_embed.timestep_embedder.linear_1") == "embedding"
-    with pytest.raises(Misuse, match="inputs and dynamic axes are unknown"):
-        family.inputs({}, batch=1, seed=0)
-
-
-def test_described_families_are_not_generic():
-    assert not {family.class_name for family in FAMILIES} & set(GENERIC)
-    assert family_of("os") is None
-    assert generic("X").class_name == "X"

@@ -118,6 +118,44 @@ def lose_shard(folder: Path) -> None:
     (folder / "b.safetensors").unlink()
 
 
+def shard_of_another_model(folder: Path) -> None:
+    """One that the index names, with the names of other layers."""
+    shard(folder)
+    tensors = load_file(folder / "b.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, folder / "b.safetensors")
+
+
+def shard_of_a_wider_model(folder: Path) -> None:
+    """One with the same names and other shapes."""
+    shard(folder)
+    tensors = load_file(folder / "b.safetensors")
+    save_file({name: torch.cat([tensor, tensor]) for name, tensor in tensors.items()}, folder / "b.safetensors")
+
+
+def index_names_unknown(folder: Path) -> None:
+    """A tensor that no shard holds."""
+    shard(folder)
+    path = folder / f"{WEIGHTS}.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["blocks.7.unknown"] = "a.safetensors"
+    path.write_text(json.dumps(index))
+
+
+def index_names_more(folder: Path) -> None:
+    """A tensor that a shard holds and the model has no place for."""
+    rewrite(folder, lambda tensors: tensors.update({"blocks.7.more": torch.zeros(2)}))
+    shard(folder)
+
+
+def unsupported_dtype(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.update({"proj_out_2.bias": torch.zeros(4).to(torch.float8_e8m0fnu)}))
+
+
+def whole_numbers(folder: Path) -> None:
+    """As other quantizers store weights."""
+    rewrite(folder, lambda tensors: tensors.update({"proj_out_2.bias": tensors["proj_out_2.bias"].to(torch.int8)}))
+
+
 DAMAGES = {
     "no such folder": lambda folder: shutil.rmtree(folder),
     "config.json: no such file": lambda folder: (folder / "config.json").unlink(),
@@ -134,6 +172,12 @@ DAMAGES = {
     "pickle": pickle_only,
     "leads out of the folder": lead_out,
     "b.safetensors: no such file": lose_shard,
+    "b.safetensors: lacks the tensor": shard_of_another_model,
+    ", the config asks for": shard_of_a_wider_model,
+    "lacks the tensor 'blocks.7.unknown'": index_names_unknown,
+    "blocks.7.more, which the config does not know": index_names_more,
+    "proj_out_2.bias holds I8, not floating-point weights": whole_numbers,
+    "unknown dtype": unsupported_dtype,
     "lack proj_out_2.bias": lambda folder: rewrite(folder, lambda tensors: tensors.pop("proj_out_2.bias")),
     "quantized checkpoint": lambda folder: (folder / "quantization_config.json").write_text("{}"),
 }
@@ -159,3 +203,23 @@ def test_reading_copies_one_tensor(folder):
     value = model.tensors.read("proj_out_2.bias")
     value += 1
     assert not np.array_equal(value, model.tensors.read("proj_out_2.bias"))
+
+
+def test_two_experts_take_a_policy_each(tiny_dit_folder, tmp_path):
+    """A pipeline with transformer_2 (Wan2.2) is refused as a whole; each expert opens by its own folder."""
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(tiny_dit_folder, pipeline)
+    shutil.copytree(pipeline / "transformer", pipeline / "transformer_2")
+    with pytest.raises(Misuse, match="two experts, transformer and transformer_2") as error:
+        open_model(pipeline)
+    for name in ("transformer", "transformer_2"):
+        assert str(pipeline / name) in error.value.cure
+        assert open_model(pipeline / name).scheduler_config is not None
+
+
+def test_a_pipeline_whose_transformer_is_gone_says_so(tiny_dit_folder, tmp_path):
+    """The index names it, the folder is not there."""
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(tiny_dit_folder, pipeline, ignore=shutil.ignore_patterns("transformer"))
+    with pytest.raises(Misuse, match="no transformer"):
+        open_model(pipeline)

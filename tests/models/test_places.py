@@ -15,6 +15,7 @@ FOUND = {  # attentions, GELU layers of the tiny models
     "pixart": (["transformer_blocks.0.attn1", "transformer_blocks.0.attn2"], 1),
     "sd3": ([], 1),
     "flux": ([], 2),
+    "z-image": ([], 0),
     "wan": ([], 1),
 }
 

@@ -47,6 +47,7 @@ class Face:
     name: str
     run: Callable[[Op, Case], list[np.ndarray]]
     native: bool = True
+    relaid: bool = False  # differs from the face without only where there are packed weights
 
     def __str__(self) -> str:
         return self.name
@@ -70,13 +71,13 @@ def format_of(op: Op) -> Format | None:
     return next((fmt for fmt in FORMATS if op.name in (f"{fmt.title}Gemm", f"{fmt.title}GemmLowRank")), None)
 
 
-def in_kernel_order(op: Op, case: Case, path: Path) -> Case:
-    """The case with its weights in layout 1, as `build` writes them."""
+def in_kernel_order(op: Op, case: Case, path: Path, layout: int = kernel.KERNEL_ORDER) -> Case:
+    """The case with its weights in a kernels' layout, as `build` writes them."""
     fmt = format_of(op)
     if fmt is None:
         return case
-    words = kernel.relayout(fmt.name, case.inputs["w"], case.inputs["q"].shape[-1], library=path)
-    return replace(case, inputs={**case.inputs, "w": words}, attributes={**case.attributes, "layout": 1})
+    words = kernel.relayout(fmt.name, case.inputs["w"], case.inputs["q"].shape[-1], layout=layout, library=path)
+    return replace(case, inputs={**case.inputs, "w": words}, attributes={**case.attributes, "layout": layout})
 
 
 def in_onnx_reference(op: Op, case: Case) -> list[np.ndarray]:
@@ -97,12 +98,14 @@ def in_onnxruntime_body(op: Op, case: Case) -> list[np.ndarray]:
     return session(op.model(case), threads=1, path=None).run(None, dict(case.inputs))
 
 
-def in_raw_kernel(isa: str, op: Op, case: Case, *, relaid: bool = False, name: str = "") -> list[np.ndarray]:
+def in_raw_kernel(
+    isa: str, op: Op, case: Case, *, layout: int = kernel.INTERCHANGE, name: str = ""
+) -> list[np.ndarray]:
     path = library(name)
     if isa in ISAS and isa not in kernel.isas(library=path):
         pytest.skip(f"{path.name} does not run {isa} here")
-    if relaid:
-        case = in_kernel_order(op, case, library())
+    if layout != kernel.INTERCHANGE:
+        case = in_kernel_order(op, case, library(), layout)
     inputs = [case.inputs[port.name] for port in op.inputs]
     attributes = {**op.attributes, **case.attributes}
     shapes = op.output_shapes([value.shape for value in inputs], attributes)
@@ -121,36 +124,51 @@ def in_onnxruntime_kernel(op: Op, case: Case, *, threads: int, relaid: bool) -> 
     return session(model, threads=threads, path=path).run(None, feed)
 
 
-def in_cuda(op: Op, case: Case) -> list[np.ndarray]:
+def in_cuda(op: Op, case: Case, *, layout: int = kernel.INTERCHANGE) -> list[np.ndarray]:
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         pytest.skip("no NVIDIA driver (libcuda.so.1)")
-    return in_raw_kernel("cuda", op, case)
+    return in_raw_kernel("cuda", op, case, layout=layout)
+
+
+ON_HOST = "libdit2deploy_host_cuda.so"
 
 
 FACES = (
     Face("onnx-reference", in_onnx_reference, native=False),
     Face("onnxruntime-body", in_onnxruntime_body, native=False),
     *(Face(f"raw-{isa}", functools.partial(in_raw_kernel, isa)) for isa in ISAS),
-    *(Face(f"raw-{isa}-relaid", functools.partial(in_raw_kernel, isa, relaid=True)) for isa in ISAS),
+    *(
+        Face(f"raw-{isa}-relaid", functools.partial(in_raw_kernel, isa, layout=kernel.KERNEL_ORDER), relaid=True)
+        for isa in ISAS
+    ),
+    Face(
+        "raw-portable-fragments",
+        functools.partial(in_raw_kernel, "portable", layout=kernel.FRAGMENT_ORDER),
+        relaid=True,
+    ),
     *(
         Face(
-            f"avx512_vnni-emulated{'-relaid' if relaid else ''}",
-            functools.partial(in_raw_kernel, "avx512_vnni", relaid=relaid, name="libdit2deploy_emulated.so"),
+            f"avx512_vnni-emulated{'-relaid' if layout else ''}",
+            functools.partial(in_raw_kernel, "avx512_vnni", layout=layout, name="libdit2deploy_emulated.so"),
+            relaid=layout != kernel.INTERCHANGE,
         )
-        for relaid in (False, True)
+        for layout in (kernel.INTERCHANGE, kernel.KERNEL_ORDER)
     ),
     Face("onnxruntime-kernel-inputs", functools.partial(in_onnxruntime_kernel, threads=2, relaid=False)),
     *(
         Face(f"onnxruntime-kernel-{threads}", functools.partial(in_onnxruntime_kernel, threads=threads, relaid=True))
         for threads in (1, 2)
     ),
+    Face("cuda-on-host", functools.partial(in_raw_kernel, "cuda_on_host", name=ON_HOST)),
     Face(
-        "cuda-on-host",
-        functools.partial(in_raw_kernel, "cuda_on_host", name="libdit2deploy_host_cuda.so"),
+        "cuda-on-host-fragments",
+        functools.partial(in_raw_kernel, "cuda_on_host", layout=kernel.FRAGMENT_ORDER, name=ON_HOST),
+        relaid=True,
     ),
     Face("cuda", in_cuda),
+    Face("cuda-fragments", functools.partial(in_cuda, layout=kernel.FRAGMENT_ORDER), relaid=True),
 )
 
 
@@ -231,9 +249,9 @@ def compare(op: Op, case: Case, got: list[np.ndarray], *, body: bool) -> None:
 def _pairs():
     for face in FACES:
         for op in OPS:
-            if op.native or not face.native:
+            if (op.native or not face.native) and (format_of(op) or not face.relaid):
                 for case in op.cases():
-                    marks = [pytest.mark.gpu] if face.name == "cuda" else []
+                    marks = [pytest.mark.gpu] if face.name in ("cuda", "cuda-fragments") else []
                     yield pytest.param(face, op, case, id=f"{face}-{op}-{case}", marks=marks)
 
 

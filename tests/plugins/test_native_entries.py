@@ -322,7 +322,7 @@ def test_the_c_entry_refuses_null_pointers_of_a_relayout(library):
 
     def relayout(words, rows) -> str:
         shape = ctypes.c_int64(4), ctypes.c_int64(8)
-        status = loaded.d2d_relayout(b"int8", *shape, words, out, rows, ctypes.byref(size))
+        status = loaded.d2d_relayout(b"int8", ctypes.c_int64(1), *shape, words, out, rows, ctypes.byref(size))
         return loaded.d2d_last_error().decode() if status else ""
 
     assert relayout((ctypes.c_int32 * 8)(), ctypes.byref(size)) == ""

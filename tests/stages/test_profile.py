@@ -1,5 +1,6 @@
 """What profile says of an engine: who was timed, what a node costs, and a trace that nests. Never how long it took."""
 
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,11 @@ from dit2deploy.stages.profile.measure import Contestant, race, ratios, statisti
 from dit2deploy.stages.profile.ops import NodeTime, chrome_trace, joined, node_times
 from dit2deploy.stages.profile.roofline import Peaks, by_op, placed
 from tests.stages.tiny_bundle import SIZE, tiny_bundle
+
+TRTEXEC = [  # the order of trtexec's --exportTimes
+    *("startEnqMs", "endEnqMs", "startH2dMs", "endH2dMs", "startComputeMs", "endComputeMs", "startD2hMs", "endD2hMs"),
+    *("h2dMs", "computeMs", "d2hMs", "latencyMs", "endToEndMs"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,31 @@ def test_the_files_are_there(bundle, result):
     trace = json.loads((bundle.folder / "profile" / "trace.json").read_text())
     _check_nesting(trace)
     assert "engine is" in summary(result)
+
+
+def test_nvidias_files_are_beside_it(bundle, result):
+    """Times, profile and layers as trtexec writes them."""
+    folder = bundle.folder / "profile"
+    runs, rows, layers = (
+        json.loads((folder / f"{name}_reference.json").read_text()) for name in ("times", "profile", "layers")
+    )
+    milliseconds = [run["computeMs"] for run in runs]
+    headline = next(row for row in result["latency"] if row["name"] == "engine")
+    assert len(runs) == headline["runs"]
+    assert np.median(milliseconds) == pytest.approx(headline["p50_ms"])
+    assert list(runs[0]) == TRTEXEC
+    for before, after in itertools.pairwise(runs):
+        assert before["endComputeMs"] <= after["startComputeMs"]
+        assert after["endComputeMs"] - after["startComputeMs"] == pytest.approx(after["latencyMs"])
+    head, *nodes = rows
+    assert head == {"count": 4}
+    assert sum(row["percentage"] for row in nodes) == pytest.approx(100)
+    for row in nodes:
+        assert row["timeMs"] == pytest.approx(head["count"] * row["averageMs"])
+    assert [row["name"] for row in nodes] == [layer["Name"] for layer in layers["Layers"]]
+    mix = next(layer for layer in layers["Layers"] if layer["LayerType"] == "MatMul")
+    assert mix["Metadata"] == "blocks.0.attn.to_q"
+    assert [tensor["Dimensions"] for tensor in mix["Inputs"]] == [[1, 1, SIZE, SIZE], [SIZE, SIZE]]
 
 
 def _check_nesting(trace):

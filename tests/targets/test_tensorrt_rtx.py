@@ -71,7 +71,7 @@ def test_an_engine_is_its_packed_weights_and_little_else(product, tmp_path):
     record = build(product, tmp_path)
     assert record.engines == {"sm86": "tensorrt-rtx/sm86.engine"}
     told = record.details["engines"]["sm86"]
-    packed = N * K // 16 * 4  # 16 trits a word of the interchange layout: 2 bits each
+    packed = N * K // 16 * 4  # 16 trits a word of the kernels' layout: 2 bits each
     assert told["plugin_layers"] == 2 and told["engine_plugins"] == {"HadamardQuantize": 1, "TernaryGemm": 1}
     assert (told["packed_weights"], told["packed_weights_found_once"]) == (1, 1)
     assert told["packed_weight_bytes"] <= packed
@@ -128,7 +128,7 @@ def test_a_library_that_is_none_is_refused(sample, tmp_path, monkeypatch):
     fake = tmp_path / kernel.LIBRARY_NAME
     fake.write_bytes(b"\x7fELF and nothing more")
     monkeypatch.setenv(kernel.LIBRARY_VARIABLE, str(fake))
-    with pytest.raises(Misuse, match="TensorRT cannot load it: .*") as caught:
+    with pytest.raises(Misuse, match="cannot be loaded: .*") as caught:
         build(sample.onnx, tmp_path / "out")
     assert "cudaError 35" not in str(caught.value) and caught.value.cure
     fake.unlink()

@@ -84,5 +84,7 @@ CLAIMS = (
     Claim("TQ-DiT is near full precision at W8A8: FD within 0.3", "TQ-DiT", FULL, ("W8A8",), "fd", -0.3),
     Claim("W4A4 is near lossless: FD within 0.3", "branch V3, no clip", FULL, ("W4A4",), "fd", -0.3),
     Claim("W4A4 is near lossless: accuracy within 1 point", "branch V3, no clip", FULL, ("W4A4",), "accuracy", -0.01),
+    Claim("giving back what the clip takes gains", "branch V3, gain", "branch V3", ("W3A3", *TERNARY), "step_sqnr_db"),
+    Claim("a clip is above none", "branch V3, gain", "branch V3, no clip", ("W3A3", "W1.58A3")),
     Claim("a branch fitted once more to what the codes leave gains", "branch refit", "branch V3", TERNARY),
 )

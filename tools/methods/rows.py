@@ -155,6 +155,7 @@ def mixed(case: Case, recipe: str, **options: Any) -> Policy:
         budget=case.column.activation_bits,
         low_rank=case.rank,
         rounding="gptq",
+        gain="none",
         seed=case.seed,
         **options,
     )
@@ -211,6 +212,12 @@ ROWS = (
     Row("branch V2", "Hadamard, clip, GPTQ, branch of the weight", partial(branch, branch_init="weight"), T4 + T3),
     Row("branch V3", "Hadamard, clip, GPTQ, branch alternating", branch, LOW + TERNARY + T1),
     Row("branch V3, mid-tread", "the same without the mid-rise grid", partial(branch, grid="mid-tread"), T3 + T2),
+    Row(
+        "branch V3, gain",
+        "V3, the clip's loss of amplitude given back",
+        partial(branch, gain="clip"),
+        LOW + TERNARY + T1,
+    ),
     Row("branch V3, no clip", "V3 with absmax tokens", partial(branch, clip="absmax"), LOW + T4 + T3),
     Row("branch weighted", "V3 in the norm of the inputs", partial(branch, branch_init="weighted"), T4 + T3),
     Row(

@@ -1,6 +1,7 @@
 """Stage calibrate: records what the full-precision transformer is asked on the way from noise to image."""
 
 import itertools
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from dit2deploy.base.progress import note, report
 from dit2deploy.models import Family
 from dit2deploy.models.cost import cost_of_call
 from dit2deploy.models.load import ModelFolder, load_transformer, open_model, skeleton
+from dit2deploy.models.pipeline import read_prompts
 from dit2deploy.models.stream import largest_layer
 from dit2deploy.nn.call import call_numpy
 from dit2deploy.sampling import Scheduler, initial_noise, trajectory
+from dit2deploy.stages.calibrate.prompts import denoise
 
 FIRST_SEED = 1 << 20  # noise of seed 0 is this one's: calibration shares no noise with the samples of small seeds
 _TOLD = {"command", "versions"}  # of the manifest: not what the set is made of
@@ -35,23 +38,34 @@ def calibrate(
     guidance: float = 1.5,
     max_memory: int | None = None,
     seed: int = 0,
+    prompts: Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> CalibrationSet:
     """Writes the calibration set of a model (a diffusers folder) to the folder `out`: every call of its transformer.
 
     Class-conditional models denoise `samples` latents of balanced labels in `steps` DDIM steps with classifier-free
     guidance (the batch is then doubled, as the pipeline does it); noise comes from seeds that follow from `seed`.
-    Of other families no text encoder is at hand: their calls hold random latents and conditioning at evenly spaced
+    Of other families, `prompts` (a file, a prompt a line) are drawn by the model's own pipeline, which must be whole,
+    in images of `height` x `width` pixels (None: its own size): outputs of the text encoders and latents are recorded
+    as the transformer is given them. Without prompts their calls hold random latents and conditioning at evenly spaced
     timesteps, and the manifest's scheduler says so. A set in `out` that was made of the same weights with the same
     options is kept. Finished steps lie in `OUT.parts/` until the set is whole, so a killed run goes on. Of the weights,
     as much as fits stays in memory (`max_memory`: bytes that the process may own; None: what the machine has free).
 
-    Raises Misuse for a class-conditional model without a scheduler, for a family whose inputs are unknown, and for a
-    ceiling of memory that cannot be kept.
+    The pipeline of prompts is in memory as a whole.
+
+    Raises Misuse for a class-conditional model without a scheduler or with prompts, for a pipeline that prompts cannot
+    be given to, for a family whose inputs are unknown, and for a ceiling of memory that cannot be kept.
     """
     model, out = Path(model), Path(out)
     if samples < 1 or steps < 1:
         raise Misuse(f"calibrate: {samples} samples in {steps} steps make no set.", "Give at least 1 of each.")
     source = open_model(model)
+    texts = () if prompts is None else read_prompts(Path(prompts))
+    if texts and source.family.conditioning == "class":
+        raise Misuse(f"{source.class_name}: is asked by classes, not by prompts.", "Leave the prompts out.")
+    samples = len(texts) or samples
     seeds = tuple(FIRST_SEED + seed * samples + index for index in range(samples))
     scheduler = _scheduler(source, model)
     evenly = np.linspace(999, 0, steps).round().astype(int)
@@ -59,30 +73,41 @@ def calibrate(
     manifest = CalibrationManifest(
         model=source.class_name,
         model_sha256=source.sha256,
-        scheduler={"_class_name": NO_TRAJECTORY} if scheduler is None else source.scheduler_config or {},
+        scheduler=source.scheduler_config or {} if scheduler or texts else {"_class_name": NO_TRAJECTORY},
         steps=steps,
-        guidance=1.0 if scheduler is None else guidance,
+        guidance=guidance if scheduler or texts else 1.0,
         seeds=seeds,
         timesteps=tuple(timesteps.tolist()),
+        prompts=texts,
+        size=(height, width),
         command=f"dit2deploy calibrate {model} --out {out} --samples {samples} --steps {steps} "
-        f"--guidance {guidance} --seed {seed}",
+        f"--guidance {guidance} --seed {seed}" + (f" --prompts {prompts}" if texts else ""),
         versions=versions("dit2deploy", "torch", "diffusers", "numpy"),
     )
     if (present := _present(out, manifest)) is not None:
         note(f"calibrate: {out} already holds this set")
         return present
 
+    if texts:
+        require_pipeline(model, max_memory)
+        sampler = {"steps": steps, "guidance": guidance, "seed": seeds[0]}
+        calls, timesteps = denoise(model, source.family, texts, **sampler, height=height, width=width)
+        manifest = manifest.model_copy(update={"timesteps": timesteps})
+        return _saved(out, manifest, calls)
     empty = skeleton(source)
     if scheduler is None:
         note(f"calibrate: {source.class_name} has no trajectories here; its set holds random inputs")
-        calls = list(_random(source, empty, manifest))
-        _save(out, manifest, calls)
-        return CalibrationSet.load(out)
+        return _saved(out, manifest, list(_random(source, empty, manifest)))
     _, keep = weights_in_memory(empty, source, samples=samples, guidance=guidance, max_memory=max_memory)
     network, _ = load_transformer(model, keep=keep)
     finished = _Finished(out.with_name(f"{out.name}.parts"), manifest)
-    _save(out, manifest, list(_denoise(network, source.family, manifest, scheduler, finished)))
+    made = _saved(out, manifest, list(_denoise(network, source.family, manifest, scheduler, finished)))
     finished.remove()
+    return made
+
+
+def _saved(out: Path, manifest: CalibrationManifest, calls: Sequence[dict[str, np.ndarray]]) -> CalibrationSet:
+    CalibrationSet.save(out, manifest, {name: np.stack([call[name] for call in calls]) for name in calls[0]})
     return CalibrationSet.load(out)
 
 
@@ -122,8 +147,12 @@ class _Finished:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _save(out: Path, manifest: CalibrationManifest, calls: Sequence[dict[str, np.ndarray]]) -> None:
-    CalibrationSet.save(out, manifest, {name: np.stack([call[name] for call in calls]) for name in calls[0]})
+def require_pipeline(model: Path, max_memory: int | None) -> int:
+    """Bytes of a whole pipeline in float32; Misuse where they do not fit."""
+    files = [TensorFile(path) for path in sorted(model.rglob("*.safetensors"))]
+    whole = sum(4 * math.prod(file.shape(name)) for file in files for name in file)
+    require(f"calibrate: {model}, whole and in float32 as prompts need it,", whole, max_memory)
+    return whole
 
 
 def has_trajectories(source: ModelFolder, model: Path) -> bool:
@@ -149,7 +178,8 @@ def _present(out: Path, wanted: CalibrationManifest) -> CalibrationSet | None:
     except Misuse:
         note(f"calibrate: the set in {out} cannot be read and is made anew")
         return None
-    return found if found.manifest.model_dump(exclude=_TOLD) == wanted.model_dump(exclude=_TOLD) else None
+    told = _TOLD | ({"timesteps"} if wanted.prompts else set())  # those of a pipeline follow from the rest
+    return found if found.manifest.model_dump(exclude=told) == wanted.model_dump(exclude=told) else None
 
 
 def _denoise(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dit2deploy.base.errors import Misuse
 from dit2deploy.base.estimate import Estimate, read_rate
 from dit2deploy.base.machine import anonymous_bytes
 from dit2deploy.base.memory import SLACK
@@ -12,9 +13,20 @@ from dit2deploy.stages.calibrate.calibrate import has_trajectories, weights_in_m
 
 
 def estimate(
-    model: Path, *, samples: int = 8, steps: int = 20, guidance: float = 1.5, max_memory: int | None = None
+    model: Path,
+    *,
+    samples: int = 8,
+    steps: int = 20,
+    guidance: float = 1.5,
+    max_memory: int | None = None,
+    prompts: Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Estimate:
-    """Of `calibrate` with the same arguments; raises Misuse as it does, and writes nothing."""
+    """Of `calibrate` with the same arguments; raises Misuse as it does, and for prompts: what text encoders and images
+    of a size take is not known. Writes nothing."""
+    if prompts is not None or height is not None or width is not None:
+        raise Misuse("calibrate: with prompts, it is not estimated.", "Leave the prompts or --dry-run out.")
     source = open_model(Path(model))
     empty = skeleton(source)
     guided = has_trajectories(source, Path(model)) and guidance != 1

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -18,6 +18,7 @@ from dit2deploy.stages.parity.references import Reference, References
 from dit2deploy.stages.parity.runners import OUTPUT, EngineRunner, TorchRunner
 from dit2deploy.targets import Target
 
+Step = TypeVar("Step")
 SAMPLES = 4
 GUIDANCE = 1.5
 LAYER_STEPS = 3  # first, middle and last: all layers of a step are in memory at once
@@ -100,12 +101,12 @@ def gather(problem: Problem, target: Target, references: References) -> Evidence
         evidence.feeds, evidence.quantized.latents = walk.feeds, walk.latents
         evidence.quantized.steps = recorded(references.quantized.name, [{OUTPUT: output} for output in walk.outputs])
     _run_engine(problem, target, evidence)
-    few, layers = _few(evidence.feeds), tuple(bundle.manifest.layers)
+    chosen, layers = few(evidence.feeds), tuple(bundle.manifest.layers)
     if module is not None:
-        _run_layers(bundle, target, few, evidence.engine)
+        _run_layers(bundle, target, chosen, evidence.engine)
         if evidence.engine.layers is not None:
-            evidence.followed = _follow(references.quantized, module, bundle, few, evidence.engine.layers)
-            evidence.quantized.layers = run(_torch(references.quantized, module, bundle, layers), few)
+            evidence.followed = _follow(references.quantized, module, bundle, chosen, evidence.engine.layers)
+            evidence.quantized.layers = run(_torch(references.quantized, module, bundle, layers), chosen)
 
     module = references.full_precision.load() if references.full_precision.load else None
     full = evidence.full_precision
@@ -116,7 +117,7 @@ def gather(problem: Problem, target: Target, references: References) -> Evidence
         evidence.divided = _divided(bundle, module)
         same = tuple(name for name in layers if name not in evidence.divided)
         if same and evidence.engine.layers is not None:
-            full.layers = run(_torch(references.full_precision, module, bundle, same), few)
+            full.layers = run(_torch(references.full_precision, module, bundle, same), chosen)
     return evidence
 
 
@@ -194,9 +195,10 @@ def _steps(
     return None
 
 
-def _few(feeds: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    indices = sorted({round(index) for index in np.linspace(0, len(feeds) - 1, LAYER_STEPS)})
-    return [feeds[index] for index in indices]
+def few(steps: Sequence[Step]) -> list[Step]:
+    """The first, the last and what lies evenly between: LAYER_STEPS of them."""
+    indices = sorted({round(index) for index in np.linspace(0, len(steps) - 1, LAYER_STEPS)})
+    return [steps[index] for index in indices]
 
 
 @dataclass(frozen=True)

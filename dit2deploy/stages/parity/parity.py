@@ -8,7 +8,7 @@ from dit2deploy.artefacts.results import write_results
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import read_json
 from dit2deploy.base.progress import note
-from dit2deploy.stages.parity import checks
+from dit2deploy.stages.parity import checks, interchange
 from dit2deploy.stages.parity.evidence import GUIDANCE, SAMPLES, gather, problem_of
 from dit2deploy.stages.parity.references import Reference, find
 from dit2deploy.targets import by_name
@@ -26,6 +26,7 @@ def parity(
 ) -> dict[str, Any]:
     """Compares the engine with the quantized PyTorch model (does it compute the model?), and both with full precision
     (what did quantization cost?); writes parity.json and gives its content back. It holds the target asked for last.
+    A few of the inputs and outputs lie in parity/ as Polygraphy's files.
 
     Only the first question has thresholds, those of the bundle's manifest. Values: SQNR in dB, largest absolute
     difference, cosine. PyTorch's models need not fit in memory: of `max_memory` bytes that the process may own
@@ -43,6 +44,7 @@ def parity(
     if able.can_run:
         problem = problem_of(opened, references, steps=steps, seed=seed)
         evidence = gather(problem, chosen, references)
+        interchange.write(opened.folder / interchange.FOLDER, evidence)
         values = {
             "engine_against_quantized": checks.engine_against_quantized(problem, evidence, opened.manifest.thresholds),
             "against_full_precision": checks.against_full_precision(problem, evidence),

@@ -25,7 +25,13 @@ class Contestant:
     run: Callable[[], Any]
 
 
-def race(contestants: Sequence[Contestant], *, rounds: int, seconds: float = 60.0) -> dict[str, list[float]]:
+# Called with the contestant's name, and begin and end of a timed run in nanoseconds.
+Told = Callable[[str, int, int], None]
+
+
+def race(
+    contestants: Sequence[Contestant], *, rounds: int, seconds: float = 60.0, told: Told | None = None
+) -> dict[str, list[float]]:
     """Milliseconds of each round, by contestant; the same number of rounds for each.
 
     Stops after `seconds` when at least FEWEST_ROUNDS were made.
@@ -43,7 +49,10 @@ def race(contestants: Sequence[Contestant], *, rounds: int, seconds: float = 60.
             contestant.run()
             start = time.perf_counter_ns()
             contestant.run()
-            times[contestant.name].append((time.perf_counter_ns() - start) / 1e6)
+            end = time.perf_counter_ns()
+            times[contestant.name].append((end - start) / 1e6)
+            if told is not None:
+                told(contestant.name, start, end)
     return times
 
 

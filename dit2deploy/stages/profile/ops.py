@@ -31,6 +31,10 @@ class NodeTime:
     layer: str  # quantized layers that it computes or quantizes for, "" where none
     milliseconds: float
     cost: Cost
+    total: float = 0.0  # milliseconds of all runs
+    runs: int = 1
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
 
 
 def traced(
@@ -102,6 +106,10 @@ def node_times(runs: Sequence[Sequence[Mapping[str, Any]]], layers: Mapping[str,
             layer=layers.get(name, ""),
             milliseconds=float(np.median(values)),
             cost=cost_of(sample[name]["op_name"], *_shapes(sample[name])),
+            total=sum(values),
+            runs=len(values),
+            inputs=tuple(_shapes(sample[name])[0]),
+            outputs=tuple(_shapes(sample[name])[1]),
         )
         for name, values in times.items()
     ]

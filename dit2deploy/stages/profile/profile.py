@@ -12,9 +12,9 @@ from dit2deploy.artefacts.results import write_results
 from dit2deploy.base.errors import Dit2DeployError, Misuse
 from dit2deploy.base.machine import cores
 from dit2deploy.base.progress import note, track
-from dit2deploy.stages.profile import memory
+from dit2deploy.stages.profile import interchange, memory
 from dit2deploy.stages.profile.contestants import BASELINES, ENGINE, Entrant, entrant, inputs_of
-from dit2deploy.stages.profile.measure import METHOD, Contestant, race, ratios, statistics
+from dit2deploy.stages.profile.measure import METHOD, Contestant, Told, race, ratios, statistics
 from dit2deploy.stages.profile.ops import NodeTime, traced
 from dit2deploy.stages.profile.roofline import by_op as shares_by_op
 from dit2deploy.stages.profile.roofline import is_ours, peaks, placed
@@ -33,7 +33,8 @@ def profile(
     runs: int = 30,
     baselines: bool = True,
 ) -> dict[str, Any]:
-    """Measures one denoising step of the engine and writes profile.json, profile/*.svg, *.png and profile/trace.json.
+    """Measures one denoising step of the engine and writes profile.json and, in profile/, charts,
+    a trace, and the files of `interchange`.
 
     `threads` (default: 1 and all cores) and `batches` are swept; most threads and the first batch are the headline,
     for which memory, the time of each op and its share of the machine's measured peak are told as well. `baselines`:
@@ -55,8 +56,15 @@ def profile(
     settings = [(count, batch) for batch in batches for count in reversed(counts)]
     latency: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
-    for count, batch in track(settings, "profile latency"):
-        times = side_by_side(entrants, inputs_of(opened, batch=batch), threads=count, runs=runs)
+    timed: list[tuple[int, int]] = []  # runs of the engine at the headline
+
+    def told(name: str, begin: int, end: int) -> None:
+        if name == ENGINE:
+            timed.append((begin, end))
+
+    for index, (count, batch) in enumerate(track(settings, "profile latency")):
+        inputs = inputs_of(opened, batch=batch)
+        times = side_by_side(entrants, inputs, threads=count, runs=runs, told=None if index else told)
         where = {"threads": count, "batch": batch}
         latency += [
             {"name": one.name, "label": one.label, **where, **statistics(times[one.name], batch=batch)}
@@ -71,6 +79,7 @@ def profile(
             missing.append({"what": f"memory of {one.label}", "reason": held.pop(one.name)["reason"]})
     folder = opened.folder / FOLDER
     nodes = _nodes(opened, target, folder / TRACE, missing, runs=min(runs, 20), **headline)
+    interchange.write(folder, target, runs=timed, nodes=nodes)
     result = write_results(
         opened.folder / PROFILE,
         "profile",
@@ -95,7 +104,13 @@ def profile(
 
 
 def side_by_side(
-    entrants: Sequence[Entrant], inputs: dict[str, np.ndarray], *, threads: int, runs: int, seconds: float = 60.0
+    entrants: Sequence[Entrant],
+    inputs: dict[str, np.ndarray],
+    *,
+    threads: int,
+    runs: int,
+    seconds: float = 60.0,
+    told: Told | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of each round by entrant, all open at once and taking turns; about `seconds` at most."""
     with contextlib.ExitStack() as stack:
@@ -103,7 +118,7 @@ def side_by_side(
         for one in entrants:
             call = stack.enter_context(one.open(threads))
             contestants.append(Contestant(one.name, one.label, _bound(call, inputs)))
-        return race(contestants, rounds=runs, seconds=seconds)
+        return race(contestants, rounds=runs, seconds=seconds, told=told)
 
 
 def by_op(nodes: Sequence[NodeTime]) -> list[dict[str, Any]]:

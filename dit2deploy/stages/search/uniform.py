@@ -15,6 +15,7 @@ Rounding = Literal["nearest", "gptq", "adaround"]
 Clip = Literal["absmax", "gaussian"]
 BranchInit = Literal["residual", "weight", "alternating", "weighted"]
 Hessian = Literal["uniform", "fisher"]
+Gain = Literal["none", "clip"]
 
 # bits; above, the largest value of a token costs less than clipping it. For Gaussian tokens that is so from 6 bits on
 # (methods.md 1.3); rotated tokens of the demo lose by the clip at 4 bits already (docs/methods.md).
@@ -38,6 +39,7 @@ class Options:
     rounding: Rounding | None = None  # also of modulation linears below 8 bits
     clip: Clip | None = None  # None: by `default_clip`
     grid: Grid | None = None  # of activations; None: by `default_grid`
+    gain: Gain | None = None  # None: by `default_gain`
     hadamard: int | None = None  # block; None: by `default_hadamard`; 1: none
     modulation: Weight | None = None  # weight format of the modulation (adaLN) linears
     branch_init: BranchInit | None = None  # where the branch comes from, see LayerPolicy; None: its default
@@ -107,6 +109,7 @@ class UniformRecipe:
                 activation_bits=bits,
                 clip=options.clip or default_clip(max(bits)),
                 grid=options.grid or default_grid(bits, max(bits)),
+                gain=options.gain or default_gain(options.clip or default_clip(max(bits))),
                 hadamard=default_hadamard(k) if options.hadamard is None else options.hadamard,
                 low_rank=rank if options.low_rank is None else options.low_rank,
                 rounding=options.rounding or default_rounding(self.weight),
@@ -152,6 +155,11 @@ def default_clip(bits: float) -> Clip:
     return "gaussian" if bits <= GAUSSIAN_UP_TO else "absmax"
 
 
+def default_gain(clip: Clip) -> Gain:
+    """Given back where a clip takes it: worth 1.1 dB of the model's output on the demo at W1.58A2, 0.7 at W1.58A3."""
+    return "clip" if clip == "gaussian" else "none"
+
+
 def default_grid(bits: Iterable[int], usual: float) -> Grid:
     """For a layer that may get any of `bits`, mostly about `usual` of them."""
     every = list(bits)
@@ -171,7 +179,8 @@ def rule_of(overrides: Mapping[str, Any], bits: Sequence[int], usual: float) -> 
         raise Misuse(
             f"bits {list(bits)}: {error}.", "Choose from other bits, or leave the grid to the recipe."
         ) from None
-    return {"clip": overrides.get("clip") or default_clip(usual), "grid": grid}
+    clip = overrides.get("clip") or default_clip(usual)
+    return {"clip": clip, "grid": grid, "gain": overrides.get("gain") or default_gain(clip)}
 
 
 def _bits(value: Sequence[int] | int, groups: int) -> tuple[int, ...]:

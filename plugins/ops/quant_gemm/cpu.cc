@@ -1,4 +1,4 @@
-// The GEMMs in plain C++: the oracle of the other CPU kernels; reads both layouts.
+// The GEMMs in plain C++: the oracle of the other CPU kernels; reads every layout.
 #include <algorithm>
 
 #include "layout.h"
@@ -30,11 +30,8 @@ class Kernel : public CpuKernel {
 
   private:
     void unpack(const GemmProblem& p, int64_t n, int16_t* weights) const {
-        for (int64_t k = 0; k < p.k; ++k) {
-            const int code = layout_ ? layout_code(format_, p.w, p.k, n, k)
-                                     : interchange_code(format_, p.w + n * format_.words(p.k), k);
-            weights[k] = static_cast<int16_t>(code - format_.offset);
-        }
+        for (int64_t k = 0; k < p.k; ++k)
+            weights[k] = static_cast<int16_t>(layout_weight(format_, layout_, p.w, p.k, n, k));
     }
 
     static float element(const GemmProblem& p, int64_t m, int64_t n, const int16_t* weights) {

@@ -1,63 +1,84 @@
-// <Format>Gemm and <Format>GemmLowRank on interchange words. Example: DiT-XL/2 fc1, M 512, K 1152, N 4608,
-// RTX 4090.
-//   operations 2 M N K = 5.44 G / 661 T/s (int8 tensor cores) = 8.2 us  <- the bound
-//   bytes w 1.06 + q 0.59 + y 9.44 = 11.1 MB / 1.0 TB/s        = 11 us with float32 outputs
-// So: on both bounds. This version is simple and right, and far from them: a warp an output, its lanes along
-// K, every code decoded once for kTokens tokens, sums in int32. Tensor cores, a kernel layout and fused
-// outputs come with the next one.
-#include "formats.h"
-#include "gpu.h"
+// <Format>Gemm and <Format>GemmLowRank. Example: DiT-XL/2 fc1, M 512, K 1152, N 4608, ternary, RTX 4090.
+//   operations 2 M N K = 5.44 G / 660 T/s (int8 tensor cores)      = 8.2 us
+//   bytes w 1.33 + q 0.59 + y 9.44 = 11.4 MB / 1.0 TB/s            = 11 us with float32 outputs
+// M 1 (modulation, N 6912): bytes w 2.0 MB / 1.0 TB/s = 2.0 us against 16 us of float16 weights.
+// Three kernels a format; cuda_plan.cc chooses, by a rule that is written there:
+//   tiles (cuda_tiles.h)            int8 tensor cores over block tiles, layout 2
+//   few tokens (cuda_few_tokens.h)  the same for M <= 16, bound by the bytes of w, layout 2
+//   any (below)                     every K, group size, address and layout: a warp an output, far from the bounds
+// Promises of the main loop of 128 x 128 tiles, counted in machine code by tools/cuda_statistics.py --check on every SM
+// it lists: instructions for a register of 4 unpacked weights (shared by 4 mma), and all that are not mma, for each mma.
+// Nothing spills.
+//   ternary 2.2 3.0
+//   int3 2.7 3.3
+//   int4 2.0 2.9
+//   int8 0.4 2.9
+#include "cuda_few_tokens.h"
+#include "cuda_tiles.h"
 
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarpsABlock = 4;
 constexpr int kTokens = 8;
 
 template <int Index>
-GPU_DEVICE void gemm(const int8_t* q, const float* s, const int32_t* w, const float* ws, const float* bias,
-                     const float* t, const float* up, float* y, int64_t m, int64_t n, int64_t k,
-                     int64_t groups, int64_t rank) {
+GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
     constexpr d2d::FormatSpec format = d2d::kFormats[Index];
     const int64_t lane = gpu::thread() % kWarp,
                   output = gpu::block_x() * kWarpsABlock + gpu::thread() / kWarp;
-    if (output >= n) return;  // a whole warp
-    const int32_t* row = w + output * format.words(k);
-    const int64_t size = k / groups;
-    for (int64_t first = gpu::block_y() * kTokens; first < m; first += gpu::blocks_y() * kTokens) {
-        const int64_t count = m - first < kTokens ? m - first : kTokens;
+    if (output >= p.n) return;  // a whole warp
+    const int32_t* row = p.w + output * format.words(p.k);
+    const int64_t size = p.k / p.groups;
+    for (int64_t first = gpu::block_y() * kTokens; first < p.m; first += gpu::blocks_y() * kTokens) {
+        const int64_t count = p.m - first < kTokens ? p.m - first : kTokens;
         float total[kTokens] = {};
-        for (int64_t group = 0; group < groups; ++group) {
+        for (int64_t group = 0; group < p.groups; ++group) {
             int sums[kTokens] = {};
             for (int64_t i = group * size + lane; i < (group + 1) * size; i += kWarp) {
-                const int weight = d2d::interchange_code(format, row, i) - format.offset;
+                const int weight = fragment_order ? d2d::fragment_weight(format, p.w, p.k, output, i)
+                                                  : d2d::interchange_code(format, row, i) - format.offset;
                 for (int token = 0; token < count; ++token)
-                    sums[token] += weight * q[(first + token) * k + i];
+                    sums[token] += weight * p.q[(first + token) * p.k + i];
             }
             for (int token = 0; token < count; ++token) {
                 for (int mask = kWarp / 2; mask; mask /= 2)
                     sums[token] += gpu::shuffle_xor(sums[token], mask);
-                total[token] += (float)sums[token] * ws[output * groups + group];
+                total[token] += (float)sums[token] * p.ws[output * p.groups + group];
             }
         }
         if (lane >= count) continue;
         float mine =
             0;  // lane i finishes token i; an index that is not constant would move the array to local memory
         for (int token = 0; token < kTokens; ++token) mine = token == lane ? total[token] : mine;
-        float value = mine * s[first + lane] + bias[output];
-        for (int64_t r = 0; r < rank; ++r) value += t[(first + lane) * rank + r] * up[output * rank + r];
-        y[(first + lane) * n + output] = value;
+        float value = mine * p.s[first + lane] + p.bias[output];
+        for (int64_t r = 0; r < p.rank; ++r)
+            value += p.t[(first + lane) * p.rank + r] * p.up[output * p.rank + r];
+        p.y[(first + lane) * p.n + output] = value;
     }
 }
 
 }  // namespace
 
-#define QUANT_GEMM(name, index)                                                                             \
-    GPU_KERNEL(name, const int8_t* q, const float* s, const int32_t* w, const float* ws, const float* bias, \
-               const float* t, const float* up, float* y, int64_t m, int64_t n, int64_t k, int64_t groups,  \
-               int64_t rank) {                                                                              \
-        gemm<index>(q, s, w, ws, bias, t, up, y, m, n, k, groups, rank);                                    \
-    }
+// An SM 7.5 has shared memory for one block of 128 x 128.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define LARGE_BLOCKS 1
+#else
+#define LARGE_BLOCKS 2
+#endif
+
+#define PORTS                                                                                              \
+    const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
+        const float *up, float *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank
+#define GIVEN \
+    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank }
+
+#define QUANT_GEMM(name, index)                                                                            \
+    GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); } \
+    GPU_KERNEL_OF(256, LARGE_BLOCKS, name##_128x128, PORTS) { tile_gemm<index, 4, 2, 4, false>(GIVEN); }   \
+    GPU_KERNEL_OF(128, 4, name##_64x64, PORTS) { tile_gemm<index, 2, 2, 2, false>(GIVEN); }                \
+    GPU_KERNEL_OF(128, 3, name##_64x64_groups, PORTS) { tile_gemm<index, 2, 2, 2, true>(GIVEN); }          \
+    GPU_KERNEL_OF(256, 2, name##_16, PORTS) { few_tokens_gemm<index, false>(GIVEN); }                      \
+    GPU_KERNEL_OF(256, 2, name##_16_groups, PORTS) { few_tokens_gemm<index, true>(GIVEN); }
 
 QUANT_GEMM(ternary_gemm, 0)
 QUANT_GEMM(int3_gemm, 1)

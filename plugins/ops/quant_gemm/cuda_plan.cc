@@ -1,21 +1,67 @@
 // Which launch computes a GEMM on a GPU.
+//
+// The rule, first line that holds:
+//   any        layout 0; K no multiple of 16; groups of no multiple of 32; K >= 131072 (sums of weights at the top of
+//              their bytes would leave int32); q or w not 16-byte aligned
+//   16         M <= 16, and K and its groups multiples of 64
+//   64x64      groups
+//   128x128    where it makes at least 128 blocks, about one for each SM of a large card; weights are then read from
+//              shared memory by half as many warps, activations by half as many blocks
+//   64x64      what is left
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
+#include "layout.h"
 #include "quant_gemm.h"
 
 namespace d2d {
 namespace {
 
-constexpr int64_t kWarpsABlock = 4, kTokens = 8, kWarp = 32;  // as in cuda.cu
+constexpr int64_t kWarp = 32, kWarpsABlock = 4, kTokens = 8;  // of the kernel `any`, as in cuda.cu
 constexpr int64_t kMostBlocksY = 65535;
+constexpr int64_t kLeastBlocks = 128, kFewTokens = 16, kMostDepth = 131072;
 
-const char* function_of(const FormatSpec& format) {
-    constexpr const char* names[] = {"ternary_gemm", "int3_gemm", "int4_gemm", "int8_gemm"};
-    for (size_t i = 0; i < std::size(kFormats); ++i)
-        if (!std::strcmp(kFormats[i].name, format.name)) return names[i];
-    throw std::invalid_argument("no CUDA kernel for this format");
+enum Variant { any, few, few_groups, small, small_groups, large, kVariants };
+
+constexpr const char* kFunctions[][kVariants] = {
+    {"ternary_gemm_any", "ternary_gemm_16", "ternary_gemm_16_groups", "ternary_gemm_64x64",
+     "ternary_gemm_64x64_groups", "ternary_gemm_128x128"},
+    {"int3_gemm_any", "int3_gemm_16", "int3_gemm_16_groups", "int3_gemm_64x64", "int3_gemm_64x64_groups",
+     "int3_gemm_128x128"},
+    {"int4_gemm_any", "int4_gemm_16", "int4_gemm_16_groups", "int4_gemm_64x64", "int4_gemm_64x64_groups",
+     "int4_gemm_128x128"},
+    {"int8_gemm_any", "int8_gemm_16", "int8_gemm_16_groups", "int8_gemm_64x64", "int8_gemm_64x64_groups",
+     "int8_gemm_128x128"},
+};
+
+int64_t blocks(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+Variant variant_of(const GemmProblem& p, int64_t layout) {
+    const int64_t size = p.k / p.groups;
+    if (layout != kFragmentOrder || p.k % 16 || (p.groups > 1 && size % 32) || p.k >= kMostDepth ||
+        !aligned(p.q) || !aligned(p.w))
+        return any;
+    if (p.m <= kFewTokens && size % 64 == 0) return p.groups == 1 ? few : few_groups;
+    if (p.groups > 1) return small_groups;
+    return blocks(p.m, 128) * blocks(p.n, 128) >= kLeastBlocks ? large : small;
+}
+
+struct Tile {
+    int64_t rows, columns, threads;
+};
+
+Tile tile_of(Variant variant) {
+    switch (variant) {
+        case any: return {kTokens, kWarpsABlock, kWarpsABlock * kWarp};
+        case few:
+        case few_groups: return {kFewTokens, 32, 256};
+        case large: return {128, 128, 256};
+        default: return {64, 64, 128};
+    }
 }
 
 }  // namespace
@@ -23,19 +69,40 @@ const char* function_of(const FormatSpec& format) {
 std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, bool low_rank, const Attributes& attributes,
                                         const std::vector<Tensor>& inputs,
                                         const std::vector<Tensor>& outputs) {
-    if (attributes.integer("layout") != 0)
-        throw std::invalid_argument("the CUDA kernels read layout 0, the interchange words");
+    const int64_t layout = attributes.integer("layout");
+    if (layout == kCpuOrder)
+        throw std::invalid_argument(
+            "the CUDA kernels read layouts 0 (interchange) and 2 (theirs), not layout 1, the CPU kernels'");
     const GemmProblem p(inputs.data(), outputs.data(), low_rank);
     if (p.m == 0) return {};
+    const size_t index = static_cast<size_t>(
+        std::find_if(std::begin(kFormats), std::end(kFormats),
+                     [&](const FormatSpec& f) { return !std::strcmp(f.name, format.name); }) -
+        std::begin(kFormats));
+    const Variant variant = variant_of(p, layout);
+    const Tile tile = tile_of(variant);
+    const int64_t rows = blocks(p.m, tile.rows), columns = blocks(p.n, tile.columns);
     CudaLaunch launch{};
-    launch.function = function_of(format);
-    launch.grid[0] = static_cast<unsigned>((p.n + kWarpsABlock - 1) / kWarpsABlock);
-    launch.grid[1] = static_cast<unsigned>(std::min((p.m + kTokens - 1) / kTokens, kMostBlocksY));
-    launch.grid[2] = 1;
-    launch.block[0] = static_cast<unsigned>(kWarpsABlock * kWarp);
-    launch.block[1] = launch.block[2] = 1;
+    launch.function = kFunctions[index][variant];
     launch.words = {word(p.q), word(p.s), word(p.w), word(p.ws), word(p.bias),   word(p.t),   word(p.up),
                     word(p.y), word(p.m), word(p.n), word(p.k),  word(p.groups), word(p.rank)};
+    launch.grid[1] = launch.grid[2] = 1;
+    if (variant == any) {
+        launch.grid[0] = static_cast<unsigned>(columns);
+        launch.grid[1] = static_cast<unsigned>(std::min(rows, kMostBlocksY));
+        launch.words.push_back(word(static_cast<int64_t>(layout == kFragmentOrder)));
+    } else if (variant == few || variant == few_groups) {
+        launch.grid[0] = static_cast<unsigned>(columns);
+    } else {
+        if (columns > kMostBlocksY || p.m > INT32_MAX - 128)
+            throw std::invalid_argument(
+                "the CUDA kernels take up to 4 million outputs and 2 billion tokens, got " +
+                std::to_string(p.n) + " and " + std::to_string(p.m));
+        launch.grid[0] = static_cast<unsigned>(rows);
+        launch.grid[1] = static_cast<unsigned>(columns);
+    }
+    launch.block[0] = static_cast<unsigned>(tile.threads);
+    launch.block[1] = launch.block[2] = 1;
     return {launch};
 }
 

@@ -1,4 +1,5 @@
-// Layout 1: weights in the order in which the CPU kernels read them, at packed width, the same for every
+// The layouts of packed weights: 0 the interchange words (formats.h), 2 the GPU kernels' (fragments.h), and
+// layout 1: weights in the order in which the CPU kernels read them, at packed width, the same for every
 // instruction set.
 //
 // A tile is 16 outputs (N is padded to whole tiles) and runs along K in chunks. A quad is 4 neighbouring k's;
@@ -42,17 +43,25 @@ constexpr int64_t tile_bytes(const FormatSpec& format, int64_t k) {
     return chunks(format, k) * chunk_shape(format).vectors * kVector;
 }
 
-// Of the int32 tensor: a row a tile.
+// Which order the words of a GEMM have: the attribute `layout`.
+constexpr int64_t kInterchange = 0;
+constexpr int64_t kCpuOrder = 1;
+constexpr int64_t kFragmentOrder = 2;  // fragments.h
+constexpr int64_t kLayouts = 3;
+
+// Of the int32 tensor: a row an output, a tile or a strip of units.
 struct LayoutShape {
     int64_t rows;
     int64_t columns;
 };
-LayoutShape layout_shape(const FormatSpec& format, int64_t n, int64_t k);
+LayoutShape layout_shape(const FormatSpec& format, int64_t layout, int64_t n, int64_t k);
 
-// words: interchange, [n][format.words(k)]. out: [rows][columns].
-void to_layout(const FormatSpec& format, int64_t n, int64_t k, const int32_t* words, int32_t* out);
+// words: interchange, [n][format.words(k)]. out: [rows][columns] of a kernel's layout.
+void to_layout(const FormatSpec& format, int64_t layout, int64_t n, int64_t k, const int32_t* words,
+               int32_t* out);
 
-// The code of weight (n, k): how portable code reads the layout.
-int layout_code(const FormatSpec& format, const int32_t* data, int64_t row_length, int64_t n, int64_t k);
+// Weight (n, k), its offset subtracted: how portable code reads any layout.
+int layout_weight(const FormatSpec& format, int64_t layout, const int32_t* data, int64_t row_length,
+                  int64_t n, int64_t k);
 
 }  // namespace d2d

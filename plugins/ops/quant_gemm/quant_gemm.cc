@@ -14,8 +14,9 @@ std::string text(int64_t value) { return std::to_string(value); }
 std::string check_attributes(const Attributes& attributes) {
     const int64_t bits = attributes.integer("bits"), layout = attributes.integer("layout");
     if (bits < 2 || bits > 8) return "bits must be from 2 to 8, got " + text(bits);
-    if (layout != 0 && layout != 1)
-        return "layout " + text(layout) + " is not known to this library (0: interchange, 1: CPU kernels)";
+    if (layout < 0 || layout >= kLayouts)
+        return "layout " + text(layout) +
+               " is not known to this library (0: interchange, 1: CPU kernels, 2: GPU kernels)";
     return "";
 }
 
@@ -28,8 +29,7 @@ std::string check_weights(const FormatSpec& format, int64_t layout, const std::v
     const int64_t n = ws.dims[0];
     if (bias.rank >= 0 && (bias.rank != 1 || bias.dims[0] != n))
         return "bias must hold " + text(n) + " values, one an output";
-    const LayoutShape least =
-        layout == 1 ? layout_shape(format, n, 1) : LayoutShape{n, static_cast<int64_t>(format.planes)};
+    const LayoutShape least = layout_shape(format, layout, n, 1);
     if (w.rank >= 0 && (w.dims[0] != least.rows || w.dims[1] < 1 || w.dims[1] % least.columns))
         return "w must be [" + text(least.rows) + ", a multiple of " + text(least.columns) + "] for " +
                text(n) + " outputs of " + format.name + " weights in layout " + text(layout) + ", got [" +
@@ -58,8 +58,7 @@ std::string check_shapes(const Attributes& attributes, const std::vector<Shape>&
     if (groups < 1 || k % groups)
         return text(groups) + " groups do not divide the " + text(k) + " columns of q";
     if (bias.rank != 1 || bias.dims[0] != n) return "bias must hold " + text(n) + " values, one an output";
-    LayoutShape expected{n, format.words(k)};
-    if (attributes.integer("layout") == 1) expected = layout_shape(format, n, k);
+    const LayoutShape expected = layout_shape(format, attributes.integer("layout"), n, k);
     if (w.dims[0] != expected.rows || w.dims[1] != expected.columns)
         return "w must be [" + text(expected.rows) + ", " + text(expected.columns) + "] for " + text(n) +
                " outputs and " + text(k) + " columns of " + format.name + " weights, got [" +
@@ -79,7 +78,7 @@ template <int Index, bool LowRank>
 std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
     constexpr FormatSpec format = kFormats[Index];
     // The fast kernels read their own layout only; interchange words are for runtimes without a build step.
-    if (attributes.integer("layout") == 0) isa = Isa::portable;
+    if (attributes.integer("layout") != kCpuOrder) isa = Isa::portable;
     switch (isa) {
 #if defined(__x86_64__)
         case Isa::avx512_vnni: return make_quant_gemm_avx512(format, attributes, LowRank);

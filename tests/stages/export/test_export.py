@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,7 +19,7 @@ from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.evaluate.fidelity import sqnr_db
-from dit2deploy.models import FAMILIES, GENERIC
+from dit2deploy.models import FAMILIES
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.convert import quantized_linears
 from dit2deploy.ops import DOMAIN
@@ -261,20 +260,16 @@ def test_an_unknown_form_is_refused(tiny_checkpoint, tmp_path):
         export(tiny_checkpoint.folder, tmp_path / "out", form="fp8")
 
 
-@pytest.mark.parametrize(
-    "class_name, message", [("UNet2DConditionModel", "unknown architecture"), (GENERIC[0], "inputs and dynamic axes")]
-)
-def test_a_family_that_cannot_be_exported_says_why(class_name, message, tiny_checkpoint, tmp_path, monkeypatch):
-    """A stranger is refused; for a class without a description the missing inputs are named."""
+def test_a_stranger_is_refused(tiny_checkpoint, tmp_path):
+    class_name = "UNet2DConditionModel"
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint.folder, checkpoint)
     write_json(checkpoint / "config.json", {**tiny_checkpoint.config, "_class_name": class_name})
-    monkeypatch.setattr(diffusers, class_name, diffusers.DiTTransformer2DModel)
     policy = tiny_checkpoint.policy.model_copy(update={"model": class_name})
     policy.save(checkpoint / "policy.json")
     manifest = tiny_checkpoint.manifest.model_copy(update={"policy_sha256": policy.sha256})
     schema.save(manifest, checkpoint / "quantization_config.json")
-    with pytest.raises(Misuse, match=message):
+    with pytest.raises(Misuse, match="unknown architecture"):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

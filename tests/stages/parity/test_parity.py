@@ -3,10 +3,13 @@
 import functools
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from polygraphy.comparator import Comparator, RunResults
+from polygraphy.comparator import Comparator, CompareFunc, RunResults
+from polygraphy.json import load_json
 
 from dit2deploy.artefacts.bundle import MANIFEST, Bundle
 from dit2deploy.artefacts.calibration_set import CalibrationSet
@@ -23,6 +26,7 @@ from dit2deploy.stages.search import search
 from dit2deploy.targets import Availability, Target, by_name
 from tests.bundles import engines, move_one_weight, sources
 
+POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"  # what its script does
 LAYER = "transformer_blocks.1.attn1.to_k"
 
 
@@ -64,6 +68,34 @@ def test_models_above_memory_give_the_same_numbers(folder, monkeypatch):
     got = parity(folder, target=target, steps=3)
     for question in ("engine_against_quantized", "against_full_precision"):
         assert got[question] == want[question]
+
+
+def test_polygraphy_opens_what_was_compared(folder):
+    """By its own loaders and by `polygraphy inspect data`; and its own comparison comes to the same differences."""
+    result = parity(folder, target=engines()[-1], steps=3)
+    results = RunResults.load(str(folder / "parity" / "outputs.json"))
+    assert [name for name, _ in results] == [engines()[-1], "quantized PyTorch", "full-precision PyTorch"]
+    inputs = load_json(str(folder / "parity" / "inputs.json"))
+    values = result["engine_against_quantized"]["steps"]["values"]
+    assert [float(feed["timestep"][0]) for feed in inputs] == [value["timestep"] for value in values]
+    (engine, quantized), expected = (
+        [iterations for _, iterations in results][:2],
+        [value["max_abs"] for value in values],
+    )
+    for mine, other, most in zip(engine, quantized, expected, strict=True):
+        compared = Comparator.compare_accuracy(
+            RunResults([("a", [mine]), ("b", [other])]),
+            compare_func=CompareFunc.simple(atol=most * 1.01 + 1e-12, rtol=0),
+        )
+        assert bool(compared)
+    for name, value in (("inputs", "hidden_states"), ("outputs", "output")):
+        told = subprocess.run(
+            [sys.executable, "-c", POLYGRAPHY, "inspect", "data", str(folder / "parity" / f"{name}.json")],
+            capture_output=True,
+            text=True,
+        )
+        assert told.returncode == 0, told.stderr
+        assert value in told.stdout
 
 
 def test_layers_that_smoothing_divides_are_left_out_of_the_cost_by_name(tmp_path):

@@ -1,0 +1,89 @@
+// What the tensor-core kernels of <Format>Gemm share: their ports, and the weights of a lane.
+#pragma once
+
+#include "fragments.h"
+#include "gpu.h"
+
+namespace {
+
+constexpr int kWarp = 32;
+
+// As GemmProblem in quant_gemm.h.
+struct Ports {
+    const int8_t* q;
+    const float* s;
+    const int32_t* w;
+    const float* ws;
+    const float* bias;
+    const float* t;
+    const float* up;
+    float* y;
+    int64_t m, n, k, groups, rank;
+};
+
+// One unit's weights of a lane (fragments.h), packed; unpacked a register, that is four weights, at a time.
+template <int Index>
+struct Weights {
+    static constexpr int bits = d2d::weight_bits(d2d::kFormats[Index]);
+    static constexpr int words = d2d::lane_words(d2d::kFormats[Index]);
+    static constexpr int at_once = d2d::load_words(d2d::kFormats[Index]);
+    static constexpr int pieces = words * kWarp / 4;  // a unit in pieces of 16 bytes
+    // Of what `fragment` gives: the weights stand at the top of their bytes. A power of two, so nothing is rounded.
+    static constexpr float scale = 1.0f / (1 << (8 - bits));
+
+    uint32_t word[words];
+
+    GPU_DEVICE void set(int i, const gpu::Vec16& v) {
+        word[4 * i] = v.x;
+        word[4 * i + 1] = v.y;
+        word[4 * i + 2] = v.z;
+        word[4 * i + 3] = v.w;
+    }
+    GPU_DEVICE void set(int i, const gpu::Vec8& v) {
+        word[2 * i] = v.x;
+        word[2 * i + 1] = v.y;
+    }
+
+    // From the unit that begins at piece `first` of a shared array.
+    GPU_DEVICE void from_shared(const gpu::Shared<gpu::Vec16>& memory, int first, int lane) {
+#pragma unroll
+        for (int i = 0; i < words / at_once; ++i) {
+            if constexpr (at_once == 4)
+                set(i, memory.load(first + i * kWarp + lane));
+            else
+                set(i, memory.template load_part<gpu::Vec8>(2 * first + i * kWarp + lane));
+        }
+    }
+
+    GPU_DEVICE void from_global(const int32_t* unit, int lane) {
+#pragma unroll
+        for (int i = 0; i < words / at_once; ++i) {
+            if constexpr (at_once == 4)
+                set(i, gpu::load_once(reinterpret_cast<const gpu::Vec16*>(unit) + i * kWarp + lane));
+            else
+                set(i, gpu::load_once(reinterpret_cast<const gpu::Vec8*>(unit) + i * kWarp + lane));
+        }
+    }
+
+    // Register reg of a tile, each byte w << (8 - bits). Both are constants once loops are unrolled.
+    GPU_DEVICE uint32_t fragment(int tile, int reg) const {
+        if constexpr (bits == 3) {
+            const uint32_t* w = word + tile / 2 * 3;
+            const int index = tile % 2 * 4 + reg;
+            if (index < 3) return w[index] & 0xE0E0E0E0u;
+            if (index < 6) return w[index - 3] << 3 & 0xE0E0E0E0u;
+            const uint32_t high = index == 6 ? w[0] << 6 : w[2] << 6;
+            const uint32_t low = index == 6 ? w[1] << 5 : w[1] << 4;
+            return (high & 0xC0C0C0C0u) | (low & 0x20202020u);
+        } else if constexpr (bits == 8) {
+            return word[4 * tile + reg];
+        } else {
+            constexpr int fields = 8 / bits;
+            constexpr uint32_t mask = 0x01010101u * (256 - (1 << (8 - bits)));
+            const int slot = 4 * tile + reg;
+            return word[slot / fields] << (8 - bits - slot % fields * bits) & mask;
+        }
+    }
+};
+
+}  // namespace

@@ -1,0 +1,245 @@
+// <Format>Gemm for many tokens: block tiles, activations and packed weights through shared memory.
+//
+// A block computes 16 RowTiles WarpRows tokens times 32 WarpColumns outputs, a warp 16 RowTiles times 32. Steps are 64
+// deep (a unit of weights); copy_async brings steps ahead into a ring of stages. One barrier a step does both: it
+// publishes the step that has arrived, and frees the stage that the next copies overwrite. Activations lie in rows of
+// four 16-byte pieces, piece p of row r at p XOR (r / 2 % 4): neither the copies nor ldmatrix meet a bank twice.
+#pragma once
+
+#include "cuda_parts.h"
+
+namespace {
+
+GPU_DEVICE int swizzled(int row, int piece) { return 4 * row + (piece ^ (row / 2 % 4)); }
+
+template <int Index, int RowTiles, int WarpRows, int WarpColumns>
+struct Tiling {
+    static constexpr int threads = kWarp * WarpRows * WarpColumns;
+    static constexpr int rows = 16 * RowTiles * WarpRows;
+    static constexpr int columns = d2d::kUnitOutputs * WarpColumns;
+    static constexpr int activations = 4 * rows;  // pieces of 16 bytes
+    static constexpr int weights = WarpColumns * Weights<Index>::pieces;
+    static constexpr int stage = activations + weights;
+    static constexpr int stages = 4 * stage * 16 <= 48 << 10 ? 4 : 3;  // what every GPU gives without asking
+};
+
+template <int RowTiles>
+struct Values {
+    float at[RowTiles][4][4];  // [16 tokens][8 outputs][register of mma's D]
+};
+
+template <int RowTiles>
+struct Sums {
+    int at[RowTiles][4][4];
+};
+
+// The sums of one group, scaled, are added to `total`; they begin again at 0.
+template <int Index, int RowTiles>
+GPU_DEVICE void finish_group(const Ports& p, int column, int group, Sums<RowTiles>& sums,
+                             Values<RowTiles>& total) {
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+            const int output = column + 8 * tile + odd;
+            const float ws =
+                output < p.n ? Weights<Index>::scale * gpu::load(p.ws + output * p.groups + group) : 0.0f;
+#pragma unroll
+            for (int i = 0; i < RowTiles; ++i)
+#pragma unroll
+                for (int r = odd; r < 4; r += 2) {
+                    total.at[i][tile][r] += (float)sums.at[i][tile][r] * ws;
+                    sums.at[i][tile][r] = 0;
+                }
+        }
+}
+
+// value += t up^T, four ranks at a time through shared memory: one 16-byte element a token, then one an output. Read
+// from global memory instead, every lane would keep 16 pointers.
+template <class T, int RowTiles>
+GPU_DEVICE void add_branch(const Ports& p, const gpu::Shared<gpu::Vec16>& memory, int first_row,
+                           int first_column, int row, int column, Values<RowTiles>& value) {
+#pragma unroll 1
+    for (int64_t rank = 0; rank < p.rank; rank += 4) {
+        gpu::sync_block();
+#pragma unroll 1
+        for (int i = (int)gpu::thread(); i < T::rows + T::columns; i += T::threads) {
+            const bool token = i < T::rows;
+            const int line = token ? first_row + i : first_column + i - T::rows;
+            const bool inside = line < (token ? p.m : p.n);
+            const auto* from = reinterpret_cast<const uint32_t*>(token ? p.t : p.up) + line * p.rank + rank;
+            uint32_t ranks[4];
+#pragma unroll
+            for (int r = 0; r < 4; ++r) ranks[r] = inside && rank + r < p.rank ? gpu::load(from + r) : 0;
+            memory.store(i, {ranks[0], ranks[1], ranks[2], ranks[3]});
+        }
+        gpu::sync_block();
+#pragma unroll 1
+        for (int r = 0; r < 4; ++r) {
+            float up[4][2];
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+                for (int odd = 0; odd < 2; ++odd)
+                    up[tile][odd] =
+                        memory.template load_part<float>(4 * (T::rows + column + 8 * tile + odd) + r);
+#pragma unroll
+            for (int i = 0; i < RowTiles; ++i)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float t = memory.template load_part<float>(4 * (row + 16 * i + 8 * half) + r);
+#pragma unroll
+                    for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+                        for (int odd = 0; odd < 2; ++odd) {
+                            float& v = value.at[i][tile][2 * half + odd];
+                            v = gpu::multiply_add(t, up[tile][odd], v);
+                        }
+                }
+        }
+    }
+}
+
+// Scale of the token and bias. `row` and `column` are those of the lane's first value.
+template <int RowTiles>
+GPU_DEVICE void scale_tokens(const Ports& p, int row, int column, Values<RowTiles>& value) {
+#pragma unroll
+    for (int i = 0; i < RowTiles; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int token = row + 16 * i + 8 * half;
+            const float s = token < p.m ? gpu::load(p.s + token) : 0.0f;
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+                for (int odd = 0; odd < 2; ++odd) {
+                    const int output = column + 8 * tile + odd;
+                    const float bias = output < p.n ? gpu::load(p.bias + output) : 0.0f;
+                    float& v = value.at[i][tile][2 * half + odd];
+                    v = v * s + bias;
+                }
+        }
+}
+
+template <int RowTiles>
+GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles>& value) {
+    const bool pairs = p.n % 2 == 0;  // then both outputs of a lane lie in one aligned store
+#pragma unroll
+    for (int i = 0; i < RowTiles; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile) {
+                const int token = row + 16 * i + 8 * half, output = column + 8 * tile;
+                if (token >= p.m || output >= p.n) continue;
+                float* y = p.y + (int64_t)token * p.n + output;
+                const float first = value.at[i][tile][2 * half], second = value.at[i][tile][2 * half + 1];
+                if (pairs) {
+                    gpu::store(reinterpret_cast<gpu::Float2*>(y), gpu::Float2{first, second});
+                } else {
+                    gpu::store(y, first);
+                    if (output + 1 < p.n) gpu::store(y + 1, second);
+                }
+            }
+}
+
+// K is a multiple of 16, with Grouped its groups of 32; q and w are 16-byte aligned.
+template <int Index, int RowTiles, int WarpRows, int WarpColumns, bool Grouped>
+GPU_DEVICE void tile_gemm(const Ports& p) {
+    using T = Tiling<Index, RowTiles, WarpRows, WarpColumns>;
+    using W = Weights<Index>;
+    GPU_SHARED(gpu::Vec16, memory, T::stages * T::stage);
+    const int me = (int)gpu::thread(), lane = me % kWarp, warp = me / kWarp;
+    const int warp_row = warp / WarpColumns * 16 * RowTiles, warp_column = warp % WarpColumns;
+    const int first_row = (int)gpu::block_x() * T::rows, first_strip = (int)gpu::block_y() * WarpColumns;
+    const int depth = (int)p.k, steps = (int)d2d::strip_units(p.k);
+
+    // This thread copies piece me % 4 of rows me / 4 + i * threads / 4, which all have the same swizzle.
+    constexpr int mine = T::activations / T::threads, most = (T::weights + T::threads - 1) / T::threads;
+    static_assert(T::threads / 4 % 8 == 0 && T::activations % T::threads == 0, "rows of one swizzle");
+    const int piece = me % 4, to = swizzled(me / 4, piece);
+    const int8_t* from[mine];
+    bool there[mine];
+#pragma unroll
+    for (int i = 0; i < mine; ++i) {
+        const int row = first_row + me / 4 + i * (T::threads / 4);
+        there[i] = row < p.m;
+        from[i] = p.q + (int64_t)(there[i] ? row : 0) * p.k + 16 * piece;
+    }
+    const gpu::Vec16* packed[most];
+    bool stored[most];
+#pragma unroll
+    for (int i = 0; i < most; ++i) {
+        const int at = me + i * T::threads;
+        const int strip = first_strip + at / W::pieces;
+        stored[i] = strip < d2d::strips(p.n);
+        packed[i] = reinterpret_cast<const gpu::Vec16*>(p.w) +
+                    (int64_t)(stored[i] ? strip : 0) * steps * W::pieces + at % W::pieces;
+    }
+    const auto fetch = [&](int step, int stage) {
+        if (step < steps) {
+            const bool inside = 64 * step + 16 * piece < depth;
+#pragma unroll
+            for (int i = 0; i < mine; ++i) {
+                gpu::copy_async(memory, stage + to + i * T::threads, from[i], inside && there[i]);
+                from[i] += 64;
+            }
+#pragma unroll
+            for (int i = 0; i < most; ++i) {
+                const int at = me + i * T::threads;
+                if (at < T::weights)
+                    gpu::copy_async(memory, stage + T::activations + at, packed[i], stored[i]);
+                packed[i] += W::pieces;
+            }
+        }
+        gpu::copy_async_commit();
+    };
+
+    Sums<RowTiles> sums = {};
+    Values<RowTiles> value = {};
+    const int lane_row = warp_row + lane / 4, lane_column = warp_column * d2d::kUnitOutputs + 2 * (lane % 4);
+    const int first_column = first_strip * d2d::kUnitOutputs, column = first_column + lane_column;
+    const int group_steps = (int)(p.k / p.groups) / 32;
+    int done = 0, group = 0;
+    int stage = 0, stage_before = (T::stages - 1) * T::stage;
+    const int a_row = swizzled(warp_row + lane % 16, lane / 16);  // the second half of a step: XOR 2
+#pragma unroll
+    for (int i = 0; i < T::stages - 1; ++i) fetch(i, i * T::stage);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+        gpu::copy_async_wait<T::stages - 2>();
+        gpu::sync_block();
+        fetch(step + T::stages - 1, stage_before);
+        W weights;
+        weights.from_shared(memory, stage + T::activations + warp_column * W::pieces, lane);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            uint32_t a[RowTiles][4];
+#pragma unroll
+            for (int i = 0; i < RowTiles; ++i)
+                gpu::ldmatrix_x4(a[i], memory, stage + (a_row ^ 2 * half) + 64 * i);
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile) {
+                const uint32_t b0 = weights.fragment(tile, 2 * half),
+                               b1 = weights.fragment(tile, 2 * half + 1);
+#pragma unroll
+                for (int i = 0; i < RowTiles; ++i) gpu::mma_16_8_32(sums.at[i][tile], a[i], b0, b1);
+            }
+            if constexpr (Grouped) {
+                if (++done == group_steps && group < p.groups) {  // beyond K there are units, but no groups
+                    finish_group<Index>(p, column, group++, sums, value);
+                    done = 0;
+                }
+            }
+        }
+        stage_before = stage;
+        stage = stage == (T::stages - 1) * T::stage ? 0 : stage + T::stage;
+    }
+    if constexpr (!Grouped) finish_group<Index>(p, column, 0, sums, value);
+    const int row = first_row + lane_row;
+    scale_tokens(p, row, column, value);
+    add_branch<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
+    write(p, row, column, value);
+}
+
+}  // namespace

@@ -1,0 +1,157 @@
+"""The GEMMs' CUDA kernels: the order of their weights by its definition, the large tiles, and their own mistakes."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit2deploy.formats import FORMATS, TERNARY, Format, pack
+from dit2deploy.targets import kernel
+from tests.plugins.compiling import HERE, PLUGINS, compile_cpp
+
+BITS = {"ternary": 2, "int3": 3, "int4": 4, "int8": 8}
+GEMM = PLUGINS / "ops" / "quant_gemm"
+
+
+def weights_of(fmt: Format, n: int, k: int) -> np.ndarray:
+    rng = np.random.default_rng(n + k)
+    return rng.integers(-fmt.offset, fmt.levels - 1 - fmt.offset, (n, k), endpoint=True)
+
+
+def in_fragments(fmt: Format, weights: np.ndarray, library: Path) -> np.ndarray:
+    words = pack(weights, fmt)
+    return kernel.relayout(fmt.name, words, weights.shape[1], layout=kernel.FRAGMENT_ORDER, library=library)
+
+
+def registers(fmt: Format, words: np.ndarray) -> np.ndarray:
+    """What a warp unpacks from a unit: uint32 [32 lanes, 4 tiles, 4 registers], by the words' definition."""
+    v = 2 if fmt.name == "int3" else 4
+    lanes = words.view(np.uint32).reshape(-1, 32, v).transpose(1, 0, 2).reshape(32, -1)
+    w = [lanes[:, i].astype(np.uint64) for i in range(lanes.shape[1])]
+    out = np.zeros((32, 4, 4), np.uint64)
+    for tile, reg in np.ndindex(4, 4):
+        if fmt.name == "ternary":
+            found = w[tile] << np.uint64(6 - 2 * reg) & 0xC0C0C0C0
+        elif fmt.name == "int4":
+            found = w[2 * tile + reg // 2] << np.uint64(4 - 4 * (reg % 2)) & 0xF0F0F0F0
+        elif fmt.name == "int8":
+            found = w[4 * tile + reg]
+        else:
+            a, b, c = w[3 * (tile // 2) : 3 * (tile // 2) + 3]
+            index = 4 * (tile % 2) + reg
+            two, one = np.uint64(0xC0C0C0C0), np.uint64(0x20202020)
+            found = (
+                *(x & 0xE0E0E0E0 for x in (a, b, c)),
+                *(x << np.uint64(3) & 0xE0E0E0E0 for x in (a, b, c)),
+                (a << np.uint64(6) & two) | (b << np.uint64(5) & one),
+                (c << np.uint64(6) & two) | (b << np.uint64(4) & one),
+            )[index]
+        out[:, tile, reg] = found
+    return out.astype(np.uint32)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_a_unit_unpacks_to_the_fragments_of_mma(fmt: Format, library):
+    """Byte e of register r of lane (g, t) is W[8 tile + g, 16 r + 4 t + e] at the top of the byte."""
+    weights = weights_of(fmt, 64, 128)
+    words = in_fragments(fmt, weights, library).reshape(2, 2, -1)
+    for strip, unit in np.ndindex(2, 2):
+        got = np.ascontiguousarray(registers(fmt, words[strip, unit])).view(np.int8)  # [lanes, tiles, 4 registers x 4]
+        lane, tile, place = np.indices(got.shape)
+        row = 32 * strip + 8 * tile + lane // 4
+        column = 64 * unit + 16 * (place // 4) + 4 * (lane % 4) + place % 4
+        np.testing.assert_array_equal(got, weights[row, column] << (8 - BITS[fmt.name]))
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_the_order_is_a_bijection(fmt: Format, library):
+    """Whole units hold no bit beside the weights', and every bit of a weight is one bit of the words, its own."""
+    bits, n, k = BITS[fmt.name], 32, 64
+    assert in_fragments(fmt, weights_of(fmt, n, k), library).size * 32 == n * k * bits
+    zero = in_fragments(fmt, np.zeros((n, k), int), library).view(np.uint32)
+    assert not zero.any()
+    used = np.zeros_like(zero)
+    for row, column in ((row, column) for row in range(0, n, 5) for column in range(k)):
+        weights = np.zeros((n, k), int)
+        weights[row, column] = -1  # all bits set
+        one = in_fragments(fmt, weights, library).view(np.uint32)
+        assert np.unpackbits(one.view(np.uint8)).sum() == bits and not (used & one).any()
+        used |= one
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (70, 208)])
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_padding_is_weights_of_zero(fmt: Format, n: int, k: int, library):
+    weights = weights_of(fmt, n, k)
+    rows, columns = -(-n // 32) * 32, -(-k // 64) * 64
+    padded = np.zeros((rows, columns), int)
+    padded[:n, :k] = weights
+    np.testing.assert_array_equal(in_fragments(fmt, weights, library), in_fragments(fmt, padded, library))
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_large_tiles_are_exact(fmt: Format, library):
+    """16 x 8 blocks of 128 x 128, tokens, outputs and K ragged: the plan's rule for them."""
+    host = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "libdit2deploy_host_cuda.so"
+    if not host.is_file():
+        pytest.skip(f"{host} was not built")
+    m, n, k = 16 * 128 - 37, 8 * 128 - 9, 80
+    rng = np.random.default_rng(0)
+    q = rng.integers(-127, 127, (m, k), endpoint=True).astype(np.int8)
+    weights = weights_of(fmt, n, k)
+    inputs = [q, np.ones((m, 1), np.float32), in_fragments(fmt, weights, library)]
+    inputs += [np.ones((n, 1), np.float32), np.zeros(n, np.float32)]
+    attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER}
+    (y,) = kernel.run(f"{fmt.title}Gemm", inputs, attributes, [(m, n)], isa="cuda_on_host", threads=1, library=host)
+    np.testing.assert_array_equal(y, q.astype(int) @ weights.T)
+
+
+BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
+# What is changed in the kernels' sources, and what the emulator says to it.
+PLANTED = {
+    "none": ("", "", ""),
+    "wait one too weak": ("copy_async_wait<T::stages - 2>", "copy_async_wait<T::stages - 1>", "was not waited for"),
+    "no barrier a step": ("        gpu::sync_block();\n        fetch(", "        fetch(", "nobody wrote"),
+    "the stage that is read is overwritten": ("T::stages - 1, stage_before)", "T::stages - 1, stage)", "copy_async"),
+    "K beyond the row": ("inside && there[i]", "there[i]", "outside of every tensor"),
+    "outputs beyond N": ("if (token >= p.m || output >= p.n)", "if (token >= p.m)", "outside of every tensor"),
+    "no barrier before the branch": (BRANCH, BRANCH.partition("\n")[2], "a barrier is missing"),
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A program for a change: ternary, 64 x 64 tiles, with tokens, outputs and K ragged, and a branch."""
+
+    def build(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("planted")
+        old, new, _ = PLANTED[name]
+        tiles = (GEMM / "cuda_tiles.h").read_text()
+        assert old in tiles
+        (folder / "cuda_tiles.h").write_text(tiles.replace(old, new, 1))
+        source = (GEMM / "cuda.cu").read_text()
+        others = [f"QUANT_GEMM({fmt.name}_gemm, {index})\n" for index, fmt in enumerate(FORMATS) if index]
+        for line in others:
+            assert line in source
+            source = source.replace(line, "")
+        (folder / "cuda.cu").write_text(source)
+        sources = [folder / "cuda.cu", HERE / "one_gemm.cc", PLUGINS / "cuda_on_host" / "emulator.cc"]
+        folders = ("base", "formats", "cuda", "cuda_on_host", "ops/quant_gemm")
+        options = ("-O1", "-Wno-unknown-pragmas", "-Wno-unused-variable", f"-I{folder}")
+        return compile_cpp(folder / "one_gemm", sources, *options, folders=folders)
+
+    return build
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_emulator_finds_what_is_planted_in_the_kernel(planted, library, tmp_path, name: str):
+    weights = weights_of(TERNARY, 70, 208)
+    in_fragments(TERNARY, weights, library).tofile(tmp_path / "words")
+    report = PLANTED[name][2]
+    done = subprocess.run([planted(name), tmp_path / "words"], capture_output=True, text=True, timeout=120)
+    if not report:
+        assert (done.returncode, done.stdout) == (0, ""), done.stdout
+    else:
+        assert done.returncode == 1 and report in done.stdout, done.stdout

@@ -1,0 +1,116 @@
+"""Calibration by prompts: what the set holds is what the pipeline's transformer was given, and it can be used."""
+
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.base.errors import Misuse
+from dit2deploy.models.pipeline import recording
+from dit2deploy.models.pixart import PIXART
+from dit2deploy.stages.calibrate import calibrate
+from tests import pipelines
+from tests.packing import tiny_module
+
+PROMPTS = "a cat\n\n  a red dog and a cat \n"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text(PROMPTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    return pipelines.flux(tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="module")
+def made(flux, prompts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("set") / "calibration"
+    return calibrate(flux, out, prompts=prompts, steps=3, guidance=2.0, height=8, width=16)
+
+
+def test_the_set_holds_the_text_encoders_outputs(made, flux):
+    """Text embeddings against those that the pipeline's own encoders give for the same prompts."""
+    assert made.manifest.prompts == ("a cat", "a red dog and a cat")
+    assert made.manifest.size == (8, 16)
+    pipe = diffusers.FluxPipeline.from_pretrained(flux)
+    with torch.no_grad():
+        text, pooled, ids = pipe.encode_prompt(list(made.manifest.prompts), None)
+    for index in range(len(made)):
+        call = made.call(index)
+        np.testing.assert_array_equal(call["encoder_hidden_states"], text.numpy())
+        np.testing.assert_array_equal(call["pooled_projections"], pooled.numpy())
+        np.testing.assert_array_equal(call["txt_ids"], ids.numpy())
+        np.testing.assert_array_equal(call["guidance"], np.full(2, 2.0, np.float32))
+    assert not np.array_equal(made.call(0)["encoder_hidden_states"][0], made.call(0)["encoder_hidden_states"][1])
+
+
+def test_the_set_lies_on_a_trajectory(made):
+    """Latents go on from step to step by the scheduler, and timesteps fall."""
+    latents = made.tensors.read("hidden_states")
+    assert latents.shape == (3, 2, 4 * 8, 8)
+    assert made.manifest.timesteps == tuple(sorted(made.manifest.timesteps, reverse=True))
+    assert 0 < made.manifest.timesteps[-1] < made.manifest.timesteps[0] <= 1000
+    times = made.tensors.read("timestep")[:, 0]
+    assert tuple(np.round(1000 * times).astype(int)) == made.manifest.timesteps
+    assert 0.9 < latents[0].std() < 1.1 and not np.array_equal(latents[0], latents[1])
+
+
+def test_the_same_set_is_kept_and_another_is_made(made, flux, prompts, tmp_path):
+    settings = {"steps": 3, "guidance": 2.0, "height": 8, "width": 16}
+    before = made.tensors.path.stat().st_mtime_ns
+    assert calibrate(flux, made.folder, prompts=prompts, **settings).tensors.path.stat().st_mtime_ns == before
+    (tmp_path / "other.txt").write_text("a dog\na cat\n")
+    shutil.copytree(made.folder, tmp_path / "set")
+    other = calibrate(flux, tmp_path / "set", prompts=tmp_path / "other.txt", **settings)
+    assert other.sha256 != made.sha256 and CalibrationSet.load(tmp_path / "set").manifest.prompts == ("a dog", "a cat")
+
+
+def test_wan_is_recorded_with_its_frames(prompts, tmp_path):
+    folder = pipelines.wan(tmp_path / "wan")
+    made = calibrate(folder, tmp_path / "set", prompts=prompts, steps=2, guidance=3.0, height=32, width=32)
+    assert len(made) == 4  # each step asks with the prompt and without
+    assert made.call(0)["hidden_states"].shape[:2] == (2, 4)
+    assert made.call(0)["encoder_hidden_states"].shape[::2] == (2, 32)
+    assert not np.array_equal(made.call(0)["encoder_hidden_states"], made.call(1)["encoder_hidden_states"])
+
+
+def test_a_missing_component_is_named(flux, prompts, tmp_path):
+    folder = shutil.copytree(flux, tmp_path / "flux")
+    shutil.rmtree(folder / "text_encoder_2")
+    with pytest.raises(Misuse, match="names the component text_encoder_2, which is not there"):
+        calibrate(folder, tmp_path / "set", prompts=prompts)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_pipeline_without_text_encoders_takes_no_prompts(tiny_dit_folder, prompts, tmp_path):
+    with pytest.raises(Misuse, match="is asked by classes"):
+        calibrate(tiny_dit_folder, tmp_path / "set", prompts=prompts)
+
+
+def test_what_the_family_has_no_input_for_is_named():
+    """PixArt's pipeline pads the text and passes a mask."""
+    module = tiny_module(PIXART)
+    inputs = PIXART.inputs(module.config, batch=2, seed=0)
+    mask = torch.ones(inputs["encoder_hidden_states"].shape[:2])
+    with recording(module, PIXART) as calls, torch.no_grad():
+        module(**inputs, return_dict=False)
+        with pytest.raises(Misuse, match="the pipeline passes encoder_attention_mask"):
+            module(**inputs, encoder_attention_mask=mask)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\xff"], ids=["missing", "empty", "blank", "binary"])
+def test_a_file_without_prompts_is_refused(content, flux, tmp_path):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Misuse, match=r"prompts\.txt"):
+        calibrate(flux, tmp_path / "set", prompts=path)

@@ -1,0 +1,90 @@
+"""The statistics tool: occupancy by arithmetic, loops in machine code, and the kernels' promises on one generation."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("cuda_statistics", ROOT / "tools" / "cuda_statistics.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_statistics"] = module  # dataclasses ask for it
+    spec.loader.exec_module(module)
+    return module
+
+
+statistics = load()
+SM = {sm.name: sm for sm in statistics.SMS}
+
+
+def kernel(sm: str, *, threads: int = 128, registers: int = 32, shared: int = 0, **other):
+    values = {"name": "ternary_gemm_128x128", "spilled": 0, "stack": 0, "loop": None}
+    return statistics.Kernel(sm=SM[sm], registers=registers, shared=shared, threads=threads, **{**values, **other})
+
+
+@pytest.mark.parametrize(
+    ("threads", "registers", "shared", "blocks"),
+    [
+        (256, 128, 40 << 10, {"8.0": 2, "8.6": 2, "8.9": 2, "9.0a": 2, "12.0": 2, "7.5": 1}),  # registers; 7.5: shared
+        (256, 128, 80 << 10, {"8.0": 2, "8.6": 1, "9.0a": 2, "12.0": 1}),
+        (128, 119, 32 << 10, {"8.0": 4, "9.0a": 4, "8.6": 3, "8.9": 3, "12.0": 3}),
+        (256, 32, 0, {"7.5": 4, "8.0": 8, "8.6": 6}),  # warps
+        (32, 16, 0, {"7.5": 16, "8.0": 32, "8.6": 16, "8.9": 24}),  # blocks
+    ],
+)
+def test_occupancy_is_the_least_of_four_limits(threads, registers, shared, blocks):
+    for sm, expected in blocks.items():
+        assert kernel(sm, threads=threads, registers=registers, shared=shared).blocks() == expected, sm
+
+
+def test_a_kernel_without_a_bound_has_no_occupancy():
+    assert kernel("8.0", threads=None).blocks() is None
+
+
+SASS = """
+\t\tFunction : ternary_gemm_128x128
+        /*0000*/                   MOV R1, c[0x0][0x28] ;                     /* 0x00000a0000017a02 */
+        /*0010*/                   LOP3.LUT R4, R3, 0xc0c0c0c0, RZ, 0xc0, !PT ; /* 0x0 */
+        /*0020*/                   IMAD.SHL.U32 R5, R3, 0x4, RZ ;             /* 0x0 */
+        /*0030*/                   IMMA.16832.S8.S8 R8, R4.ROW, R6.COL, R8 ;  /* 0x0 */
+        /*0040*/                   NOP ;                                      /* 0x0 */
+        /*0050*/              @!P0 IADD3 R3, R3, 0x1, RZ ;                    /* 0x0 */
+        /*0060*/               @P1 BRA 0x10 ;                                 /* 0x0 */
+        /*0070*/                   EXIT ;                                     /* 0x0 */
+        /*0080*/                   BRA 0x80;                                  /* 0x0 */
+"""
+
+
+def test_the_main_loop_is_the_branch_back_over_tensor_instructions():
+    ((name, code),) = statistics.functions(SASS)
+    loop = statistics.main_loop(code, SM["8.0"])
+    assert name == "ternary_gemm_128x128"
+    assert (loop.products, loop.others, loop.unpacking) == (1, 4, 2)
+    assert statistics.main_loop(code[4:], SM["8.0"]) is None
+
+
+def test_spills_and_broken_promises_are_faults():
+    promised = statistics.promises()
+    assert set(promised) == {"ternary", "int3", "int4", "int8"}
+    unpack, others = promised["ternary"]
+    sound = statistics.Loop(products=32, others=int(32 * others), unpacking=int(16 * unpack))
+    assert statistics.broken(kernel("8.0", loop=sound), promised) == []
+    assert "spills 8 bytes" in statistics.broken(kernel("8.0", spilled=8), promised)[0]
+    slow = statistics.Loop(products=32, others=int(32 * others) + 1, unpacking=int(16 * unpack) + 1)
+    assert len(statistics.broken(kernel("8.0", loop=slow), promised)) == 2
+
+
+@pytest.mark.parametrize("sm", ("7.5", "8.0"))
+def test_the_gemms_keep_their_promises(sm: str, capsys):
+    """One generation for each of the two PTX versions; all of them: make cuda-statistics."""
+    found = statistics.tools()
+    if found is None or statistics.compiler().nvrtc() is None:
+        pytest.skip("ptxas, cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
+    kernels = statistics.collect((SM[sm],), [statistics.GEMM], found)
+    assert len(kernels) == 24 and sum(kernel.loop is not None for kernel in kernels) >= 20
+    promised = statistics.promises()
+    assert [fault for kernel in kernels for fault in statistics.broken(kernel, promised)] == []

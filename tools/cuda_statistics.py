@@ -1,0 +1,254 @@
+"""Static figures of the CUDA kernels, for every GPU generation and without a GPU: what ptxas and the machine code say.
+
+Each source of plugins/cuda/compile.py becomes PTX with NVRTC and machine code with ptxas, as the driver would do it;
+cuobjdump disassembles that. Occupancy is arithmetic (blocks an SM by registers, warps and static shared memory). The
+main loop of a tensor-core kernel is its shortest backward branch over the most tensor instructions; its columns hold
+
+  unpack   instructions that can unpack (logic, shifts, permutes) for each register of four weights: an upper bound,
+           since addresses shift too
+  others   all instructions but the tensor ones and NOP, for each mma.m16n8k32 (on SM 7.5 four instructions are one)
+"""
+
+import argparse
+import collections
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS_VARIABLE = "D2D_CUDA_TOOLS"
+GEMM = "ops/quant_gemm/cuda.cu"
+
+EXAMPLE = f"""example:
+  python tools/cuda_statistics.py                  # the table
+  python tools/cuda_statistics.py --check          # exit code 1 where a kernel spills or breaks a promise of {GEMM}
+  python tools/cuda_statistics.py --sm 8.9 --source quant_gemm
+
+ptxas, cuobjdump and nvdisasm are looked for in ${TOOLS_VARIABLE}, in build/cuda-tools
+(`make cuda-statistics` fills it) and on PATH."""
+
+
+@dataclass(frozen=True)
+class Sm:
+    """One generation: limits of a streaming multiprocessor (CUDA programming guide, table of compute capabilities)."""
+
+    name: str
+    target: str
+    warps: int
+    blocks: int
+    shared: int  # KiB for all blocks
+    reserved: int  # bytes of it that each block takes beside its own
+
+
+SMS = (
+    Sm("7.5", "sm_75", 32, 16, 64, 0),
+    Sm("8.0", "sm_80", 64, 32, 164, 1024),
+    Sm("8.6", "sm_86", 48, 16, 100, 1024),
+    Sm("8.9", "sm_89", 48, 24, 100, 1024),
+    Sm("9.0a", "sm_90a", 64, 32, 228, 1024),
+    Sm("12.0", "sm_120", 48, 24, 100, 1024),
+)
+REGISTERS = 65536
+TENSOR = re.compile(r"[HI]MMA\b")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Instructions of a tensor-core main loop."""
+
+    products: int  # mma.m16n8k32
+    others: int
+    unpacking: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    sm: Sm
+    registers: int
+    spilled: int  # bytes stored and loaded
+    stack: int
+    shared: int  # bytes, static
+    threads: int | None  # of a block, where the kernel is bound to a number
+    loop: Loop | None
+
+    def blocks(self) -> int | None:
+        """Blocks that an SM holds: registers come in units of 256 a warp, shared memory in 128 bytes (7.5: 256)."""
+        if self.threads is None:
+            return None
+        warps = self.threads // 32
+        by_registers = REGISTERS // (-(-self.registers * 32 // 256) * 256) // warps
+        unit = 256 if self.sm.name == "7.5" else 128
+        taken = -(-(self.shared + self.sm.reserved) // unit) * unit
+        by_shared = self.sm.shared * 1024 // taken if taken else self.sm.blocks
+        return min(self.sm.warps // warps, self.sm.blocks, by_registers, by_shared)
+
+
+def compiler():
+    """plugins/cuda/compile.py as a module: the sources and options of the build."""
+    spec = importlib.util.spec_from_file_location("d2d_cuda_compile", ROOT / "plugins" / "cuda" / "compile.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tools() -> dict[str, str] | None:
+    """Paths of ptxas and cuobjdump; None where one is missing."""
+    named = os.environ.get(TOOLS_VARIABLE)
+    homes = [*(ROOT / "build" / "cuda-tools").glob("nvidia/*/bin")]
+    path = os.pathsep.join([*([named] if named else []), *map(str, homes), os.environ.get("PATH", "")])
+    found = {name: shutil.which(name, path=path) for name in ("ptxas", "cuobjdump", "nvdisasm")}
+    return {**found, "path": path} if all(found.values()) else None
+
+
+def assemble(ptx: bytes, sm: Sm, found: dict[str, str]) -> list[Kernel]:
+    """The kernels of one module on one generation. Raises CalledProcessError where ptxas refuses it."""
+    bounds = {
+        name: int(threads)
+        for name, threads in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", ptx.decode(errors="replace"))
+    }
+    environment = {**os.environ, "PATH": found["path"]}
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "module.ptx", Path(folder) / "module.cubin"
+        source.write_bytes(ptx.rstrip(b"\0"))
+        command = [found["ptxas"], f"-arch={sm.target}", "-v", str(source), "-o", str(cubin)]
+        log = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stderr
+        command = [found["cuobjdump"], "-sass", str(cubin)]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    loops = {name: main_loop(code, sm) for name, code in functions(sass)}
+    return [
+        Kernel(
+            name,
+            sm,
+            number(r"Used (\d+) registers", text),
+            number(r"(\d+) bytes spill stores", text) + number(r"(\d+) bytes spill loads", text),
+            number(r"(\d+) bytes stack frame", text),
+            number(r"(\d+) bytes smem", text),
+            bounds.get(name),
+            loops[name],
+        )
+        for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL)
+    ]
+
+
+def number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else 0
+
+
+def functions(sass: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+    """Name and (address, instruction) of each function of cuobjdump's text."""
+    for part in re.split(r"\n\s+Function : ", sass)[1:]:
+        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;/]*);", part)
+        yield part.split()[0], [(int(address, 16), re.sub(r"^@!?U?P\w+\s+", "", text)) for address, text in lines]
+
+
+def main_loop(code: list[tuple[int, str]], sm: Sm) -> Loop | None:
+    bodies = []
+    for address, text in code:
+        target = re.match(r"BRA.*\b0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            body = [opcode for at, opcode in code if int(target[1], 16) <= at <= address]
+            bodies.append((sum(bool(TENSOR.match(opcode)) for opcode in body), -len(body), body))
+    count, _, body = max(bodies, default=(0, 0, []), key=lambda entry: entry[:2])
+    if not count:
+        return None
+    names = collections.Counter(opcode.split()[0] for opcode in body)
+    unpacking = sum(n for name, n in names.items() if re.match(r"LOP3|SHF|SHL|PRMT|IMAD\.SHL|LEA", name))
+    others = sum(n for name, n in names.items() if not TENSOR.match(name) and name != "NOP")
+    return Loop(count // (4 if sm.name == "7.5" else 1), others, unpacking)
+
+
+def promises() -> dict[str, tuple[float, float]]:
+    """unpack and others by format, from the head comment of the GEMMs."""
+    text = (ROOT / "plugins" / GEMM).read_text()
+    rows = re.findall(r"^//   (\w+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
+    return {name: (float(unpack), float(others)) for name, unpack, others in rows}
+
+
+def unpack_of(kernel: Kernel) -> float | None:
+    """Instructions for a register of weights in the 128 x 128 kernel: 2 registers serve 4 mma, one a row tile."""
+    if kernel.loop is None or not kernel.name.endswith("_128x128"):
+        return None
+    return kernel.loop.unpacking / (kernel.loop.products / 4 * 2)
+
+
+def broken(kernel: Kernel, promised: dict[str, tuple[float, float]]) -> list[str]:
+    """What a kernel does that it must not."""
+    faults = []
+    if kernel.spilled or kernel.stack:
+        faults.append(f"spills {kernel.spilled} bytes, stack {kernel.stack}")
+    unpack = unpack_of(kernel)
+    if unpack is not None:
+        least, others = promised[kernel.name.split("_")[0]]
+        if unpack > least:
+            faults.append(f"unpacks 4 weights in {unpack:.2f} instructions, promised {least}")
+        if kernel.loop.others / kernel.loop.products > others:
+            faults.append(f"{kernel.loop.others / kernel.loop.products:.2f} others for a mma, promised {others}")
+    return [f"{kernel.name} on {kernel.sm.name}: {fault}" for fault in faults]
+
+
+def table(kernels: list[Kernel]) -> str:
+    lines = [
+        f"{'kernel':34}{'SM':>6}{'regs':>6}{'spill':>7}{'shared':>8}{'blocks':>8}{'warps':>12}{'unpack':>8}{'others':>8}"
+    ]
+    for kernel in sorted(kernels, key=lambda k: (k.name, SMS.index(k.sm))):
+        blocks = kernel.blocks()
+        warps = "" if blocks is None else f"{blocks * kernel.threads // 32} of {kernel.sm.warps}"
+        unpack = unpack_of(kernel)
+        grouped = kernel.name.endswith("_groups")  # its loop holds the end of a group, which few steps reach
+        others = None if kernel.loop is None or grouped else kernel.loop.others / kernel.loop.products
+        lines.append(
+            f"{kernel.name:34}{kernel.sm.name:>6}{kernel.registers:>6}{kernel.spilled:>7}{kernel.shared:>8}"
+            f"{'' if blocks is None else blocks:>8}{warps:>12}"
+            f"{'' if unpack is None else f'{unpack:.2f}':>8}{'' if others is None else f'{others:.2f}':>8}"
+        )
+    return "\n".join(lines)
+
+
+def collect(sms: tuple[Sm, ...], sources: list[str], found: dict[str, str]) -> list[Kernel]:
+    build = compiler()
+    library = build.nvrtc()
+    kernels = []
+    for source in sources:
+        modules = {at: build.to_ptx(library, build.PLUGINS / source, at) for at in build.CAPABILITIES}
+        for sm in sms:
+            best = max(at for at in modules if at <= int(re.sub(r"\D", "", sm.name)))
+            kernels += assemble(modules[best], sm, found)
+    return kernels
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="exit code 1 where a kernel spills or breaks a promise")
+    parser.add_argument("--sm", choices=[sm.name for sm in SMS], help="one generation only")
+    parser.add_argument("--source", default="", help="only sources whose path holds this text")
+    arguments = parser.parse_args()
+    found, build = tools(), compiler()
+    if found is None or build.nvrtc() is None:
+        print(
+            "ptxas, cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them",
+            file=sys.stderr,
+        )
+        return build.NOT_FOUND
+    sms = tuple(sm for sm in SMS if arguments.sm in (None, sm.name))
+    kernels = collect(sms, [source for source in build.SOURCES if arguments.source in source], found)
+    print(table(kernels))
+    faults = [fault for kernel in kernels for fault in broken(kernel, promises())]
+    if arguments.check and faults:
+        print(*faults, sep="\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
