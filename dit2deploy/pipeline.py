@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dit2deploy import __version__
@@ -13,6 +14,7 @@ from dit2deploy.artefacts.checkpoint import Checkpoint
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
+from dit2deploy.base.estimate import Estimate
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
 from dit2deploy.models.load import open_model
 
@@ -60,13 +62,15 @@ def compile(
     guidance: float = 1.5,
     runs: int = 30,
     quality_samples: int = 200,
+    max_memory: int | None = None,
     seed: int = 0,
 ) -> Bundle:
     """Takes a diffusers folder to a bundle with parity, profile and report.
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
     search and quantize; `calibration` (a calibration set) that of calibrate. Intermediate artefacts lie in `work`
-    (default: OUT.work beside the bundle) and are used again. Stopped at any point, the same call goes on. Measured is
+    (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
+    `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is
     the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
     the report is written before that.
     """
@@ -104,7 +108,7 @@ def compile(
             "calibrate",
             calibration_set,
             {"model": source, "samples": samples, **sampler},
-            lambda: calibrate(model, calibration_set, samples=samples, **sampler),
+            lambda: calibrate(model, calibration_set, samples=samples, max_memory=max_memory, **sampler),
         )
     packed = Path(checkpoint) if checkpoint else work / "checkpoint"
     if checkpoint is None:
@@ -121,12 +125,21 @@ def compile(
             "quantize",
             packed,
             {"model": source, "policy": chosen.sha256, "calibration": _hash(calibration_set), "seed": seed},
-            lambda: quantize(model, chosen, CalibrationSet.load(calibration_set), packed, seed=seed),
+            lambda: quantize(
+                model, chosen, CalibrationSet.load(calibration_set), packed, max_memory=max_memory, seed=seed
+            ),
         )
     fused = work / "onnx"
-    journal.run("export", fused, {"checkpoint": _hash(packed)}, lambda: export(packed, fused, form="fused"))
+    journal.run(
+        "export",
+        fused,
+        {"checkpoint": _hash(packed)},
+        lambda: export(packed, fused, form="fused", max_memory=max_memory),
+    )
     baseline = work / "onnx-float"
-    journal.run("export float", baseline, {"model": source}, lambda: export_float(model, baseline))
+    journal.run(
+        "export float", baseline, {"model": source}, lambda: export_float(model, baseline, max_memory=max_memory)
+    )
 
     # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
     here = [name for name in targets if by_name(name).availability().can_run]
@@ -150,6 +163,7 @@ def compile(
             calibration=calibration_set,
             model=model,
             float_onnx=baseline,
+            max_memory=max_memory,
         ),
     )
     Bundle.load(out)  # a file that was changed since is an error, not a reason to build on
@@ -160,7 +174,9 @@ def compile(
             "parity",
             out / PARITY,
             {**bundle_hash, "target": target, "steps": steps, "seed": seed},
-            lambda: parity(out, target=target, model=model, checkpoint=packed, steps=steps, seed=seed),
+            lambda: parity(
+                out, target=target, model=model, checkpoint=packed, steps=steps, max_memory=max_memory, seed=seed
+            ),
         )
     except Failed as error:
         failure = error
@@ -183,3 +199,50 @@ def compile(
     if failure is not None:
         raise failure
     return Bundle.load(out)
+
+
+def estimate(
+    model: str | Path,
+    *,
+    recipe: str = "w1.58a4",
+    policy: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    calibration: str | Path | None = None,
+    samples: int = 8,
+    steps: int = 20,
+    guidance: float = 1.5,
+    max_memory: int | None = None,
+    seed: int = 0,
+) -> list[Estimate]:
+    """What the long stages of `compile` will take with the same arguments: calibrate and quantize. Writes nothing.
+
+    Raises Misuse as they do, a ceiling of memory that cannot be kept included. A recipe that measures needs a
+    calibration set, so that without one quantize is left out, with a note.
+    """
+    from dit2deploy.models.load import skeleton
+    from dit2deploy.stages import calibrate, quantize
+    from dit2deploy.stages.search import is_measured, search
+
+    model, found = Path(model), []
+    if calibration is None:
+        sampler = {"samples": samples, "steps": steps, "guidance": guidance}
+        found.append(calibrate.estimate(model, **sampler, max_memory=max_memory))
+    if checkpoint is not None:
+        return found
+    if policy is None and is_measured(recipe):
+        progress.note(f"recipe {recipe} measures: search and quantize are not estimated before")
+        return found
+    with TemporaryDirectory(prefix="dit2deploy-") as folder:
+        chosen = (
+            Policy.load(Path(policy)) if policy else search(model, Path(folder) / "p.json", recipe=recipe, seed=seed)
+        )
+    if calibration is not None:
+        held = CalibrationSet.load(Path(calibration))
+        call, calls = held.call(0), len(held)
+    else:
+        source = open_model(model)
+        batch = samples if guidance == 1 or source.family.conditioning != "class" else 2 * samples
+        inputs = source.family.inputs(skeleton(source).config, batch=batch, seed=seed)
+        call, calls = {name: tensor.numpy() for name, tensor in inputs.items()}, steps
+    found.append(quantize.estimate(model, chosen, call, calls=calls, max_memory=max_memory, seed=seed))
+    return found

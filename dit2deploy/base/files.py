@@ -28,6 +28,7 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != "BF16"}
+_CHUNK = 1 << 20  # numbers that are widened at once
 _LARGEST_HEADER = 100 * 1024 * 1024
 
 
@@ -188,15 +189,16 @@ class TensorFile:
         if name not in self._entries:
             raise Misuse(f"{self.path}: there is no tensor {name!r}.", self._cure)
         dtype, shape, begin = self._entries[name]
-        values = np.fromfile(
-            self.path,
-            dtype=_DTYPES[dtype],
-            count=int(np.prod(shape, dtype=np.int64)),
-            offset=self._start + begin,
-        ).reshape(shape)
-        if dtype == "BF16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values
+        count = int(np.prod(shape, dtype=np.int64))
+        with open(self.path, "rb") as file:
+            file.seek(self._start + begin)
+            if dtype != "BF16":
+                return np.fromfile(file, _DTYPES[dtype], count).reshape(shape)
+            values = np.empty(count, np.uint32)
+            for at in range(0, count, _CHUNK):
+                part = values[at : at + _CHUNK]
+                np.left_shift(np.fromfile(file, np.uint16, len(part)), 16, out=part, dtype=np.uint32)
+        return values.view(np.float32).reshape(shape)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:

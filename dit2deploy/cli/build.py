@@ -22,8 +22,9 @@ from dit2deploy.cli import options
     help="GPUs that TensorRT-RTX engines are for; may be given several times.",
 )
 @options.out("Folder of the bundle.")
+@options.max_memory
 @options.common
-def command(onnx: Path, targets, calibration, model, float_onnx, capabilities, out: Path, seed: int):
+def command(onnx: Path, targets, calibration, model, float_onnx, capabilities, out: Path, max_memory: int | None):
     """Build engines for the targets from an exported ONNX model, into one bundle.
 
     \b
@@ -39,6 +40,7 @@ def command(onnx: Path, targets, calibration, model, float_onnx, capabilities, o
         calibration=calibration,
         model=model,
         float_onnx=float_onnx,
+        max_memory=max_memory,
     )
     size = made.manifest.size
     rows = [

@@ -15,16 +15,20 @@ from dit2deploy.cli import options
 @options.size
 @options.steps
 @options.guidance
+@options.max_memory
+@options.dry_run
 @options.common
-def command(model: Path, out: Path, seed: int, **settings):
+def command(model: Path, out: Path, dry_run: bool, seed: int, **settings):
     """Record inputs of MODEL's transformer on its own denoising trajectories.
 
     \b
     dit2deploy calibrate dit-xl-2/ --samples 16 -o calibration/
     dit2deploy calibrate flux-1-schnell/ --prompts prompts.txt --steps 4 --guidance 0 -o calibration/
     """
-    from dit2deploy.stages.calibrate import calibrate
+    from dit2deploy.stages.calibrate import calibrate, estimate
 
+    if dry_run:
+        return options.estimates([estimate(model, **settings)])
     made = calibrate(model, out, seed=seed, **settings)
     values = {"out": str(out), "calls": len(made), "timesteps": list(made.manifest.timesteps)}
     return values, f"{out}: {len(made)} calls of {made.manifest.model}"

@@ -20,8 +20,10 @@ from dit2deploy.cli import options
 @options.steps
 @options.guidance
 @options.out("Folder of the bundle.")
+@options.max_memory
+@options.dry_run
 @options.common
-def command(model: Path, out: Path, targets, **settings):
+def command(model: Path, out: Path, targets, dry_run: bool, **settings):
     """Run all stages on MODEL: calibrate, search, quantize, export, build, parity, profile, report.
 
     Stopped at any point (ctrl-C, a kill, a full disk), the same command goes on where it was; what the hashes of its
@@ -31,8 +33,11 @@ def command(model: Path, out: Path, targets, **settings):
     dit2deploy compile dit-xl-2/ --recipe w1.58a4 --target ort-cpu -o bundle/
     dit2deploy compile dit-xl-2/ --checkpoint dit-xl-2-w1.58a4-qat/ -o bundle/
     """
-    from dit2deploy.pipeline import compile
+    from dit2deploy.pipeline import compile, estimate
 
+    if dry_run:
+        settings.pop("work")
+        return options.estimates(estimate(model, **settings))
     compile(model, out, targets=targets, **settings)
     return summary(out)
 

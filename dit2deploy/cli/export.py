@@ -17,8 +17,9 @@ from dit2deploy.cli import options
     help="fused: our GEMMs, for `build`. qdq: the interchange form. float: CHECKPOINT is an unquantized model.",
 )
 @options.out("Folder of the ONNX model.")
+@options.max_memory
 @options.common
-def command(checkpoint: Path, form: str, out: Path, seed: int):
+def command(checkpoint: Path, form: str, out: Path, max_memory: int | None):
     """Lower a quantized CHECKPOINT to ONNX; the file runs in any ONNX runtime through its function bodies.
 
     \b
@@ -27,7 +28,10 @@ def command(checkpoint: Path, form: str, out: Path, seed: int):
     """
     from dit2deploy.stages.export import export, export_float
 
-    made = export_float(checkpoint, out) if form == "float" else export(checkpoint, out, form=form)
+    if form == "float":
+        made = export_float(checkpoint, out, max_memory=max_memory)
+    else:
+        made = export(checkpoint, out, form=form, max_memory=max_memory)
     inputs = ", ".join(f"{port.name}{list(port.shape)}" for port in made.manifest.inputs)
     values = made.manifest.model_dump(mode="json")
     return {"out": str(out), **values}, f"{made.path}: {len(made.manifest.layers)} quantized layers; inputs {inputs}"

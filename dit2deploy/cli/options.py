@@ -3,41 +3,78 @@
 import functools
 import inspect
 import json
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from dit2deploy.base import progress
+from dit2deploy.base.estimate import Estimate
+from dit2deploy.base.memory import gigabytes
 
+EVERY = 30.0  # seconds between two lines of progress
 PATH = click.Path(path_type=Path)
 TARGET_NAMES = ("ort-cpu", "tensorrt-rtx", "tensorrt", "reference")
 
 
 class _Lines:
-    """Progress for logs and pipes: a line when an item starts and when it ends."""
+    """Progress for logs and pipes: a line when an item starts and ends, and now and then how far it is."""
 
     def __init__(self, verbose: bool) -> None:
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, int]] = {}  # when, and how much an earlier run had done
+        self.told: dict[str, float] = {}
         self.verbose = verbose
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         if total == 0:
             click.echo(f"note: {what}", err=True)
         elif what not in self.started:
-            self.started[what] = time.monotonic()
+            self.started[what] = time.monotonic(), done
+            self.told[what] = time.monotonic()
             click.echo(f"{what} ..." if total is None else f"{what} ({total}) ...", err=True)
         elif done == total:
-            seconds = time.monotonic() - self.started.pop(what)
+            seconds = time.monotonic() - self.started.pop(what)[0]
             click.echo(f"{what}: done in {seconds:.1f} s", err=True)
-        elif self.verbose:
-            click.echo(f"{what}: {done}/{total or '?'}", err=True)
+        elif self.verbose or time.monotonic() - self.told[what] >= EVERY:
+            self.told[what] = time.monotonic()
+            begun, before = self.started[what]
+            click.echo(f"{what}: {pace(done, total, done - before, time.monotonic() - begun)}", err=True)
+
+
+def pace(done: int, total: int | None, now: int, seconds: float) -> str:
+    """How far, how fast and how long still, where `now` of `done` were made in these seconds."""
+    text = f"{done}/{total or '?'}"
+    if total is None or now <= 0 or seconds <= 0:
+        return text
+    speed = f"{now / seconds:.1f} a second" if now > seconds else f"{seconds / now:.1f} s each"
+    return f"{text}, {speed}, {duration((total - done) * seconds / now)} left"
+
+
+class _Speed(ProgressColumn):
+    """Items a second, or seconds an item."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f}/s" if speed > 1 else f"{1 / speed:.1f} s each")
 
 
 class _Bars:
@@ -82,6 +119,7 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
+                _Speed(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
@@ -166,6 +204,40 @@ def widths(_context: click.Context, _parameter: click.Parameter, value: str | No
         return tuple(int(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is no list of bits.", param_hint="--bits") from None
+
+
+def _bytes(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """Of an option like "8GB" or "512MB"; decimal units, as sizes are printed."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
+    if not found or not (size := int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))):
+        raise click.BadParameter(f"{value!r} is no size, e.g. 8GB.", param_hint="--max-memory")
+    return size
+
+
+max_memory = click.option(
+    "--max-memory",
+    metavar="SIZE",
+    callback=_bytes,
+    help="Memory that the process may own, e.g. 8GB.  [default: what the machine has free]",
+)
+
+
+dry_run = click.option("--dry-run", is_flag=True, help="Write nothing: tell what it would take in time and memory.")
+
+
+def estimates(found: Sequence[Estimate]) -> tuple[dict[str, Any], Table]:
+    """What a command with --dry-run gives back."""
+    rows = [(one.stage, duration(one.seconds), gigabytes(one.memory), gigabytes(one.disk)) for one in found]
+    columns = ("stage", "time here and now", "peak memory", "disk")
+    return {"estimates": [one.told() for one in found]}, table("nothing was written; about:", columns, rows)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def out(help: str) -> Callable:

@@ -13,8 +13,9 @@ from dit2deploy.cli import options
 @click.option("--model", type=options.PATH, help="The full-precision model.  [default: where the bundle says it was]")
 @click.option("--checkpoint", type=options.PATH, help="The quantized one.  [default: where the bundle says it was]")
 @options.steps
+@options.max_memory
 @options.common
-def command(bundle: Path, target: str, model, checkpoint, steps: int, seed: int):
+def command(bundle: Path, target: str, model, checkpoint, steps: int, max_memory: int | None, seed: int):
     """Show that the engine computes what PyTorch computes, and what quantization cost. Exit code 1 if it does not.
 
     \b
@@ -22,5 +23,6 @@ def command(bundle: Path, target: str, model, checkpoint, steps: int, seed: int)
     """
     from dit2deploy.stages.parity import parity, summary
 
-    result = parity(bundle, target=target, model=model, checkpoint=checkpoint, steps=steps, seed=seed)
+    sources = {"model": model, "checkpoint": checkpoint}
+    result = parity(bundle, target=target, **sources, steps=steps, max_memory=max_memory, seed=seed)
     return result, summary(result)

@@ -13,8 +13,19 @@ from dit2deploy.cli import options
 @click.option("--calibration", required=True, type=options.PATH, help="From `dit2deploy calibrate`.")
 @click.option("--iterations", type=click.IntRange(1), help="Of each block's reconstruction. [default: by its size]")
 @options.out("Folder of the quantized checkpoint.")
+@options.max_memory
+@options.dry_run
 @options.common
-def command(model: Path, policy: Path, calibration: Path, iterations: int | None, out: Path, seed: int):
+def command(
+    model: Path,
+    policy: Path,
+    calibration: Path,
+    iterations: int | None,
+    out: Path,
+    max_memory: int | None,
+    dry_run: bool,
+    seed: int,
+):
     """Pack MODEL as the policy says; goes on where an earlier run was stopped.
 
     \b
@@ -23,9 +34,14 @@ def command(model: Path, policy: Path, calibration: Path, iterations: int | None
     from dit2deploy.artefacts.calibration_set import CalibrationSet
     from dit2deploy.artefacts.checkpoint import TENSORS
     from dit2deploy.artefacts.policy import Policy
-    from dit2deploy.stages.quantize import quantize
+    from dit2deploy.stages.quantize import estimate, quantize
 
-    made = quantize(model, Policy.load(policy), CalibrationSet.load(calibration), out, iterations=iterations, seed=seed)
+    held = CalibrationSet.load(calibration)
+    if dry_run:
+        found = estimate(model, Policy.load(policy), held.call(0), calls=len(held), max_memory=max_memory, seed=seed)
+        return options.estimates([found])
+    settings = {"iterations": iterations, "max_memory": max_memory, "seed": seed}
+    made = quantize(model, Policy.load(policy), held, out, **settings)
     size = (made.folder / TENSORS).stat().st_size
     quantized = sum(layer.is_quantized for layer in made.policy.layers.values())
     return (

@@ -16,8 +16,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, inside, read_json, sha256_of_file, sha256_of_json
-from dit2deploy.base.progress import note, track
+from dit2deploy.base.progress import note
 from dit2deploy.models import FAMILIES, Family, family_of
+from dit2deploy.models.stream import fill, place
 
 CONFIG = "config.json"
 INDEX = "model_index.json"
@@ -222,10 +223,12 @@ def linears_of(module: torch.nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-def load_transformer(path: Path) -> tuple[torch.nn.Module, Family]:
+def load_transformer(path: Path, *, keep: int | None = None) -> tuple[torch.nn.Module, Family]:
     """The transformer of a folder, eval() and float32, and its family.
 
-    Raises Misuse as `open_model` does, and where weights and config do not fit.
+    With `keep`, about that many bytes of its weights are in memory, and the other layers read theirs at each call
+    (models/stream.py): such a network computes the same, but cannot be trained. Raises Misuse as `open_model` does,
+    and where weights and config do not fit.
     """
     model = open_model(path)
     for assumption in model.family.assumptions:
@@ -233,8 +236,7 @@ def load_transformer(path: Path) -> tuple[torch.nn.Module, Family]:
     with fake_parameters():
         module = build(model.config, model.folder / CONFIG)
     check_fits(module, model)
-    for name in track(list(module.state_dict()), "load"):
-        put(module, name, torch.from_numpy(model.tensors.read(name)).float())
+    fill(module, lambda name: torch.from_numpy(model.tensors.read(name)).float(), keep=keep)
     return module, model.family
 
 
@@ -264,8 +266,4 @@ def check_fits(module: torch.nn.Module, model: ModelFolder) -> None:
 def put(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
     """Sets the parameter or buffer of that name."""
     path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if leaf in owner._parameters:
-        owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
-    else:
-        owner._buffers[leaf] = value
+    place(module.get_submodule(path), leaf, value)

@@ -10,9 +10,9 @@ from diffusers.models.attention_processor import Attention
 from dit2deploy.artefacts.checkpoint import CONFIG, Checkpoint
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.progress import track
-from dit2deploy.models.load import build, fake_parameters, known_family, linears_of, put
+from dit2deploy.models.load import build, fake_parameters, known_family, linears_of
 from dit2deploy.models.places import check_places
+from dit2deploy.models.stream import fill
 from dit2deploy.nn.attention import QuantAttention
 from dit2deploy.nn.quant_linear import QuantForm, QuantLinear
 from dit2deploy.nn.timestep_groups import TimestepGroups
@@ -62,15 +62,16 @@ def swap_linears(module: torch.nn.Module, policy: Policy, *, form: QuantForm = "
     return layers
 
 
-def load_quantized(checkpoint: Checkpoint, *, form: QuantForm = "fused") -> torch.nn.Module:
+def load_quantized(checkpoint: Checkpoint, *, form: QuantForm = "fused", keep: int | None = None) -> torch.nn.Module:
     """The quantized PyTorch reference: called as the diffusers transformer is, in float32.
 
-    Raises Misuse for a checkpoint whose tensors are not those that its config and policy ask for.
+    `keep` as of `models.load.load_transformer`. Raises Misuse for a checkpoint whose tensors are not those that its
+    config and policy ask for.
     """
     module = empty_quantized(checkpoint.config, checkpoint.policy, form=form)
     check_fits(module, checkpoint)
-    for name, expected in track(list(module.state_dict().items()), "load"):
-        put(module, name, torch.from_numpy(checkpoint.tensors.read(name)).to(expected.dtype))
+    dtypes = {name: value.dtype for name, value in module.state_dict().items()}
+    fill(module, lambda name: torch.from_numpy(checkpoint.tensors.read(name)).to(dtypes[name]), keep=keep)
     return module
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dit2deploy.nn.simulate import blocks_of
+from dit2deploy.models.blocks import blocks_of
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from dit2deploy.artefacts.policy import LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.folds import Fold
 from dit2deploy.models.load import linears_of
+from dit2deploy.models.stream import held
 from dit2deploy.quantizers.inputs import channel_maxima
 
 _CURE = "Set the smoothing of these layers to 0 in the policy."
@@ -122,17 +123,17 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 def channels_of(
     wanted: Sequence[tuple[Fold, LayerPolicy]],
     linears: Mapping[str, tuple[int, int]],
-    weights: Mapping[str, np.ndarray],
+    weight_maxima: Mapping[str, np.ndarray],
     maxima: Mapping[str, torch.Tensor],
 ) -> dict[str, Channels]:
-    """What becomes of each layer: from the readers' full-precision weights [N, K] and `maxima` [C, K] of their
-    |input|, by calls. Readers of one place share one c, from the largest of each.
+    """What becomes of each layer: from `weight_maxima` [K] of the readers' full-precision weights, over their outputs,
+    and `maxima` [C, K] of their |input|, by calls. Readers of one place share one c, from the largest of each.
     """
     columns: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
     shift: dict[str, np.ndarray] = {}
     for fold, policy in wanted:
-        largest = np.max([np.abs(np.asarray(weights[name], np.float32)).max(0) for name in fold.readers], axis=0)
+        largest = np.max([weight_maxima[name] for name in fold.readers], axis=0)
         steps = np.max([maxima[name].numpy() for name in fold.readers], axis=0)
         inputs = salience(steps, largest) if policy.smoothing_steps == "correlation" else steps.max(0)
         c = factors(inputs, largest, policy.smoothing)
@@ -171,5 +172,8 @@ def gathered_channels(
     readers = [name for fold, _ in wanted for name in fold.readers]
     if not readers:
         return {}
-    weights = {name: network.get_parameter(f"{name}.weight").detach().numpy() for name in readers}
-    return channels_of(wanted, linears_of(network), weights, channel_maxima(network, readers, calibration))
+    weight_maxima = {}
+    for name in readers:
+        with held(network.get_submodule(name)):
+            weight_maxima[name] = network.get_parameter(f"{name}.weight").detach().abs().amax(0).numpy()
+    return channels_of(wanted, linears_of(network), weight_maxima, channel_maxima(network, readers, calibration))

@@ -27,6 +27,7 @@ from dit2deploy.artefacts.policy import FILE as POLICY
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, whole_folder, write_json, write_tensors
 from dit2deploy.base.machine import versions
+from dit2deploy.base.memory import require
 from dit2deploy.base.progress import note, track
 from dit2deploy.targets import Target, by_name
 from dit2deploy.targets.graph import bytes_by_part, float32_bytes
@@ -44,12 +45,14 @@ def build(
     calibration: Path | None = None,
     model: Path | None = None,
     float_onnx: Path | None = None,
+    max_memory: int | None = None,
 ) -> Bundle:
     """Writes the bundle `out` with an engine of `onnx` for each of `targets`; `options` are each target's own.
 
     With `calibration`, single steps are recorded beside the engines: inputs of a few of its timesteps, outputs of the
     quantized PyTorch model (where its checkpoint still is) and of the full-precision `model`, so that a device without
-    torch can check its engine. `float_onnx` is noted as the baseline of profile. Raises Misuse for a target that
+    torch can check its engine; `max_memory` bounds what the process owns meanwhile, in bytes (None: what the machine
+    has free). `float_onnx` is noted as the baseline of profile. Raises Misuse for a target that
     cannot be built here, before anything is written; nothing is left where a build fails.
     """
     source, out = OnnxModel.load(Path(onnx)), Path(out)
@@ -65,7 +68,7 @@ def build(
         if checkpoint is not None:
             shutil.copyfile(checkpoint.folder / POLICY, root / POLICY)
         if calibration is not None:
-            _record(root / REFERENCE, source, CalibrationSet.load(Path(calibration)), checkpoint, model)
+            _record(root / REFERENCE, source, CalibrationSet.load(Path(calibration)), checkpoint, model, max_memory)
         records = {
             target.name: target.build(source, root=root, options=options.get(target.name, {}))
             for target in track(chosen, "build")
@@ -170,10 +173,16 @@ def _size(source: OnnxModel, records: Mapping[str, TargetRecord], model: Path | 
 
 
 def _record(
-    path: Path, source: OnnxModel, calibration: CalibrationSet, checkpoint: Checkpoint | None, model: Path | None
+    path: Path,
+    source: OnnxModel,
+    calibration: CalibrationSet,
+    checkpoint: Checkpoint | None,
+    model: Path | None,
+    max_memory: int | None,
 ) -> None:
     """Writes inputs of RECORDED_STEPS timesteps, evenly spread over the set, and what PyTorch makes of them."""
-    from dit2deploy.models.load import load_transformer
+    from dit2deploy.models import load
+    from dit2deploy.models.stream import largest_layer
     from dit2deploy.nn.call import call_numpy
     from dit2deploy.nn.convert import load_quantized
 
@@ -182,12 +191,16 @@ def _record(
     tensors = {f"input.{name}": np.stack([call[name] for call in calls]) for name in calls[0]}
     networks = {}
     if checkpoint is not None:
-        networks["quantized"] = lambda: load_quantized(checkpoint)
+        networks["quantized"] = lambda keep: load_quantized(checkpoint, keep=keep)
     if model is not None:
-        networks["full_precision"] = lambda: load_transformer(Path(model))[0]
-    for name, load in networks.items():
-        network = load()
+        networks["full_precision"] = lambda keep: load.load_transformer(Path(model), keep=keep)[0]
+    with load.fake_parameters():
+        # A packed layer is unpacked when it is called: then it is as large as the full-precision one.
+        least = 3 * largest_layer(load.build(source.config, source.folder / CONFIG))
+    for name, made in networks.items():
+        network = made(require(f"build: a step of {source.manifest.model}", least, max_memory))
         tensors[name] = np.stack([call_numpy(network, call) for call in track(calls, f"record {name}")])
+        del network
     write_tensors(path, tensors)
 
 

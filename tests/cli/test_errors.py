@@ -112,6 +112,28 @@ def test_a_full_disk(capsys, tmp_path, tiny_dit_folder, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("size", ["lots", "-1GB", "0", "8 apples"])
+def test_a_ceiling_that_is_no_size(capsys, tmp_path, tiny_dit_folder, size):
+    check(run(capsys, "calibrate", tiny_dit_folder, "--max-memory", size, "-o", tmp_path / "out"), "--max-memory")
+
+
+@pytest.mark.parametrize("command", ["calibrate", "compile"])
+def test_a_ceiling_that_cannot_be_kept(capsys, tmp_path, tiny_dit_folder, command):
+    for more in ((), ("--dry-run",)):
+        result = run(capsys, command, tiny_dit_folder, "--max-memory", "20MB", *more, "-o", tmp_path / "out")
+        check(result, "a ceiling of 0.02 GB", "--max-memory")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["calibrate", "compile"])
+def test_a_dry_run_tells_time_memory_and_disk_and_writes_nothing(capsys, tmp_path, tiny_dit_folder, command):
+    code, out, _ = run(capsys, command, tiny_dit_folder, "--dry-run", "--json", "-o", tmp_path / "out")
+    assert code == 0 and list(tmp_path.iterdir()) == []
+    found = {one["stage"]: one for one in json.loads(out)["estimates"]}
+    assert list(found) == (["calibrate"] if command == "calibrate" else ["calibrate", "quantize"])
+    assert all(one["seconds"] > 0 and one["memory"] > 0 and one["disk"] > 0 for one in found.values())
+
+
 def test_ctrl_c(capsys, tmp_path, tiny_dit_folder, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -5,10 +5,11 @@ import torch
 
 from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.models import FAMILIES
+from dit2deploy.models.blocks import blocks_of, recording, replaying
 from dit2deploy.models.dit import DIT
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.convert import load_quantized
-from dit2deploy.nn.simulate import Simulation, blocks_of, recording, replaying
+from dit2deploy.nn.simulate import Simulation
 from dit2deploy.quantizers.linear import quantize_linear
 from tests import packing
 

@@ -76,7 +76,12 @@ def test_folding_leaves_the_full_precision_network_the_same_function(family, cha
     weights = {name: network.get_submodule(name).weight.numpy() for place in places for name in place.readers}
     maxima = {name: torch.from_numpy(10 ** rng.uniform(-1.5, 1.5, (1, w.shape[1]))) for name, w in weights.items()}
     policy = LayerPolicy(weight="int8", activation_bits=(8,), smoothing=0.8)
-    channels = channels_of([(place, policy) for place in places], shapes, weights, maxima)
+    channels = channels_of(
+        [(place, policy) for place in places],
+        shapes,
+        {name: np.abs(weight).max(0) for name, weight in weights.items()},
+        maxima,
+    )
     before_fold: dict[str, torch.Tensor] = {}
     after_fold: dict[str, torch.Tensor] = {}
     with torch.no_grad():

@@ -1,6 +1,9 @@
 """Stage calibrate: records what the full-precision transformer is asked on the way from noise to image."""
 
-from collections.abc import Iterator
+import itertools
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +11,21 @@ import torch
 
 from dit2deploy.artefacts.calibration_set import MANIFEST, CalibrationManifest, CalibrationSet
 from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
+from dit2deploy.base.memory import require
 from dit2deploy.base.progress import note, report
 from dit2deploy.models import Family
-from dit2deploy.models.load import ModelFolder, load_transformer, open_model
+from dit2deploy.models.cost import cost_of_call
+from dit2deploy.models.load import ModelFolder, load_transformer, open_model, skeleton
 from dit2deploy.models.pipeline import read_prompts
+from dit2deploy.models.stream import largest_layer
+from dit2deploy.nn.call import call_numpy
 from dit2deploy.sampling import Scheduler, initial_noise, trajectory
 from dit2deploy.stages.calibrate.prompts import denoise
 
 FIRST_SEED = 1 << 20  # noise of seed 0 is this one's: calibration shares no noise with the samples of small seeds
+_TOLD = {"command", "versions"}  # of the manifest: not what the set is made of
 NO_TRAJECTORY = "none: independent random latents and conditioning at evenly spaced timesteps"
 
 
@@ -27,6 +36,7 @@ def calibrate(
     samples: int = 8,
     steps: int = 20,
     guidance: float = 1.5,
+    max_memory: int | None = None,
     seed: int = 0,
     prompts: Path | None = None,
     height: int | None = None,
@@ -40,10 +50,13 @@ def calibrate(
     in images of `height` x `width` pixels (None: its own size): outputs of the text encoders and latents are recorded
     as the transformer is given them. Without prompts their calls hold random latents and conditioning at evenly spaced
     timesteps, and the manifest's scheduler says so. A set in `out` that was made of the same weights with the same
-    options is kept.
+    options is kept. Finished steps lie in `OUT.parts/` until the set is whole, so a killed run goes on. Of the weights,
+    as much as fits stays in memory (`max_memory`: bytes that the process may own; None: what the machine has free).
+
+    The pipeline of prompts is in memory as a whole.
 
     Raises Misuse for a class-conditional model without a scheduler or with prompts, for a pipeline that prompts cannot
-    be given to, and for a family whose inputs are unknown.
+    be given to, for a family whose inputs are unknown, and for a ceiling of memory that cannot be kept.
     """
     model, out = Path(model), Path(out)
     if samples < 1 or steps < 1:
@@ -76,22 +89,75 @@ def calibrate(
         return present
 
     if texts:
+        require_pipeline(model, max_memory)
         sampler = {"steps": steps, "guidance": guidance, "seed": seeds[0]}
         calls, timesteps = denoise(model, source.family, texts, **sampler, height=height, width=width)
         manifest = manifest.model_copy(update={"timesteps": timesteps})
         return _saved(out, manifest, calls)
-    network, _ = load_transformer(model)
-    if scheduler is not None:
-        calls = list(_denoise(network, source.family, manifest, scheduler))
-    else:
+    empty = skeleton(source)
+    if scheduler is None:
         note(f"calibrate: {source.class_name} has no trajectories here; its set holds random inputs")
-        calls = list(_random(source, network, manifest))
-    return _saved(out, manifest, calls)
+        return _saved(out, manifest, list(_random(source, empty, manifest)))
+    _, keep = weights_in_memory(empty, source, samples=samples, guidance=guidance, max_memory=max_memory)
+    network, _ = load_transformer(model, keep=keep)
+    finished = _Finished(out.with_name(f"{out.name}.parts"), manifest)
+    made = _saved(out, manifest, list(_denoise(network, source.family, manifest, scheduler, finished)))
+    finished.remove()
+    return made
 
 
-def _saved(out: Path, manifest: CalibrationManifest, calls: list[dict[str, np.ndarray]]) -> CalibrationSet:
+def _saved(out: Path, manifest: CalibrationManifest, calls: Sequence[dict[str, np.ndarray]]) -> CalibrationSet:
     CalibrationSet.save(out, manifest, {name: np.stack([call[name] for call in calls]) for name in calls[0]})
     return CalibrationSet.load(out)
+
+
+def weights_in_memory(
+    empty: torch.nn.Module, source: ModelFolder, *, samples: int, guidance: float, max_memory: int | None
+) -> tuple[int, int]:
+    """Bytes that a call takes beside the weights that stay in memory, and bytes of these; Misuse where not even one
+    layer and the activations fit."""
+    inputs = source.family.inputs(empty.config, batch=samples if guidance == 1 else 2 * samples, seed=0)
+    least = largest_layer(empty) + cost_of_call(empty, inputs).activations
+    keep = require(
+        f"calibrate: {samples} samples",
+        least,
+        max_memory,
+        cure="Give a higher `--max-memory` or fewer `--samples`: their activations are all in memory.",
+    )
+    return least, keep
+
+
+class _Finished:
+    """Outputs of finished steps on disk, under a key of what they were made of."""
+
+    def __init__(self, folder: Path, manifest: CalibrationManifest) -> None:
+        self._folder = folder
+        self._key = sha256_of_json(manifest.model_dump(mode="json", exclude=_TOLD))
+
+    def output(self, index: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Of this step: from an earlier run, or made and kept."""
+        path = self._folder / f"{self._key}.{index}.safetensors"
+        if path.exists():
+            return TensorFile(path, cure=f"Remove {self._folder} and run again.").read("output")
+        value = make()
+        write_tensors(path, {"output": value})
+        return value
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def require_pipeline(model: Path, max_memory: int | None) -> int:
+    """Bytes of a whole pipeline in float32; Misuse where they do not fit."""
+    files = [TensorFile(path) for path in sorted(model.rglob("*.safetensors"))]
+    whole = sum(4 * math.prod(file.shape(name)) for file in files for name in file)
+    require(f"calibrate: {model}, whole and in float32 as prompts need it,", whole, max_memory)
+    return whole
+
+
+def has_trajectories(source: ModelFolder, model: Path) -> bool:
+    """Whether the set is made by denoising; raises as `calibrate` does."""
+    return _scheduler(source, model) is not None
 
 
 def _scheduler(source: ModelFolder, model: Path) -> Scheduler | None:
@@ -112,27 +178,26 @@ def _present(out: Path, wanted: CalibrationManifest) -> CalibrationSet | None:
     except Misuse:
         note(f"calibrate: the set in {out} cannot be read and is made anew")
         return None
-    told = {
-        "command",
-        "versions",
-        *({"timesteps"} if wanted.prompts else ()),
-    }  # those of a pipeline follow from the rest
+    told = _TOLD | ({"timesteps"} if wanted.prompts else set())  # those of a pipeline follow from the rest
     return found if found.manifest.model_dump(exclude=told) == wanted.model_dump(exclude=told) else None
 
 
 def _denoise(
-    network: torch.nn.Module, family: Family, manifest: CalibrationManifest, scheduler: Scheduler
+    network: torch.nn.Module,
+    family: Family,
+    manifest: CalibrationManifest,
+    scheduler: Scheduler,
+    finished: _Finished,
 ) -> Iterator[dict[str, np.ndarray]]:
     classes, shape = family.classes_and_shape(network.config)
     samples = len(manifest.seeds)
     calls: list[dict[str, np.ndarray]] = []
+    steps_begun = itertools.count()
 
     def denoise(latents: np.ndarray, timesteps: np.ndarray, labels: np.ndarray) -> np.ndarray:
         call = {"hidden_states": latents, "timestep": timesteps, "class_labels": labels}
         calls.append(call)
-        with torch.inference_mode():
-            tensors = {name: torch.from_numpy(value) for name, value in call.items()}
-            return network(**tensors, return_dict=False)[0].numpy()
+        return finished.output(next(steps_begun), lambda: call_numpy(network, call))
 
     steps = trajectory(
         denoise,

@@ -24,12 +24,14 @@ from dit2deploy.artefacts.onnx_model import (
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_folder, write_json
 from dit2deploy.base.machine import versions
+from dit2deploy.base.memory import gigabytes, require
 from dit2deploy.base.progress import note, report
 from dit2deploy.models import Family
 from dit2deploy.models import load as models
 from dit2deploy.models.family import Inputs
+from dit2deploy.models.stream import largest_layer, own_tensors
 from dit2deploy.nn import convert
-from dit2deploy.nn.quant_linear import QuantForm
+from dit2deploy.nn.quant_linear import QuantForm, QuantLinear
 from dit2deploy.ops import OPSET, VERSION
 from dit2deploy.stages.export import check
 from dit2deploy.stages.export.attach import Read, attach_weights
@@ -45,16 +47,19 @@ from dit2deploy.stages.export.trace import trace
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.18 reads
 _SEED = 0
+_MODULE = 1 << 19  # bytes that tracing takes for each module: FLUX.1 has 1300 and takes 560 MB (scale.md)
 
 
-def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused") -> OnnxModel:
+def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused", max_memory: int | None = None) -> OnnxModel:
     """Lowers a quantized checkpoint into the folder `out`: model.onnx, its data, manifest, config, scheduler.
 
     Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, GeluHadamardQuantize behind a GELU)
     and one <Format>Gemm for all layers of a block that share an input. Form "qdq": custom QDQ and Hadamard ops around
-    plain MatMuls. Both run in any ONNX runtime by their function bodies.
+    plain MatMuls. Both run in any ONNX runtime by their function bodies. Weights are never in memory but one by one;
+    `max_memory` is what the process may own, in bytes (None: what the machine has free).
 
-    Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, Failed where the model cannot be
+    Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, and for a ceiling that cannot be
+    kept, Failed where the model cannot be
     traced or the file does not compute what PyTorch does; nothing is left behind then.
     """
     if form not in ("fused", "qdq"):
@@ -63,22 +68,25 @@ def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused") -> OnnxMod
     family = models.known_family(source.config["_class_name"], source.folder / CONFIG)
     module = convert.empty_quantized(source.config, source.policy, form=form)
     convert.check_fits(module, source)
+    keep = require(f"export: the graph of {family.class_name}", _graph_bytes(module), max_memory)
     with whole_folder(Path(out)) as folder:
         graph, layers = _lower(module, family, source.tensors.read, _dtypes(source.tensors), form=form)
         _write(graph, folder)
-        if _is_comparable(graph):
-            check.check_results(folder / MODEL, convert.load_quantized(source, form=form), _calls(family, module), form)
+        if _is_comparable(module, keep // 2):
+            quantized = convert.load_quantized(source, form=form, keep=keep // 2)
+            check.check_results(folder / MODEL, quantized, _calls(family, module), form)
         manifest = _manifest(graph, layers, family, form=form, checkpoint=source.folder, digest=source.sha256)
         _write_records(folder, manifest, source.config, source.scheduler_config)
     return OnnxModel.load(Path(out))
 
 
-def export_float(model: Path, out: Path) -> OnnxModel:
+def export_float(model: Path, out: Path, *, max_memory: int | None = None) -> OnnxModel:
     """Lowers the full-precision model in float32 into the folder `out`: the baseline. Raises as `export` does."""
     source = models.open_model(Path(model))
     with models.fake_parameters():
         module = models.build(source.config, source.folder / CONFIG)
     models.check_fits(module, source)
+    keep = require(f"export: the graph of {source.class_name}", _graph_bytes(module), max_memory)
 
     def read(name: str) -> np.ndarray:
         return source.tensors.read(name).astype(np.float32)
@@ -87,12 +95,17 @@ def export_float(model: Path, out: Path) -> OnnxModel:
         # Everything is said to be float32, so that the file holds it so.
         graph, layers = _lower(module, source.family, read, dict.fromkeys(source.tensors, "F32"), form="float")
         _write(graph, folder)
-        if _is_comparable(graph):
-            loaded, _ = models.load_transformer(source.folder)
+        if _is_comparable(module, keep // 2):
+            loaded, _ = models.load_transformer(source.folder, keep=keep // 2)
             check.check_results(folder / MODEL, loaded, _calls(source.family, module), "float")
         manifest = _manifest(graph, layers, source.family, form="float", checkpoint=source.folder, digest=source.sha256)
         _write_records(folder, manifest, source.config, source.scheduler_config)
     return OnnxModel.load(Path(out))
+
+
+def _graph_bytes(module: torch.nn.Module) -> int:
+    """Peak bytes of tracing and writing: nodes by the number of modules, and a tensor as read and as written."""
+    return _MODULE * sum(1 for _ in module.modules()) + 3 * largest_layer(module)
 
 
 def _dtypes(tensors) -> dict[str, str]:
@@ -134,11 +147,21 @@ def _write(model: ir.Model, folder: Path) -> None:
     check.check_file(folder / MODEL)
 
 
-def _is_comparable(model: ir.Model) -> bool:
-    stored = sum(value.const_value.size for value in model.graph.initializers.values())
-    if stored > check.LARGEST:
-        note(f"not compared with PyTorch: more than {check.LARGEST:,} stored numbers ({stored:,})")
-    return stored <= check.LARGEST
+def _is_comparable(module: torch.nn.Module, room: int) -> bool:
+    """Whether the file can be run by its bodies, which unpack all weights, in that many bytes."""
+    count = sum(_count(inner) for inner in module.modules())
+    if count > check.LARGEST:
+        note(f"not compared with PyTorch: more than {check.LARGEST:,} weights ({count:,})")
+    elif (needed := check.UNPACKED * count) > room:
+        note(f"not compared with PyTorch: it would take {gigabytes(needed)} of memory more")
+    return count <= check.LARGEST and needed <= room
+
+
+def _count(module: torch.nn.Module) -> int:
+    """Weights that the module itself holds, packed or not."""
+    if isinstance(module, QuantLinear):
+        return module.in_features * module.out_features
+    return sum(value.numel() for value in own_tensors(module).values())
 
 
 def _calls(family: Family, module: torch.nn.Module) -> dict[str, Inputs]:

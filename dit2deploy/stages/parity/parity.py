@@ -21,6 +21,7 @@ def parity(
     model: Path | None = None,
     checkpoint: Path | None = None,
     steps: int = 20,
+    max_memory: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compares the engine with the quantized PyTorch model (does it compute the model?), and both with full precision
@@ -28,7 +29,9 @@ def parity(
     A few of the inputs and outputs lie in parity/ as Polygraphy's files.
 
     Only the first question has thresholds, those of the bundle's manifest. Values: SQNR in dB, largest absolute
-    difference, cosine. Checks that cannot be made here are "not run", with the reason. Raises Misuse for a bundle
+    difference, cosine. PyTorch's models need not fit in memory: of `max_memory` bytes that the process may own
+    (None: of what the machine has free) a half holds weights, and layers beyond read theirs at each call. Checks that
+    cannot be made here are "not run", with the reason. Raises Misuse for a bundle
     without this target, for sources that do not fit, and for a target that cannot run here where parity.json already
     holds one that did; and, after writing, Failed where something is below its threshold: its message names the first
     layer in execution order that is.
@@ -36,7 +39,7 @@ def parity(
     opened = Bundle.load(Path(bundle))
     opened.target(target)
     chosen = by_name(target)
-    references = find(opened, model=model, checkpoint=checkpoint)
+    references = find(opened, model=model, checkpoint=checkpoint, max_memory=max_memory)
     able = chosen.availability()
     if able.can_run:
         problem = problem_of(opened, references, steps=steps, seed=seed)

@@ -11,6 +11,7 @@ import numpy as np
 from dit2deploy.artefacts.bundle import REFERENCE, Bundle
 from dit2deploy.artefacts.checkpoint import Checkpoint
 from dit2deploy.base.errors import Misuse
+from dit2deploy.base.memory import room
 
 Layers = Callable[[Any], Mapping[str, Any]]
 
@@ -38,15 +39,16 @@ class References:
     feeds: list[dict[str, np.ndarray]] = field(default_factory=list)  # inputs of the recorded steps
 
 
-def find(bundle: Bundle, *, model: Path | None, checkpoint: Path | None) -> References:
+def find(bundle: Bundle, *, model: Path | None, checkpoint: Path | None, max_memory: int | None = None) -> References:
     """Looks at the paths given, then where the bundle says its sources were. A source that is gone is no error, one
-    that is given and does not fit is (Misuse)."""
+    that is given and does not fit is (Misuse). Half of the memory that is left below `max_memory` when one is loaded
+        holds weights; layers beyond read theirs at each call."""
     recorded = bundle.reference() if bundle.path(REFERENCE).is_file() else {}
     feeds = _feeds(bundle, recorded)
     provenance = bundle.manifest.provenance
     return References(
-        quantized=_quantized(bundle, checkpoint, provenance, recorded.get("quantized")),
-        full_precision=_full_precision(bundle, model, provenance, recorded.get("full_precision")),
+        quantized=_quantized(bundle, checkpoint, provenance, recorded.get("quantized"), max_memory),
+        full_precision=_full_precision(bundle, model, provenance, recorded.get("full_precision"), max_memory),
         feeds=feeds,
     )
 
@@ -63,7 +65,11 @@ def _feeds(bundle: Bundle, recorded: Mapping[str, np.ndarray]) -> list[dict[str,
 
 
 def _quantized(
-    bundle: Bundle, given: Path | None, provenance: Mapping[str, str], outputs: np.ndarray | None
+    bundle: Bundle,
+    given: Path | None,
+    provenance: Mapping[str, str],
+    outputs: np.ndarray | None,
+    max_memory: int | None,
 ) -> Reference:
     def layers(module: Any) -> Mapping[str, Any]:
         from dit2deploy.nn.convert import quantized_linears
@@ -82,13 +88,17 @@ def _quantized(
     def load() -> Any:
         from dit2deploy.nn.convert import load_quantized
 
-        return load_quantized(checkpoint)
+        return load_quantized(checkpoint, keep=_for_weights(max_memory))
 
     return Reference(name, load, layers, outputs, where=str(folder))
 
 
 def _full_precision(
-    bundle: Bundle, given: Path | None, provenance: Mapping[str, str], outputs: np.ndarray | None
+    bundle: Bundle,
+    given: Path | None,
+    provenance: Mapping[str, str],
+    outputs: np.ndarray | None,
+    max_memory: int | None,
 ) -> Reference:
     def layers(module: Any) -> Mapping[str, Any]:
         return {name: module.get_submodule(name) for name in bundle.manifest.layers}
@@ -105,7 +115,15 @@ def _full_precision(
     expected = provenance.get("model_sha256")
     if expected is not None and open_model(folder).sha256 != expected:
         raise Misuse(f"{folder}: is not the model that {bundle.folder} was made from.", "Give that one by --model.")
-    return Reference(name, lambda: load_transformer(folder)[0], layers, outputs, where=str(folder))
+
+    def load() -> Any:
+        return load_transformer(folder, keep=_for_weights(max_memory))[0]
+
+    return Reference(name, load, layers, outputs, where=str(folder))
+
+
+def _for_weights(max_memory: int | None) -> int:
+    return max(0, room(max_memory)) // 2
 
 
 def _without_torch() -> str:

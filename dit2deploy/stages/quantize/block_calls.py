@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from dit2deploy.base.progress import track
-from dit2deploy.nn.simulate import replaying
+from dit2deploy.models.blocks import replaying
 from dit2deploy.nn.timestep_groups import TimestepGroups
-from dit2deploy.quantizers.inputs import Calls
+from dit2deploy.quantizers.walk import Calls
 
 
 class Recorded(NamedTuple):

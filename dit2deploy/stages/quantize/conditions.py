@@ -59,7 +59,10 @@ class ConditionPart(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
-        self.transformer_blocks = network.get_submodule("transformer_blocks")
+        # No ModuleList: these are not blocks that a walk could take one by one, as a forward runs a part of each.
+        self.transformer_blocks = torch.nn.Module()
+        for index, block in network.get_submodule("transformer_blocks").named_children():
+            self.transformer_blocks.add_module(index, block)
 
     def forward(self, *, timestep: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = False) -> tuple:
         for block in self.transformer_blocks.children():

@@ -7,12 +7,11 @@ import torch
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note
-from dit2deploy.quantizers.inputs import Calls, watch
+from dit2deploy.quantizers.inputs import watch
+from dit2deploy.quantizers.walk import Calls, by_block, walk
 
-BUDGET = 2 << 30  # bytes of Hessians in memory at once; more layers than fit are served by further passes
 
-
-def passes(layers: Mapping[str, int], *, budget: int = BUDGET) -> Iterator[list[str]]:
+def passes(layers: Mapping[str, int], *, budget: int) -> Iterator[list[str]]:
     """Splits layers (name -> K) into runs, in their order, whose float32 Hessians [K, K] fit the budget."""
     run: list[str] = []
     size = 0
@@ -33,7 +32,19 @@ def gather(
     *,
     weights: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The mean of x x^T over all tokens x of each layer's input, float32 [K, K], by layer name.
+    """All that `gather_in_turn` finds of these layers, by layer name."""
+    return dict(gather_in_turn(network, by_block(network, names), calibration, weights=weights))
+
+
+def gather_in_turn(
+    network: torch.nn.Module,
+    runs: Sequence[Sequence[str]],
+    calibration: Calls,
+    *,
+    weights: Mapping[str, Sequence[float] | np.ndarray] | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Layers with the mean of x x^T over the tokens of the inputs that reach them, float32 [K, K]: of one run of layers
+    at a time (`quantizers.walk.by_block`, split by `passes`), which is all that is in memory.
 
     `network` is the full-precision transformer. `weights` gives layers a weight for each call, of mean 1, as
     `quantizers.temporal.step_weights` makes them (AdaTSQ's H' = sum_t alpha_t X_t^T X_t); layers without weigh all
@@ -44,6 +55,7 @@ def gather(
     sums: dict[str, torch.Tensor] = {}
     tokens: dict[str, int] = {}
     last: list[tuple[torch.Tensor, torch.Tensor]] = []  # the newest input and its product: q, k and v share it
+    few: list[str] = []
 
     def see(name: str, x: torch.Tensor, index: int) -> None:
         if not last or last[0][0] is not x:
@@ -55,20 +67,23 @@ def gather(
         sums[name].add_(last[0][1], alpha=share)
         tokens[name] = tokens.get(name, 0) + x.numel() // x.shape[-1]
 
-    watch(network, names, calibration, see)
-    for name in names:
-        sums[name] /= tokens[name]
-        if not torch.isfinite(sums[name]).all():
-            raise Misuse(
-                f"layer {name}: its inputs are not finite on the calibration set.",
-                "Look for NaN or inf in the model's weights.",
-            )
-    if few := [name for name in names if tokens[name] < len(sums[name])]:
+    for run in walk(network, runs, calibration, see):
+        last.clear()
+        for name in run:
+            sums[name] /= tokens[name]
+            if not torch.isfinite(sums[name]).all():
+                raise Misuse(
+                    f"layer {name}: its inputs are not finite on the calibration set.",
+                    "Look for NaN or inf in the model's weights.",
+                )
+            if tokens[name] < len(sums[name]):
+                few.append(f"{name} {tokens[name]} for {len(sums[name])}")
+            yield name, sums.pop(name)
+    if few:
         note(
-            f"quantize: {len(few)} layers have fewer calibration tokens than channels, {few[0]} {tokens[few[0]]} for "
-            f"{len(sums[few[0]])}: calibrate with more samples or steps"
+            f"quantize: {len(few)} layers have fewer calibration tokens than channels, {few[0]}: calibrate with more "
+            "samples or steps"
         )
-    return sums
 
 
 def sample_inputs(

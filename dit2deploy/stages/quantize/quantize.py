@@ -17,16 +17,19 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
 from dit2deploy.base.progress import note, report, track
+from dit2deploy.models.blocks import blocks_of
 from dit2deploy.models.load import ModelFolder, linears_of, load_transformer, open_model, skeleton
 from dit2deploy.models.places import check_places
-from dit2deploy.nn.simulate import blocks_of
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
 from dit2deploy.quantizers.permutation import orders_of, permuted
 from dit2deploy.quantizers.smoothing import Channels, fold_into, gathered_channels, smoothed
 from dit2deploy.quantizers.temporal import effective_size, step_weights
+from dit2deploy.quantizers.walk import by_block
 from dit2deploy.stages.quantize import conditions
-from dit2deploy.stages.quantize.hessians import gather, passes
+from dit2deploy.stages.quantize.block_calls import call_of
+from dit2deploy.stages.quantize.hessians import gather_in_turn, passes
+from dit2deploy.stages.quantize.plan import Plan, make_plan
 from dit2deploy.stages.quantize.reconstruct import reconstruct, units_of
 from dit2deploy.stages.quantize.regions import search_regions
 
@@ -41,22 +44,25 @@ def quantize(
     out: Path,
     *,
     iterations: int | None = None,
+    max_memory: int | None = None,
     seed: int = 0,
 ) -> Checkpoint:
     """Packs each linear layer of `model` as `policy` says and writes the checkpoint to the folder `out`.
 
-    `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time; the network
-    itself is loaded only where a layer needs the second moments of its inputs (GPTQ, weighted branches), Fisher scores,
-    smoothing, a permutation or the steps of two regions, to gather them over the calibration set. Smoothing and
+    `model` is a diffusers pipeline or transformer folder. Its weights are read one tensor at a time. Where layers need
+    the second moments of their inputs (GPTQ, weighted branches), smoothing or a permutation, the network runs over the
+    calibration set block by block, and of its weights only as much as fits stays in memory (`max_memory`: bytes that
+    the process may own; None: what the machine has free). Fisher scores and the steps of two regions take gradients,
+    and hold the whole network. Smoothing and
     permutations change the layers before too, so that the network stays the same function. Layers of rounding
     "adaround" are rounded to nearest first and then reconstructed block by block, in `iterations` steps each (None: by
-    the size of the model), with two copies of the network in memory. Finished layers are kept in `OUT.parts/` until the
+    the size of the model), with two copies of it in memory. Finished layers are kept in `OUT.parts/` until the
     checkpoint is whole, so a killed run goes on; a part counts only for the same layer policy, weights, calibration set
     and seed.
 
     Raises Misuse for a policy or calibration set of another model, for weights with NaN or inf, for smoothing,
-    permutations, attentions or regions that have nowhere to go, and for layers that cannot be calibrated or
-    reconstructed as the policy asks.
+    permutations, attentions or regions that have nowhere to go, for layers that cannot be calibrated or
+    reconstructed as the policy asks, and for a ceiling of memory that cannot be kept.
     """
     model, out = Path(model), Path(out)
     source = open_model(model)
@@ -98,19 +104,22 @@ def quantize(
     parts = Parts(out.with_name(f"{out.name}.parts"), keys)
     names = [name for name in shapes if policy.layers[name].is_quantized]  # in the model's order
     missing = [name for name in names if name not in parts]
+    walked = bool(folds or swaps) or any(policy.layers[name].needs_moments for name in missing)
+    call = call_of(calibration, 0) if walked else None
+    plan = make_plan(empty, shapes, policy, missing, call=call, max_memory=max_memory)
     if kept := len(names) - len(missing):
         note(f"quantize: {kept} of {len(names)} layers were done by an earlier run")
     done = kept
     report("quantize", done, len(names))
     folded = {}
     if folds or swaps:
-        network = load_transformer(model)[0]
+        network = load_transformer(model, keep=plan.keep)[0]
         folded = gathered_channels(network, folds, calibration)
         for name, order in orders_of(network, swaps, policy, calibration).items():
             folded[name] = replace(folded.get(name, Channels()), column_order=order)
             folded[swaps[name]] = replace(folded.get(swaps[name], Channels()), row_order=order)
     nearest: dict[str, Mapping[str, np.ndarray]] = {}  # what is to be reconstructed
-    for name, hessian in _with_hessians(missing, model, policy, shapes, calibration, seed=seed):
+    for name, hessian in _with_hessians(missing, model, policy, shapes, calibration, plan=plan, seed=seed):
         begun = time.perf_counter()
         channels = folded.get(name, Channels())
         try:
@@ -182,6 +191,7 @@ def _with_hessians(
     shapes: Mapping[str, tuple[int, int]],
     calibration: CalibrationSet,
     *,
+    plan: Plan,
     seed: int,
 ) -> Iterator[tuple[str, torch.Tensor | None]]:
     """Each layer with the second moments that it needs; first those that need none, as they need no network."""
@@ -190,24 +200,26 @@ def _with_hessians(
         if name not in needy:
             yield name, None
     if needy:
-        network, family = load_transformer(model)
-        for run in passes(needy):
-            timed = [name for name in run if policy.layers[name].hessian == "fisher"]
-            scores = _scores_by_step(network, timed, calibration, seed=seed) if timed else {}
-            weights = {name: step_weights(values) for name, values in scores.items()}
-            if weights:
-                sizes = [effective_size(value) for value in weights.values()]
-                note(
-                    f"quantize: Fisher weights of {len(calibration)} steps count as {min(sizes):.1f} to "
-                    f"{max(sizes):.1f} equal ones"
-                )
-            temporal = [name for name in run if policy.layers[name].calls == "conditions"]
-            hessians = gather(network, [name for name in run if name not in temporal], calibration, weights=weights)
-            if temporal:
-                every = conditions.Conditions(calibration, family.classes_and_shape(network.config)[0])
-                hessians |= gather(conditions.ConditionPart(network), temporal, every)
-            for name in run:
-                yield name, hessians.pop(name)
+        network, family = load_transformer(model, keep=plan.keep)
+        timed = [name for name in needy if policy.layers[name].hessian == "fisher"]
+        weights = {}
+        for run in passes({name: needy[name] for name in timed}, budget=plan.hessians):  # gradients of a few at once
+            scores = _scores_by_step(network, run, calibration, seed=seed)
+            weights |= {name: step_weights(values) for name, values in scores.items()}
+        if weights:
+            sizes = [effective_size(value) for value in weights.values()]
+            note(
+                f"quantize: Fisher weights of {len(calibration)} steps count as {min(sizes):.1f} to "
+                f"{max(sizes):.1f} equal ones"
+            )
+        temporal = {name: k for name, k in needy.items() if policy.layers[name].calls == "conditions"}
+        blocks = by_block(network, [name for name in needy if name not in temporal])
+        runs = [run for block in blocks for run in passes({name: needy[name] for name in block}, budget=plan.hessians)]
+        yield from gather_in_turn(network, runs, calibration, weights=weights)
+        if temporal:
+            every = conditions.Conditions(calibration, family.classes_and_shape(network.config)[0])
+            runs = list(passes(temporal, budget=plan.hessians))
+            yield from gather_in_turn(conditions.ConditionPart(network), runs, every)
 
 
 def _scores_by_step(

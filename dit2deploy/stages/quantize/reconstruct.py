@@ -13,14 +13,14 @@ from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note
 from dit2deploy.formats import pack
+from dit2deploy.models.blocks import blocks_of
 from dit2deploy.models.family import Family
 from dit2deploy.nn.round_linear import RoundLinear, swap_for_rounding
-from dit2deploy.nn.simulate import blocks_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.quantizers.adaround import Rounding, learn
 from dit2deploy.quantizers.fisher import PROBES
-from dit2deploy.quantizers.inputs import Calls
 from dit2deploy.quantizers.objective import diagonal, low_rank, nystrom, squared
+from dit2deploy.quantizers.walk import Calls
 from dit2deploy.stages.quantize.block_calls import Recorded, draws, flat, output_power, outputs, record, responses
 from dit2deploy.stages.quantize.conditions import ConditionPart, Conditions
 

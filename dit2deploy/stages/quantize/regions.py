@@ -18,7 +18,7 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note, track
 from dit2deploy.nn.attention import attend
 from dit2deploy.quantizers import multi_region
-from dit2deploy.stages.quantize.hessians import watch
+from dit2deploy.quantizers.inputs import watch
 
 ITEMS = 8  # samples of each call that are scored on
 ROWS = 64  # rows (tokens) of a linear's inputs and outputs that are scored on, in each call

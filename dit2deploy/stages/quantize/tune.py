@@ -16,7 +16,8 @@ from dit2deploy.quantizers.inputs import channel_maxima
 from dit2deploy.quantizers.linear import quantize_linear, threads_for
 from dit2deploy.quantizers.output_error import output_error
 from dit2deploy.quantizers.smoothing import factors
-from dit2deploy.stages.quantize.hessians import gather, passes, sample_inputs
+from dit2deploy.quantizers.walk import by_block
+from dit2deploy.stages.quantize.hessians import gather_in_turn, sample_inputs
 
 ALPHAS = tuple(tenths / 10 for tenths in range(11))
 BLOCKS = (2, 4, 8, 16)  # along each side of a Monarch grid
@@ -138,20 +139,18 @@ def search_monarch(
     names = [name for name, layer in policy.layers.items() if layer.is_quantized and layer.low_rank]
     inputs = sample_inputs(network, names, calibration, tokens=TOKENS, seed=seed)
     layers = dict(policy.layers)
-    for run in passes({name: linears[name][1] for name in names}):
-        moments = gather(network, run, calibration)
-        for name in track(run, "search Monarch grids"):
-            nearest = layers[name].model_copy(update={"rounding": "nearest"})
-            options = [
-                {"low_rank": rank, "monarch": grid}
-                for rank, grid in budget_splits(layers[name].low_rank, linears[name], blocks=blocks, shares=shares)
-            ]
-            weight = network.get_parameter(f"{name}.weight").detach()
-            errors = [
-                _tried(inputs[name], weight, nearest.model_copy(update=option), moments[name], seed=seed)
-                for option in options
-            ]
-            layers[name] = layers[name].model_copy(update=options[int(np.argmin(errors))])
+    gathered = gather_in_turn(network, by_block(network, names), calibration)
+    for name, moments in track(gathered, "search Monarch grids", len(names)):
+        nearest = layers[name].model_copy(update={"rounding": "nearest"})
+        options = [
+            {"low_rank": rank, "monarch": grid}
+            for rank, grid in budget_splits(layers[name].low_rank, linears[name], blocks=blocks, shares=shares)
+        ]
+        weight = network.get_parameter(f"{name}.weight").detach()
+        errors = [
+            _tried(inputs[name], weight, nearest.model_copy(update=option), moments, seed=seed) for option in options
+        ]
+        layers[name] = layers[name].model_copy(update=options[int(np.argmin(errors))])
     return policy.model_copy(update={"layers": layers})
 
 

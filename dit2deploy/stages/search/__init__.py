@@ -10,9 +10,14 @@ from dit2deploy.stages.search import mixed, tq_dit, uniform
 from dit2deploy.stages.search.front import take_point
 from dit2deploy.stages.search.problem import Problem
 
-__all__ = ["RECIPES", "search", "take_point"]
+__all__ = ["RECIPES", "is_measured", "search", "take_point"]
 
 RECIPES = (*uniform.RECIPES, *tq_dit.RECIPES, *mixed.RECIPES)
+
+
+def is_measured(recipe: str) -> bool:
+    """Whether a recipe measures on a calibration set."""
+    return any(entry.name == recipe and isinstance(entry, mixed.MixedRecipe) for entry in RECIPES)
 
 
 def search(

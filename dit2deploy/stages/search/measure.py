@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.models.blocks import blocks_of, recording, replaying
 from dit2deploy.models.family import BATCH, Family
-from dit2deploy.nn.simulate import Simulation, blocks_of, recording, replaying
+from dit2deploy.nn.simulate import Simulation
 from dit2deploy.stages.search.journal import Journal
 from dit2deploy.stages.search.tss import OPEN, Configuration
 from dit2deploy.stages.search.units import Choice, Unit

@@ -1,6 +1,7 @@
 """Calibration sets hold the calls of a trajectory, are made again from their options, and are kept when they fit."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file
 from dit2deploy.models.flux import FLUX
 from dit2deploy.models.load import load_transformer
+from dit2deploy.nn.call import call_numpy
 from dit2deploy.sampling import Scheduler
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.calibrate.calibrate import FIRST_SEED
 from tests.variants import with_weights
+
+module = sys.modules["dit2deploy.stages.calibrate.calibrate"]
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +104,30 @@ def test_a_model_that_yields_nan_is_refused(model, tmp_path):
     with pytest.raises(Misuse, match="not finite at timestep"):
         calibrate(broken, tmp_path / "set", samples=1, steps=2)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(model, tmp_path, monkeypatch):
+    whole = calibrate(model, tmp_path / "whole", samples=2, steps=4)
+    asked = []
+
+    def counting(network, call):
+        asked.append(int(call["timestep"][0]))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return call_numpy(network, call)
+
+    monkeypatch.setattr(module, "call_numpy", counting)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, tmp_path / "set", samples=2, steps=4)
+    assert not (tmp_path / "set").exists() and (tmp_path / "set.parts").is_dir()
+    again = calibrate(model, tmp_path / "set", samples=2, steps=4)
+    assert asked == [*whole.manifest.timesteps[:3], *whole.manifest.timesteps[2:]]
+    assert sha256_of_file(again.folder / TENSORS) == sha256_of_file(whole.folder / TENSORS)
+    assert not (tmp_path / "set.parts").exists()
+
+
+def test_weights_on_disk_give_the_same_bytes(model, tmp_path, monkeypatch):
+    whole = calibrate(model, tmp_path / "whole", samples=2, steps=3)
+    monkeypatch.setattr(module, "weights_in_memory", lambda *_, **__: (0, 0))
+    streamed = calibrate(model, tmp_path / "streamed", samples=2, steps=3)
+    assert sha256_of_file(streamed.folder / TENSORS) == sha256_of_file(whole.folder / TENSORS)

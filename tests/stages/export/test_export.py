@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from dit2deploy.artefacts import schema
 from dit2deploy.artefacts.onnx_model import DATA, OnnxModel
+from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.evaluate.fidelity import sqnr_db
@@ -299,3 +300,19 @@ def test_a_stranger_is_refused(tiny_checkpoint, tmp_path):
     with pytest.raises(Misuse, match="unknown architecture"):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_file_is_compared_with_pytorch_only_where_its_unpacked_weights_fit(tiny_checkpoint, tmp_path, monkeypatch):
+    """The bodies unpack all weights: 48 x 192 of them count, not the words that hold them."""
+    stage = sys.modules["dit2deploy.stages.export.export"]
+    compared, news = [], []
+    monkeypatch.setattr(stage.check, "check_results", lambda *_: compared.append(True))
+    stop = progress.listen(lambda what, done, total: news.append(what) if total == 0 else None)
+    try:
+        for left, many in ((1 << 30, 1), (1 << 10, 1)):
+            monkeypatch.setattr(stage, "require", lambda *_, left=left: left)
+            stage.export(tiny_checkpoint.folder, tmp_path / "onnx")
+            assert len(compared) == many
+    finally:
+        stop()
+    assert any("not compared with PyTorch: it would take" in text for text in news)

@@ -61,6 +61,15 @@ def test_a_right_engine_passes_all_checks(target: str, folder):
     assert "does the engine compute the quantized model? passed" in text and "what did quantization cost?" in text
 
 
+def test_models_above_memory_give_the_same_numbers(folder, monkeypatch):
+    target = engines()[0]
+    want = parity(folder, target=target, steps=3)
+    monkeypatch.setattr(references, "room", lambda _: 0)
+    got = parity(folder, target=target, steps=3)
+    for question in ("engine_against_quantized", "against_full_precision"):
+        assert got[question] == want[question]
+
+
 def test_polygraphy_opens_what_was_compared(folder):
     """By its own loaders and by `polygraphy inspect data`; and its own comparison comes to the same differences."""
     result = parity(folder, target=engines()[-1], steps=3)

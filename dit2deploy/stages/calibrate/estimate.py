@@ -1,0 +1,46 @@
+"""What calibrate will take: `dit2deploy calibrate --dry-run`."""
+
+from pathlib import Path
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.base.estimate import Estimate, read_rate
+from dit2deploy.base.machine import anonymous_bytes
+from dit2deploy.base.memory import SLACK
+from dit2deploy.models.cost import cost_of_call, product_rate
+from dit2deploy.models.load import open_model, skeleton
+from dit2deploy.models.stream import bytes_of
+from dit2deploy.stages.calibrate.calibrate import has_trajectories, weights_in_memory
+
+
+def estimate(
+    model: Path,
+    *,
+    samples: int = 8,
+    steps: int = 20,
+    guidance: float = 1.5,
+    max_memory: int | None = None,
+    prompts: Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Estimate:
+    """Of `calibrate` with the same arguments; raises Misuse as it does, and for prompts: what text encoders and images
+    of a size take is not known. Writes nothing."""
+    if prompts is not None or height is not None or width is not None:
+        raise Misuse("calibrate: with prompts, it is not estimated.", "Leave the prompts or --dry-run out.")
+    source = open_model(Path(model))
+    empty = skeleton(source)
+    guided = has_trajectories(source, Path(model)) and guidance != 1
+    inputs = source.family.inputs(empty.config, batch=2 * samples if guided else samples, seed=0)
+    rate = read_rate(source.tensors.files[0].path)
+    stored = sum(file.path.stat().st_size for file in source.tensors.files)
+    seconds = stored / rate  # the hash of the weights
+    disk = steps * sum(tensor.nbytes for tensor in inputs.values())
+    memory = anonymous_bytes() + SLACK + 2 * disk
+    if has_trajectories(source, Path(model)):
+        cost, whole = cost_of_call(empty, inputs), bytes_of(empty)
+        least, keep = weights_in_memory(empty, source, samples=samples, guidance=guidance, max_memory=max_memory)
+        left_out = max(0, whole - keep) / whole
+        seconds += stored / rate + steps * (cost.flops / product_rate() + left_out * stored / rate)
+        memory += least + min(keep, whole)
+        disk += steps * inputs["hidden_states"].nbytes * 2  # outputs of steps, of two halves where sigma is learned
+    return Estimate("calibrate", seconds, memory, disk)
