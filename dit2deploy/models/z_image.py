@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
@@ -46,7 +45,7 @@ def _axes(config: Config) -> dict[str, dict[int, Axis]]:
     }
 
 
-def _adapt(module: torch.nn.Module) -> None:
+def _adapt(module: Any) -> None:
     """Gives the module its forward in tensors, real tables of cosines and sines, and processors that use them."""
     tables = module.rope_embedder.precompute_freqs_cis(
         module.config["axes_dims"], module.config["axes_lens"], theta=module.config["rope_theta"]
@@ -131,7 +130,7 @@ class _Attend:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,  # diffusers' Attention
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
