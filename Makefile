@@ -7,6 +7,7 @@ TEST_LIBRARIES := build/test-libraries
 OLD_ORT := build/onnxruntime-1.18.1
 GPU_ORT := build/onnxruntime-gpu
 CUDA_TOOLS := build/cuda-tools
+WORKERS ?= 2
 
 .PHONY: demo test check bench gpu-check cuda-statistics clean
 
@@ -15,7 +16,7 @@ demo: $(VENV)/installed
 
 test: check $(TEST_LIBRARIES)/built $(OLD_ORT)/installed $(GPU_ORT)/installed
 	D2D_TEST_LIBRARIES=$(abspath $(TEST_LIBRARIES)) D2D_OLD_ORT=$(abspath $(OLD_ORT)) D2D_GPU_ORT=$(abspath $(GPU_ORT)) \
-	    OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PYTEST)
+	    OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check dit2deploy tests tools
