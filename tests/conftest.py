@@ -10,6 +10,16 @@ from dit2deploy.base.files import write_json
 from tests import packing
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """A file runs in one process, for its fixtures; so does tests/stages/export, whose files share what they export."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            folder = item.path.parent
+            shared = folder.name == "export"
+            item.add_marker(pytest.mark.xdist_group(str(folder if shared else item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
     """Tiny models only get slower by more threads."""

@@ -18,6 +18,9 @@ _CURE = "Make it anew with `dit2deploy export`."
 Form = Literal["fused", "qdq", "float"]
 
 
+BATCH = "batch"  # the dynamic axis of samples
+
+
 class PortRecord(schema.Record):
     name: str
     dtype: str  # numpy's name

@@ -16,10 +16,15 @@ from dit2deploy.pipeline import compile
 from dit2deploy.targets import by_name
 from tests.packing import tiny_module
 
-OTHERS = [family for family in FAMILIES if family.name != "dit"]
+SLOW = ("pixart", "sd3")  # a minute each, and nearest to DiT; `make test PYTEST="-m slow"` runs them
+OTHERS = [
+    pytest.param(family, marks=pytest.mark.slow if family.name in SLOW else (), id=family.name)
+    for family in FAMILIES
+    if family.name != "dit"
+]
 
 
-@pytest.mark.parametrize("family", OTHERS, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", OTHERS)
 def test_a_tiny_member_is_compiled(family, tmp_path):
     module = tiny_module(family)
     module.save_pretrained(tmp_path / "model")

@@ -1,5 +1,6 @@
 """What profile says of an engine: who was timed, what a node costs, and a trace that nests. Never how long it took."""
 
+import dataclasses
 import itertools
 import json
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from dit2deploy.artefacts.bundle import PROFILE
+from dit2deploy.artefacts.onnx_model import PortRecord
 from dit2deploy.base.errors import Misuse
 from dit2deploy.stages.profile import profile, summary
 from dit2deploy.stages.profile.contestants import inputs_of
@@ -131,6 +133,15 @@ def test_recorded_inputs_are_repeated_to_the_batch(bundle):
     recorded = bundle.reference()["input.hidden_states"][1]
     assert np.array_equal(inputs["hidden_states"], recorded[[0, 1, 0, 1, 0]])
     assert inputs["class_labels"].tolist() == [1, 2, 1, 2, 1]
+
+
+def test_an_open_first_axis_that_is_no_batch_is_kept_whole(bundle):
+    """FLUX's positions, [tokens, 3]."""
+    ports = [port for port in bundle.manifest.inputs if port.name != "class_labels"]
+    positions = PortRecord(name="class_labels", dtype="int64", shape=("tokens",))
+    manifest = bundle.manifest.model_copy(update={"inputs": (*ports, positions)})
+    inputs = inputs_of(dataclasses.replace(bundle, manifest=manifest), batch=1)
+    assert len(inputs["hidden_states"]) == 1 and inputs["class_labels"].tolist() == [1, 2]
 
 
 def test_contestants_take_turns():

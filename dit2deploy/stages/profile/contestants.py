@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dit2deploy.artefacts.bundle import REFERENCE, Bundle
-from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.artefacts.onnx_model import BATCH, OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_folder
 from dit2deploy.nn import at_hand
@@ -48,7 +48,8 @@ def inputs_of(bundle: Bundle, *, batch: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     inputs = {}
     for port in bundle.manifest.inputs:
-        first_is_batch = bool(port.shape) and isinstance(port.shape[0], str)
+        # FLUX's positions have an open first axis as well, which is no batch.
+        first_is_batch = bool(port.shape) and port.shape[0] == BATCH
         if f"input.{port.name}" in recorded:
             steps = recorded[f"input.{port.name}"]
             value = steps[len(steps) // 2]

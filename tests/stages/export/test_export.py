@@ -138,8 +138,9 @@ def test_q_k_and_v_share_one_quantization_and_one_gemm(exported):
     # A block quantizes six inputs (of the embedder's second layer, the modulation, q k v, output, and two of the MLP);
     # the first layers of all embedders share one: the timestep's features.
     assert count(made.model) == {
-        "HadamardQuantize": 1 + 4 * blocks,
+        "HadamardQuantize": 1 + 3 * blocks,
         "AdaLnHadamardQuantizeKeep": 2 * blocks,
+        "GeluHadamardQuantizeKeep": blocks,
         "Int8Gemm": 3 * blocks,
         "TernaryGemmLowRank": 4 * blocks,
     }
