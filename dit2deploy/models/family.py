@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from dit2deploy.artefacts import onnx_model
 from dit2deploy.models.folds import Fold, Linears
 
 Role = Literal["block", "modulation", "embedding", "final", "other"]
@@ -23,7 +24,7 @@ class Axis:
     most: int | None = None
 
 
-BATCH = Axis("batch")
+BATCH = Axis(onnx_model.BATCH)
 
 
 def no_swaps(module: torch.nn.Module) -> None:

@@ -59,8 +59,8 @@ def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused", max_memory
     `max_memory` is what the process may own, in bytes (None: what the machine has free).
 
     Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, and for a ceiling that cannot be
-    kept, Failed where the model cannot be
-    traced or the file does not compute what PyTorch does; nothing is left behind then.
+    kept, Failed where the model cannot be traced or the file does not compute what PyTorch does; nothing is left behind
+    then.
     """
     if form not in ("fused", "qdq"):
         raise Misuse(f"There is no form {form!r} of a quantized model.", 'Take "fused" or "qdq".')

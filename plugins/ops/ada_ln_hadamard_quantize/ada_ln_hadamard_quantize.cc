@@ -2,17 +2,14 @@
 #include "ada_ln_hadamard_quantize.h"
 
 #include <algorithm>
-#include <stdexcept>
 #include <string>
 
-#include "scratch.h"
+#include "hadamard_quantize/prepared_rows.h"
 
 namespace d2d {
 namespace {
 
-constexpr int64_t kRowsATask = 8;
 enum Input { kX, kShift, kScale, kEps, kQmax };
-enum Output { kQ, kS, kY };
 
 bool is_known(const Shape& shape) {
     return shape.rank >= 0 &&
@@ -37,78 +34,38 @@ std::string check_shapes(const Attributes& attributes, const std::vector<Shape>&
     return "";
 }
 
-class Kernel : public CpuKernel {
-  public:
-    Kernel(const Attributes& attributes, const AdaLnRows& rows, bool keep)
-        : quantization_(attributes), rows_(rows), keep_(keep) {}
-
-    void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
-        const int64_t m = inputs[kX].shape.rows(), k = inputs[kX].shape.last();
-        if (m == 0) return;
-        const AdaLnRows rows = k % rows_.width ? ada_ln_rows_portable() : rows_;
-        const int64_t rows_a_sample = m / inputs[kShift].shape.rows(),
-                      rows_a_qmax = m / inputs[kQmax].shape.count();
-        parallel.run(static_cast<size_t>((m + kRowsATask - 1) / kRowsATask), [&](size_t task) {
-            auto* t = scratch<float>(static_cast<size_t>(k));
-            const int64_t first = static_cast<int64_t>(task) * kRowsATask;
-            for (int64_t row = first; row < std::min(m, first + kRowsATask); ++row) {
-                float* y = keep_ ? outputs[kY].as<float>() + row * k : t;
-                const int64_t sample = row / rows_a_sample * k;
-                rows.modulate(inputs[kX].as<float>() + row * k, inputs[kShift].as<float>() + sample,
-                              inputs[kScale].as<float>() + sample, *inputs[kEps].as<float>(), k, y);
-                rows.quantize(quantization_, y, t, k, inputs[kQmax].as<float>()[row / rows_a_qmax],
-                              outputs[kQ].as<int8_t>() + row * k, outputs[kS].as<float>() + row);
-            }
-        });
+struct AdaLn {
+    using Rows = AdaLnRows;
+    static constexpr const char* kName = "AdaLnHadamardQuantize";
+    static constexpr int kQmax = Input::kQmax;
+    static Rows portable() { return ada_ln_rows_portable(); }
+    static Rows avx2() { return ada_ln_rows_avx2(); }
+    static Rows avx512() { return ada_ln_rows_avx512(); }
+    static void prepare(const Rows& rows, const Tensor* inputs, int64_t row, int64_t m, int64_t k, float* y) {
+        const int64_t sample = row / (m / inputs[kShift].shape.rows()) * k;
+        rows.modulate(inputs[kX].as<float>() + row * k, inputs[kShift].as<float>() + sample,
+                      inputs[kScale].as<float>() + sample, *inputs[kEps].as<float>(), k, y);
     }
-
-  private:
-    RowQuantization quantization_;
-    AdaLnRows rows_;
-    bool keep_;
 };
-
-AdaLnRows rows_of(Isa isa) {
-    switch (isa) {
-#if defined(__x86_64__)
-        case Isa::avx512_vnni: return ada_ln_rows_avx512();
-        case Isa::avx2: return ada_ln_rows_avx2();
-#endif
-        case Isa::portable: return ada_ln_rows_portable();
-        default:
-            throw std::invalid_argument(std::string("AdaLnHadamardQuantize has no kernel for ") +
-                                        isa_name(isa));
-    }
-}
-
-template <bool Keep>
-std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
-    return std::make_unique<Kernel>(attributes, rows_of(isa), Keep);
-}
 
 }  // namespace
 
 Definition ada_ln_hadamard_quantize() {
     Definition definition = hadamard_quantize();  // whose attributes and checks of them it has
-    definition.name = "AdaLnHadamardQuantize";
+    definition.name = AdaLn::kName;
     definition.inputs = {{"x", DType::f32},
                          {"shift", DType::f32},
                          {"scale", DType::f32},
                          {"eps", DType::f32},
                          {"qmax", DType::f32}};
     definition.check_shapes = check_shapes;
-    definition.make_cpu = make_cpu<false>;
+    definition.make_cpu = make_prepared_rows<AdaLn, false>;
     definition.plan_cuda = plan_ada_ln_hadamard_quantize;
     return definition;
 }
 
 Definition ada_ln_hadamard_quantize_keep() {
-    Definition definition = ada_ln_hadamard_quantize();
-    definition.name = "AdaLnHadamardQuantizeKeep";
-    definition.outputs.push_back({"y", DType::f32});
-    definition.shapes.push_back({0, -1, kKeepLast});
-    definition.make_cpu = make_cpu<true>;
-    return definition;
+    return keeping_rows<AdaLn>(ada_ln_hadamard_quantize(), "AdaLnHadamardQuantizeKeep");
 }
 
 }  // namespace d2d
