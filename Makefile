@@ -52,11 +52,17 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[rtx,dev]' cmake ninja
 	touch $@
 
-# The same kernels as test libraries: AVX-512 by emulation, CUDA sources compiled for the host.
+# The same kernels as test libraries: AVX-512 by emulation, CUDA sources compiled for the host, and, where there is a
+# cross compiler, NEON as a program for qemu.
 $(TEST_LIBRARIES)/built: $(VENV)/installed-dev $(SOURCES)
 	PATH=$(abspath $(BIN)):$$PATH cmake -S plugins -B $(TEST_LIBRARIES) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	    -DD2D_TEST_LIBRARIES=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > /dev/null
 	PATH=$(abspath $(BIN)):$$PATH cmake --build $(TEST_LIBRARIES)
+	command -v aarch64-linux-gnu-g++ > /dev/null || { echo "note: no aarch64-linux-gnu-g++; the NEON tests will skip"; exit 0; }; \
+	    PATH=$(abspath $(BIN)):$$PATH; cmake -S plugins -B $(TEST_LIBRARIES)/aarch64 -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	    -DD2D_TEST_LIBRARIES=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > /dev/null && \
+	    cmake --build $(TEST_LIBRARIES)/aarch64
 	touch $@
 
 # The oldest runtime that we say we support, and the newest one's GPU wheel (340 MB), run on the CPU. What has no wheel for

@@ -2,6 +2,9 @@
 #include "cpu_features.h"
 
 #include <cstdlib>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 #include <stdexcept>
 
 namespace d2d {
@@ -42,6 +45,8 @@ bool isa_runs_here(Isa isa) {
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #endif
+#elif defined(__aarch64__)
+        case Isa::neon: return true;  // part of the architecture
 #endif
         default: return false;
     }
@@ -56,6 +61,12 @@ bool vbmi_runs_here() {
     return isa_runs_here(Isa::avx512_vnni) && __builtin_cpu_supports("avx512vbmi");
 #endif
 }
+
+#if defined(__aarch64__)
+// Bits of Linux's arch/arm64/include/uapi/asm/hwcap.h.
+bool dotprod_runs_here() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool i8mm_runs_here() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#endif
 
 Isa isa_in_use() {
     if (const char* forced = std::getenv("DIT2DEPLOY_CPU"); forced && *forced) {

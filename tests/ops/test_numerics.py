@@ -35,6 +35,7 @@ from dit2deploy.ops import MONARCH_ADD, OPS
 from dit2deploy.ops.hadamard_quantize import hadamard
 from dit2deploy.ops.op import NUMPY, Case, Op
 from dit2deploy.targets import kernel
+from tests import over_pipe
 
 ISAS = ("portable", "avx2", "avx512_vnni", "neon")
 WEIGHT_PORTS = ("w", "ws", "bias", "up", "down")
@@ -112,6 +113,15 @@ def in_raw_kernel(
     return kernel.run(op.name, inputs, attributes, shapes, isa=isa, threads=2, library=path)
 
 
+def in_emulated_cpu(cpu: str, op: Op, case: Case, *, layout: int) -> list[np.ndarray]:
+    if layout != kernel.INTERCHANGE:
+        case = in_kernel_order(op, case, library(), layout)
+    inputs = [case.inputs[port.name] for port in op.inputs]
+    attributes = {**op.attributes, **case.attributes}
+    shapes = op.output_shapes([value.shape for value in inputs], attributes)
+    return over_pipe.run(cpu, op.name, inputs, attributes, shapes, isa="neon", threads=2)
+
+
 def in_onnxruntime_kernel(op: Op, case: Case, *, threads: int, relaid: bool) -> list[np.ndarray]:
     path = library()
     constants: tuple[str, ...] = ()
@@ -166,6 +176,18 @@ FACES = (
         "cuda-on-host-fragments",
         functools.partial(in_raw_kernel, "cuda_on_host", layout=kernel.FRAGMENT_ORDER, name=ON_HOST),
         relaid=True,
+    ),
+    *(
+        Face(
+            f"neon-{cpu}{'-relaid' if layout else ''}",
+            functools.partial(in_emulated_cpu, cpu, layout=layout),
+            relaid=relaid,
+        )
+        # The models differ in their GEMMs alone, which read weights in the kernels' order.
+        for cpu, layout, relaid in (
+            (over_pipe.CPUS[0], kernel.INTERCHANGE, False),
+            *((cpu, kernel.KERNEL_ORDER, True) for cpu in over_pipe.CPUS),
+        )
     ),
     Face("cuda", in_cuda),
     Face("cuda-fragments", functools.partial(in_cuda, layout=kernel.FRAGMENT_ORDER), relaid=True),

@@ -4,9 +4,10 @@ What they should compute is tests/ops/test_numerics.py's affair. Here: sums at t
 a block or a quad, groups that end inside of a chunk, tails of tokens and outputs, weights at odd addresses, threads.
 """
 
+import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from dit2deploy.formats import FORMATS, INT8, TERNARY, Format, pack
 from dit2deploy.targets import kernel
+from tests import over_pipe
 
 EMULATED = "libdit2deploy_emulated.so"
 # (M, K, N, G): tokens beside 6 and 12, K beside 4, 20480 / 64 quads and half of them, N beside 16 and 64.
@@ -45,9 +47,14 @@ LOOKUP_SHAPES = (
 LARGEST = (0, 1, 3, 7, 15, 21, 22, 31, 32, 128)
 
 
-@pytest.fixture(params=("avx2", "avx512_vnni", "neon", "emulated avx512_vnni"))
-def face(request, library: Path) -> tuple[str, Path]:
-    """(instruction set, library that runs it)."""
+HERE = ("avx2", "avx512_vnni", "neon", "emulated avx512_vnni")
+
+
+@pytest.fixture(params=(*HERE, *(f"neon of {cpu}" for cpu in over_pipe.CPUS)))
+def face(request, library: Path) -> Callable[..., list[np.ndarray]]:
+    """What runs a node by an instruction set: kernel.run without `isa` and `library`."""
+    if request.param.startswith("neon of "):
+        return functools.partial(over_pipe.run, request.param.removeprefix("neon of "), isa="neon")
     isa = request.param.split()[-1]
     if request.param != isa:
         library = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / EMULATED
@@ -55,7 +62,13 @@ def face(request, library: Path) -> tuple[str, Path]:
             pytest.skip(f"{library} was not built")
     if isa not in kernel.isas(library=library):
         pytest.skip(f"{library.name} does not run {isa} here")
-    return isa, library
+    return functools.partial(kernel.run, isa=isa, library=library)
+
+
+@pytest.fixture
+def oracle(library: Path) -> Callable[..., list[np.ndarray]]:
+    """The portable kernels, as `face`."""
+    return functools.partial(kernel.run, isa="portable", library=library)
 
 
 def at_odd_address(array: np.ndarray) -> np.ndarray:
@@ -93,56 +106,56 @@ def gemm_inputs(
     return inputs
 
 
-def gemm(fmt: Format, inputs: list[np.ndarray], bits: int, *, isa: str, library: Path, threads: int = 1) -> np.ndarray:
+def gemm(
+    run: Callable[..., list[np.ndarray]], fmt: Format, inputs: list[np.ndarray], bits: int, threads: int = 1
+) -> np.ndarray:
     name = f"{fmt.title}Gemm{'LowRank' if len(inputs) > 5 else ''}"
     shape = (inputs[0].shape[0], inputs[3].shape[0])
     attributes = {"bits": bits, "layout": 1}
-    return kernel.run(name, inputs, attributes, [shape], isa=isa, threads=threads, library=library)[0]
+    return run(name, inputs, attributes, [shape], threads=threads)[0]
 
 
 @pytest.mark.parametrize("fill", ("random", "largest", "smallest", "opposite"))
 @pytest.mark.parametrize("bits", (2, 4, 7, 8))
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_gemms_agree_bit_for_bit(face, library: Path, fmt: Format, bits: int, fill: str):
-    isa, path = face
+def test_gemms_agree_bit_for_bit(face, oracle, library: Path, fmt: Format, bits: int, fill: str):
     for index, (m, k, n, groups) in enumerate(SHAPES):
         rank = (0, 3)[index % 2]
         largest = 2 ** (bits - 1) - 1
         inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, library=library)
-        got = gemm(fmt, inputs, bits, isa=isa, library=path, threads=1 + index % 3)
-        want = gemm(fmt, inputs, bits, isa="portable", library=library)
+        got = gemm(face, fmt, inputs, bits, threads=1 + index % 3)
+        want = gemm(oracle, fmt, inputs, bits)
         np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=str((m, k, n, groups)))
 
 
 @pytest.mark.parametrize("fill", ("random", "largest", "opposite"))
 @pytest.mark.parametrize("largest", LARGEST)
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_codes_narrower_than_bits_agree_bit_for_bit(face, library: Path, fmt: Format, largest: int, fill: str):
+def test_codes_narrower_than_bits_agree_bit_for_bit(face, oracle, library: Path, fmt: Format, largest: int, fill: str):
     """`bits` bounds the codes, kernels choose by those of the call. All at the edge: sums as large as can be."""
-    isa, path = face
     for index, (m, k, n, groups) in enumerate(LOOKUP_SHAPES):
         rank = (0, 3)[index % 2]
         inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, library=library)
-        got = gemm(fmt, inputs, 8, isa=isa, library=path, threads=1 + index % 3)
-        want = gemm(fmt, inputs, 8, isa="portable", library=library)
+        got = gemm(face, fmt, inputs, 8, threads=1 + index % 3)
+        want = gemm(oracle, fmt, inputs, 8)
         np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=str((m, k, n, groups)))
 
 
+@pytest.mark.parametrize("face", HERE, indirect=True)
 @pytest.mark.parametrize("fmt", (TERNARY, INT8), ids=lambda fmt: fmt.name)
-def test_gemms_run_side_by_side(face, library: Path, fmt: Format):
+def test_gemms_run_side_by_side(face, oracle, library: Path, fmt: Format):
     """Sessions share the threads of one process: memory of a thread must not mix them up."""
-    isa, path = face
     shapes = ((13, 700, 33, 1), (7, 1301, 18, 1), (19, 400, 128, 1), (35, 1000, 96, 1))
     problems = [
         gemm_inputs(fmt, largest, *shape, fill="random", rank=0, library=library)
         for shape, largest in zip(shapes, (127, 127, 7, 3), strict=True)
     ]
-    want = [gemm(fmt, inputs, 8, isa=isa, library=path) for inputs in problems]
+    want = [gemm(oracle, fmt, inputs, 8) for inputs in problems]
     wrong: list[int] = []
 
     def many(index: int) -> None:
         for _ in range(20):
-            got = gemm(fmt, problems[index], 8, isa=isa, library=path, threads=2)
+            got = gemm(face, fmt, problems[index], 8, threads=2)
             if not np.array_equal(got, want[index]):
                 wrong.append(index)
 
@@ -163,22 +176,17 @@ def rotations() -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize("grid", ("mid-tread", "mid-rise"))
 @pytest.mark.parametrize("clip", ("absmax", "gaussian"))
 @pytest.mark.parametrize(("k", "block"), rotations())
-def test_quantizers_agree_bit_for_bit(face, library: Path, k: int, block: int, clip: str, grid: str):
-    isa, path = face
+def test_quantizers_agree_bit_for_bit(face, oracle, library: Path, k: int, block: int, clip: str, grid: str):
     rng = np.random.default_rng(k + block)
     x = rng.standard_normal((18, k), np.float32) * 10 ** rng.uniform(-3, 3, (18, 1)).astype(np.float32)
     x[1], x[2] = 0, 1e-38
     x[3, k // 2], x[4, 0], x[5, -1] = np.nan, np.inf, 3e38
     x[6] = np.arange(k) % 16 - 7.5  # without a rotation: halves, which go to the even neighbour
     qmax = np.array([1, 3, 7.5, 7, 15, 127], np.float32)
-    run = [
-        kernel.run(
-            "HadamardQuantize", [x, qmax], {"block": block, "clip": clip, "grid": grid}, [(18, k), (18, 1)],
-            isa=one, threads=2, library=where,
-        )
-        for one, where in ((isa, path), ("portable", library))
-    ]  # fmt: skip
-    (q, s), (want_q, want_s) = run
+    attributes = {"block": block, "clip": clip, "grid": grid}
+    (q, s), (want_q, want_s) = (
+        run("HadamardQuantize", [x, qmax], attributes, [(18, k), (18, 1)], threads=2) for run in (face, oracle)
+    )
     np.testing.assert_array_equal(q, want_q)
     np.testing.assert_array_equal(s, want_s)
     assert np.isnan(s[3:5]).all() and not q[1:5].any() and s[1] == 0

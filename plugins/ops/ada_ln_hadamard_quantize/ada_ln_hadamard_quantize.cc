@@ -41,6 +41,7 @@ struct AdaLn {
     static Rows portable() { return ada_ln_rows_portable(); }
     static Rows avx2() { return ada_ln_rows_avx2(); }
     static Rows avx512() { return ada_ln_rows_avx512(); }
+    static Rows neon() { return ada_ln_rows_neon(); }
     static void prepare(const Rows& rows, const Tensor* inputs, int64_t row, int64_t m, int64_t k, float* y) {
         const int64_t sample = row / (m / inputs[kShift].shape.rows()) * k;
         rows.modulate(inputs[kX].as<float>() + row * k, inputs[kShift].as<float>() + sample,

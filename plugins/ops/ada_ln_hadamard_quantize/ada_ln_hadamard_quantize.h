@@ -20,6 +20,7 @@ struct AdaLnRows {
 AdaLnRows ada_ln_rows_portable();
 AdaLnRows ada_ln_rows_avx2();
 AdaLnRows ada_ln_rows_avx512();
+AdaLnRows ada_ln_rows_neon();
 std::vector<CudaLaunch> plan_ada_ln_hadamard_quantize(const Attributes&, const std::vector<Tensor>& inputs,
                                                       const std::vector<Tensor>& outputs);
 Definition ada_ln_hadamard_quantize();

@@ -13,6 +13,7 @@ struct Gelu {
     static Rows portable() { return gelu_rows_portable(); }
     static Rows avx2() { return gelu_rows_avx2(); }
     static Rows avx512() { return gelu_rows_avx512(); }
+    static Rows neon() { return gelu_rows_neon(); }
     static void prepare(const Rows& rows, const Tensor* inputs, int64_t row, int64_t /*m*/, int64_t k,
                         float* y) {
         rows.activate(inputs[0].as<float>() + row * k, k, y);

@@ -19,6 +19,7 @@ struct GeluRows {
 GeluRows gelu_rows_portable();
 GeluRows gelu_rows_avx2();
 GeluRows gelu_rows_avx512();
+GeluRows gelu_rows_neon();
 std::vector<CudaLaunch> plan_gelu_hadamard_quantize(const Attributes&, const std::vector<Tensor>& inputs,
                                                     const std::vector<Tensor>& outputs);
 Definition gelu_hadamard_quantize();

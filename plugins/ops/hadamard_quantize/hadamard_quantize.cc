@@ -16,6 +16,8 @@ std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
 #if defined(__x86_64__)
         case Isa::avx512_vnni: return make_hadamard_quantize_avx512(attributes);
         case Isa::avx2: return make_hadamard_quantize_avx2(attributes);
+#elif defined(__aarch64__)
+        case Isa::neon: return make_hadamard_quantize_neon(attributes);
 #endif
         case Isa::portable: return make_hadamard_quantize_portable(attributes);
         default:

@@ -41,6 +41,7 @@ std::string check_row_shapes(const Attributes&, const Shape& x, const Shape& qma
 std::unique_ptr<CpuKernel> make_hadamard_quantize_portable(const Attributes&);
 std::unique_ptr<CpuKernel> make_hadamard_quantize_avx2(const Attributes&);
 std::unique_ptr<CpuKernel> make_hadamard_quantize_avx512(const Attributes&);
+std::unique_ptr<CpuKernel> make_hadamard_quantize_neon(const Attributes&);
 std::vector<CudaLaunch> plan_hadamard_quantize(const Attributes&, const std::vector<Tensor>& inputs,
                                                const std::vector<Tensor>& outputs);
 Definition hadamard_quantize();

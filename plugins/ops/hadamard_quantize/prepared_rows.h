@@ -19,6 +19,8 @@ typename Op::Rows prepared_rows_of(Isa isa) {
 #if defined(__x86_64__)
         case Isa::avx512_vnni: return Op::avx512();
         case Isa::avx2: return Op::avx2();
+#elif defined(__aarch64__)
+        case Isa::neon: return Op::neon();
 #endif
         case Isa::portable: return Op::portable();
         default: throw std::invalid_argument(std::string(Op::kName) + " has no kernel for " + isa_name(isa));

@@ -50,6 +50,8 @@ std::unique_ptr<CpuKernel> make_cpu(const Attributes&, Isa isa) {
 #if defined(__x86_64__)
         case Isa::avx512_vnni: return make_monarch_add_avx512();
         case Isa::avx2: return make_monarch_add_avx2();
+#elif defined(__aarch64__)
+        case Isa::neon: return make_monarch_add_neon();
 #endif
         case Isa::portable: return make_monarch_add_portable();
         default: throw std::invalid_argument(std::string("MonarchAdd has no kernel for ") + isa_name(isa));

@@ -31,6 +31,7 @@ struct MonarchProblem {
 std::unique_ptr<CpuKernel> make_monarch_add_portable();
 std::unique_ptr<CpuKernel> make_monarch_add_avx2();
 std::unique_ptr<CpuKernel> make_monarch_add_avx512();
+std::unique_ptr<CpuKernel> make_monarch_add_neon();
 std::vector<CudaLaunch> plan_monarch_add(const Attributes&, const std::vector<Tensor>& inputs,
                                          const std::vector<Tensor>& outputs);
 Definition monarch_add();

@@ -35,6 +35,9 @@ std::unique_ptr<CpuKernel> make_cpu(const Attributes&, Isa isa) {
 #if defined(__x86_64__)
         case Isa::avx512_vnni: return make_multi_region_quantize_avx512();
         case Isa::avx2: return make_multi_region_quantize_avx2();
+#elif defined(__aarch64__)
+        // Loops for compilers, and NEON is what this one compiles for.
+        case Isa::neon:
 #endif
         case Isa::portable: return make_multi_region_quantize_portable();
         default:

@@ -114,6 +114,7 @@ class Micro {
 
     // int8 weights beside codes above 31: pairs that must be widened each take longer than int16 on both sides.
     bool wide() const { return interval_ < 2; }
+    bool centred() const { return wide(); }
 
     void add(const int8_t* q, int64_t stride, const uint8_t* weights, int tokens, int64_t quads,
              int32_t* dots) const {

@@ -45,6 +45,7 @@ class Micro {
     Micro(const FormatSpec&, int) {}
 
     bool wide() const { return false; }
+    bool centred() const { return false; }
 
     void add(const int8_t* q, int64_t stride, const uint8_t* weights, int tokens, int64_t quads,
              int32_t* dots) const {

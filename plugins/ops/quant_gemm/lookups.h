@@ -220,8 +220,8 @@ class LookupGemm : public CpuKernel {
         // Half of tile i of a step's sums of a token.
         static Ints words(const uint16_t* from, int64_t i, int half) {
             constexpr int64_t odd = Tables::kLanes / 2;
-            const int64_t place = i * kTile, lane = place % Tables::kLanes;
-            from += place - lane + lane % odd + half * 8;
+            const int64_t place = i * kTile + half * 8, lane = place % Tables::kLanes;
+            from += place - lane + lane % odd;
             EightWords all, high;
             std::memcpy(&all, from, sizeof(all));
             std::memcpy(&high, from + odd, sizeof(high));

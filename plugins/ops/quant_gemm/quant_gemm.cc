@@ -83,6 +83,8 @@ std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
 #if defined(__x86_64__)
         case Isa::avx512_vnni: return make_quant_gemm_avx512(format, attributes, LowRank);
         case Isa::avx2: return make_quant_gemm_avx2(format, attributes, LowRank);
+#elif defined(__aarch64__)
+        case Isa::neon: return make_quant_gemm_neon(format, attributes, LowRank);
 #endif
         case Isa::portable: return make_quant_gemm_portable(format, attributes, LowRank);
         default: throw std::invalid_argument(std::string("the GEMMs have no kernel for ") + isa_name(isa));

@@ -28,11 +28,17 @@ struct GemmProblem {
 std::unique_ptr<CpuKernel> make_quant_gemm_portable(const FormatSpec&, const Attributes&, bool low_rank);
 std::unique_ptr<CpuKernel> make_quant_gemm_avx2(const FormatSpec&, const Attributes&, bool low_rank);
 std::unique_ptr<CpuKernel> make_quant_gemm_avx512(const FormatSpec&, const Attributes&, bool low_rank);
+std::unique_ptr<CpuKernel> make_quant_gemm_neon(const FormatSpec&, const Attributes&, bool low_rank);
+// NEON with the byte dot products of Armv8.2, and with the byte matrix products of Armv8.6.
+std::unique_ptr<CpuKernel> make_quant_gemm_dotprod(const FormatSpec&, const Attributes&, bool low_rank);
+std::unique_ptr<CpuKernel> make_quant_gemm_i8mm(const FormatSpec&, const Attributes&, bool low_rank);
 // By table look-up where that wins, else `rest`.
 std::unique_ptr<CpuKernel> make_lookup_avx2(const FormatSpec&, std::unique_ptr<CpuKernel> rest,
                                             bool low_rank);
 std::unique_ptr<CpuKernel> make_lookup_avx512(const FormatSpec&, std::unique_ptr<CpuKernel> rest,
                                               bool low_rank);
+std::unique_ptr<CpuKernel> make_lookup_neon(const FormatSpec&, std::unique_ptr<CpuKernel> rest,
+                                            bool low_rank);
 std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec&, bool low_rank, const Attributes&,
                                         const std::vector<Tensor>& inputs,
                                         const std::vector<Tensor>& outputs);

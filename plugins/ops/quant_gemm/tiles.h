@@ -57,7 +57,7 @@ inline void unpack_wide(const uint8_t* tile, int64_t first, int64_t count, uint8
 
 // Micro(format, largest): made for the codes of one call, |q| <= largest, which is looked for where
 // kAsksForLargest; kTokens is the most tokens it takes at once; wide() tells whether it reads int16 (int8
-// weights only); add(q, stride, weights, tokens, quads, dots) adds the exact sums of 16 outputs to
+// weights only), centred() whether it takes weights for codes, offset subtracted; add(q, stride, weights, tokens, quads, dots) adds the exact sums of 16 outputs to
 // dots[tokens][16].
 template <int Index, class Micro>
 class TiledGemm : public CpuKernel {
@@ -72,7 +72,7 @@ class TiledGemm : public CpuKernel {
         if (p.groups > 1 && p.k / p.groups % 4) return slow_->run(inputs, outputs, parallel);
         const Micro micro(kFormat, Micro::kAsksForLargest ? largest_code(p, parallel) : kLargestCode);
         const int32_t* sums = nullptr;
-        const Panel panel = prepare(p, is_wide(micro), &sums, parallel);
+        const Panel panel = prepare(p, is_wide(micro), micro.centred(), &sums, parallel);
         const int64_t tiles = (p.n + kTile - 1) / kTile;
         parallel.run(static_cast<size_t>((tiles + kTilesATask - 1) / kTilesATask), [&](size_t task) {
             const int64_t tile = static_cast<int64_t>(task) * kTilesATask;
@@ -89,12 +89,13 @@ class TiledGemm : public CpuKernel {
     // Pads and widens the activations where that is needed, and adds them up by token and group: codes are
     // weights + offset, so offset * sum is taken off. Both stay in the scratch of this thread until all tasks
     // are done.
-    static Panel prepare(const GemmProblem& p, bool wide, const int32_t** sums, const Parallel& parallel) {
+    static Panel prepare(const GemmProblem& p, bool wide, bool centred, const int32_t** sums,
+                         const Parallel& parallel) {
         const int64_t quads = (p.k + 3) / 4, quad = wide ? 8 : 4, size = p.k / p.groups;
         int8_t* rows = nullptr;
         int32_t* totals = nullptr;
         if (wide || p.k % 4) rows = scratch<int8_t>(static_cast<size_t>(p.m * quads * quad), kPanel);
-        if (!wide) totals = scratch<int32_t>(static_cast<size_t>(p.m * p.groups), kSums);
+        if (!centred) totals = scratch<int32_t>(static_cast<size_t>(p.m * p.groups), kSums);
         for_tokens(p, parallel, [&](int64_t m) {
             const int8_t* q = p.q + m * p.k;
             if (rows) fill_row(q, p.k, quads, wide, rows + m * quads * quad);

@@ -34,6 +34,9 @@ std::unique_ptr<CpuKernel> make_cpu(const Attributes&, Isa isa) {
 #if defined(__x86_64__)
         case Isa::avx512_vnni: return make_quant_matmul_avx512();
         case Isa::avx2: return make_quant_matmul_avx2();
+#elif defined(__aarch64__)
+        // Loops for compilers, and NEON is what this one compiles for.
+        case Isa::neon:
 #endif
         case Isa::portable: return make_quant_matmul_portable();
         default: throw std::invalid_argument(std::string("QuantMatMul has no kernel for ") + isa_name(isa));
