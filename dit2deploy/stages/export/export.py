@@ -41,6 +41,7 @@ from dit2deploy.stages.export.fuse.ada_ln import fuse_ada_ln
 from dit2deploy.stages.export.fuse.gelu import fuse_gelu
 from dit2deploy.stages.export.fuse.shared_input import share_input
 from dit2deploy.stages.export.layers import LayerOutput, name_layer_outputs
+from dit2deploy.stages.export.merge import merge_equal
 from dit2deploy.stages.export.passes import simplify, tidy
 from dit2deploy.stages.export.strip import strip_metadata
 from dit2deploy.stages.export.trace import trace
@@ -126,7 +127,7 @@ def _lower(
     report("export: simplify", 0, 1)
     attach_weights(model, read, stored)
     simplify(model)
-    layers = name_layer_outputs(model, convert.quantized_linears(module))
+    layers = merge_equal(model, name_layer_outputs(model, convert.quantized_linears(module)))
     if form == "fused":
         layers = share_input(model, layers)
         fuse_ada_ln(model)

@@ -19,6 +19,7 @@ from dit2deploy.targets.ort import open_session
 
 _WARM_UP = 3
 _TRACED = 3  # runs in the trace file
+_NAMED = 4  # layers of a node; more are merged ones
 _SUFFIX = "_kernel_time"
 
 
@@ -81,7 +82,9 @@ def layers_of_nodes(engine: Path, bundle: Bundle) -> dict[str, str]:
 
 
 def joined(names: Sequence[str]) -> str:
-    """ "a.b.to_q, to_k, to_v" for names that differ in their last part."""
+    """ "a.b.to_q, to_k, to_v" for names that differ in their last part; of layers that were merged, the first."""
+    if len(names) > _NAMED:
+        return f"{names[0]} and {len(names) - 1} equal ones"
     stem, _, _ = names[0].rpartition(".")
     tails = [name.rpartition(".") for name in names]
     if len(names) == 1 or any(head != stem for head, _, _ in tails):

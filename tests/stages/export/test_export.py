@@ -24,8 +24,9 @@ from dit2deploy.models import FAMILIES
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.convert import quantized_linears
 from dit2deploy.ops import DOMAIN
-from dit2deploy.stages.export import check, export
+from dit2deploy.stages.export import check, export, export_float
 from dit2deploy.targets.ort import open_session
+from tests.packing import pack_checkpoint, policy_of, tiny_module
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMS = ("fused", "qdq", "float")
@@ -160,6 +161,25 @@ def test_initializers_are_named_by_checkpoint_keys(name, exported):
     packed = {f"{layer}.weight" for layer in quantized_linears(made.module)}
     assert packed <= names
     assert {n for n in names if n.rpartition(".")[2] in ("weight", "weight_scale", "bias", "down", "up")} <= keys
+
+
+def test_embedders_that_are_equal_are_computed_once(tmp_path):
+    """As in a converted DiT, which has one a block. Where a single weight differs they are computed apart."""
+    family = next(family for family in FAMILIES if family.name == "dit")
+    source = tiny_module(family)
+    first, second = (block.norm1.emb for block in source.transformer_blocks[:2])
+    gathers, places = [], []
+    for name in ("equal", "different"):
+        second.load_state_dict(first.state_dict())
+        if name == "different":
+            second.class_embedder.embedding_table.weight.data[3, 5] += 1
+        checkpoint = pack_checkpoint(tmp_path / f"{name}-checkpoint", source, policy_of(family, source))
+        made = export(checkpoint.folder, tmp_path / name)
+        gathers.append(sum(node.op_type == "Gather" for node in graph_of(made).node))
+        linears = [f"transformer_blocks.{block}.norm1.emb.timestep_embedder.linear_2" for block in range(2)]
+        places.append([made.manifest.layers[linear] for linear in linears])
+    assert places[0][0] == places[0][1] and places[1][0] == places[1][1]  # the timestep's embedder is equal in both
+    assert gathers[1] == gathers[0] + 1
 
 
 def test_fused_weights_are_the_checkpoints_put_together(exported):

@@ -42,15 +42,17 @@ def share_input(model: ir.Model, outputs: Mapping[str, LayerOutput]) -> dict[str
                 scales = node.inputs[3].shape[1]
                 key = node.op_type, _block(layer), id(node.inputs[0]), id(node.inputs[1]), scales
                 groups.setdefault(key, []).append(node)
-    moved = dict(outputs)
+    moved: dict[int, LayerOutput] = {}
     for nodes in groups.values():
         branches = [branch for node in nodes if (branch := _branch(node))]
         can_join = nodes[0].op_type in _PLAIN or (
             len(branches) == len(nodes) and len({id(branch.x) for branch in branches}) == 1
         )
         if len(nodes) > 1 and can_join:
-            moved |= _fuse(model.graph, nodes, branches, [layer_of[id(node.outputs[0])] for node in nodes])
-    return moved
+            layers = [layer_of[id(node.outputs[0])] for node in nodes]
+            made = _fuse(model.graph, nodes, branches, layers)
+            moved |= {id(outputs[layer].value): made[layer] for layer in layers}
+    return {layer: moved.get(id(output.value), output) for layer, output in outputs.items()}
 
 
 def _block(layer: str) -> str:
