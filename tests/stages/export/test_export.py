@@ -24,7 +24,7 @@ from dit2deploy.models import FAMILIES
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.convert import quantized_linears
 from dit2deploy.ops import DOMAIN
-from dit2deploy.stages.export import check, export, export_float
+from dit2deploy.stages.export import check, export
 from dit2deploy.targets.ort import open_session
 from tests.packing import pack_checkpoint, policy_of, tiny_module
 
