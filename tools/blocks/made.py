@@ -173,6 +173,9 @@ class Made:
 
         torch.manual_seed(0)
         model = DiTTransformer2DModel(num_layers=self.blocks, **GEOMETRY)
+        embedder = model.transformer_blocks[0].norm1.emb.state_dict()
+        for block in model.transformer_blocks:  # the original has one; converted checkpoints hold it once a block
+            block.norm1.emb.load_state_dict(embedder)
         model.save_pretrained(folder / "transformer")
         write_json(folder / "model_index.json", {"_class_name": "DiTPipeline"})
         scheduler = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "clip_sample": False}
