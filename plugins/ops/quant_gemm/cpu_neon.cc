@@ -6,8 +6,7 @@
 // smlal adds products of bytes to int16, a lane for each output and k % 4: exact as long as the sums fit, which the
 // largest code of the call decides: n (largest weight) max |q| < 2^15. Codes of int8 are made weights, code - 128, since
 // they must be signed: 128 * 128 fits once.
-#include <arm_neon.h>
-
+#include "neon.h"
 #include "tiles.h"
 
 namespace d2d {
@@ -19,22 +18,15 @@ void add_tokens(const int8_t* q, int64_t stride, const uint8_t* weights, int64_t
     for (int64_t first = 0; first < quads; first += interval) {
         int16x8_t sums[Tokens][8] = {};
         for (int64_t i = first; i < least(quads, first + interval); ++i) {
-            int8x16_t codes[4];
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) {
-                const uint8x16_t stored = vld1q_u8(weights + i * kVector + 16 * v);
-                codes[v] = vreinterpretq_s8_u8(Centred ? veorq_u8(stored, vdupq_n_u8(128)) : stored);
-            }
+            const Codes codes = load_codes<Centred>(weights + i * kVector);
 #pragma GCC unroll 2
             for (int t = 0; t < Tokens; ++t) {
-                int32_t four;
-                std::memcpy(&four, q + t * stride + 4 * i, 4);
-                const int8x16_t token = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                const int8x16_t token = broadcast(q + t * stride + 4 * i);
 #pragma GCC unroll 4
                 for (int v = 0; v < 4; ++v) {
                     int16x8_t* const sum = sums[t] + 2 * v;
-                    sum[0] = vmlal_s8(sum[0], vget_low_s8(codes[v]), vget_low_s8(token));
-                    sum[1] = vmlal_high_s8(sum[1], codes[v], token);
+                    sum[0] = vmlal_s8(sum[0], vget_low_s8(codes.of[v]), vget_low_s8(token));
+                    sum[1] = vmlal_high_s8(sum[1], codes.of[v], token);
                 }
             }
         }

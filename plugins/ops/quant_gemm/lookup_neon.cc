@@ -13,9 +13,30 @@
 namespace d2d {
 namespace {
 
+// Bytes of one token and 4 vectors of outputs: sums += what the table has for the index. In assembly, since gcc 12 moves
+// all look-ups before the first sum and runs out of registers.
+[[gnu::always_inline]] inline void look_up(uint8x16_t (&sums)[4], const uint8_t* table,
+                                           const uint8x16_t (&index)[4]) {
+    uint8x16_t found[4], entries;
+    asm volatile(
+        "ldr %q8, [%9]\n\t"
+        "tbl %4.16b, {%8.16b}, %10.16b\n\t"
+        "tbl %5.16b, {%8.16b}, %11.16b\n\t"
+        "tbl %6.16b, {%8.16b}, %12.16b\n\t"
+        "tbl %7.16b, {%8.16b}, %13.16b\n\t"
+        "add %0.16b, %0.16b, %4.16b\n\t"
+        "add %1.16b, %1.16b, %5.16b\n\t"
+        "add %2.16b, %2.16b, %6.16b\n\t"
+        "add %3.16b, %3.16b, %7.16b"
+        : "+w"(sums[0]), "+w"(sums[1]), "+w"(sums[2]), "+w"(sums[3]), "=&w"(found[0]), "=&w"(found[1]),
+          "=&w"(found[2]), "=&w"(found[3]), "=&w"(entries)
+        : "r"(table), "w"(index[0]), "w"(index[1]), "w"(index[2]), "w"(index[3]),
+          "m"(*reinterpret_cast<const uint8_t (*)[16]>(table)));
+}
+
 struct Tables {
     static constexpr FormatSpec kFormat = kTernary;
-    static constexpr int64_t kLanes = 16, kStepVectors = 4, kStepTokens = 4, kCodes = 2, kTableBytes = 16;
+    static constexpr int64_t kLanes = 16, kStepVectors = 4, kStepTokens = 2, kCodes = 2, kTableBytes = 16;
     static constexpr int64_t kBlockChunks = 16, kMostOutputs = 1152;
     static constexpr int kMostLargest = 21;
 
@@ -58,21 +79,20 @@ struct Tables {
     }
 
   private:
-    // 16 sums, 4 index vectors and a table of 32 registers.
+    // 8 sums, 4 index vectors, a table and what it gives. With 4 tokens gcc 12 spills 6 vectors a round: that costs more
+    // than the loads of index vectors that 2 tokens share.
     template <int Tokens>
     static void add_tokens(const uint8_t* tables, int64_t stride, const uint8_t* index, int64_t lookups,
                            int64_t stretch, uint16_t* sums) {
         for (int64_t i = 0; i < lookups; i += stretch) {
             uint8x16_t bytes[Tokens][kStepVectors] = {};
             for (int64_t j = i; j < least(lookups, i + stretch); ++j) {
-                const uint8x16x4_t at = vld1q_u8_x4(index + j * kStepVectors * kLanes);
+                uint8x16_t at[kStepVectors];
 #pragma GCC unroll 4
-                for (int t = 0; t < Tokens; ++t) {
-                    const uint8x16_t table = vld1q_u8(tables + t * stride + j * kTableBytes);
+                for (int v = 0; v < kStepVectors; ++v)
+                    at[v] = vld1q_u8(index + (j * kStepVectors + v) * kLanes);
 #pragma GCC unroll 4
-                    for (int v = 0; v < kStepVectors; ++v)
-                        bytes[t][v] = vaddq_u8(bytes[t][v], vqtbl1q_u8(table, at.val[v]));
-                }
+                for (int t = 0; t < Tokens; ++t) look_up(bytes[t], tables + t * stride + j * kTableBytes, at);
             }
 #pragma GCC unroll 4
             for (int t = 0; t < Tokens; ++t)
