@@ -52,6 +52,16 @@ bool isa_runs_here(Isa isa) {
     }
 }
 
+bool avxvnni_runs_here() {
+#if !defined(__x86_64__) || !defined(D2D_AVXVNNI)
+    return false;
+#elif defined(D2D_SIMDE)
+    return true;
+#else
+    return isa_runs_here(Isa::avx2) && __builtin_cpu_supports("avxvnni");
+#endif
+}
+
 bool vbmi_runs_here() {
 #if !defined(__x86_64__)
     return false;

@@ -14,6 +14,8 @@ Isa isa_from_name(const std::string&);
 bool isa_runs_here(Isa);
 // Byte permutations of AVX-512, which avx512_vnni uses where they are: on every machine with VNNI but the first.
 bool vbmi_runs_here();
+// Byte dot products of AVX2 alone (AVX-VNNI), which avx2 uses where they are.
+bool avxvnni_runs_here();
 // What neon uses where it is: products of 4 bytes (Armv8.2), and of 2 x 8 by 8 x 2 bytes (Armv8.6).
 bool dotprod_runs_here();
 bool i8mm_runs_here();

@@ -160,11 +160,16 @@ FACES = (
     ),
     *(
         Face(
-            f"avx512_vnni-emulated{'-relaid' if layout else ''}",
-            functools.partial(in_raw_kernel, "avx512_vnni", layout=layout, name="libdit2deploy_emulated.so"),
+            f"{isa}-emulated{'-relaid' if layout else ''}",
+            functools.partial(in_raw_kernel, isa, layout=layout, name="libdit2deploy_emulated.so"),
             relaid=layout != kernel.INTERCHANGE,
         )
-        for layout in (kernel.INTERCHANGE, kernel.KERNEL_ORDER)
+        # The emulated avx2 differs from the native one by the byte dot products of its GEMMs.
+        for isa, layout in (
+            ("avx512_vnni", kernel.INTERCHANGE),
+            ("avx512_vnni", kernel.KERNEL_ORDER),
+            ("avx2", kernel.KERNEL_ORDER),
+        )
     ),
     Face("onnxruntime-kernel-inputs", functools.partial(in_onnxruntime_kernel, threads=2, relaid=False)),
     *(

@@ -47,7 +47,8 @@ LOOKUP_SHAPES = (
 LARGEST = (0, 1, 3, 7, 15, 21, 22, 31, 32, 128)
 
 
-HERE = ("avx2", "avx512_vnni", "neon", "emulated avx512_vnni")
+# The emulated avx2 has byte dot products.
+HERE = ("avx2", "avx512_vnni", "neon", "emulated avx2", "emulated avx512_vnni")
 
 
 @pytest.fixture(params=(*HERE, *(f"neon of {cpu}" for cpu in over_pipe.CPUS)))

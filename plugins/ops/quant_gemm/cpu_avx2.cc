@@ -9,16 +9,11 @@
 // instructions for 32 multiply-adds, and pairs that saturate). int8 by 8-bit activations has no room for a
 // pair: there both sides are int16. int8 by 4-bit ones has room for 9: 1.7 times as fast as by 8-bit ones.
 // Ternary by narrow activations is looked up instead: lookup_avx2.cc.
-#include <immintrin.h>
-
+#include "avx2_sums.h"
 #include "tiles.h"
 
 namespace d2d {
 namespace {
-
-inline __m256i load(const uint8_t* from) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-}
 
 // One token, 16 outputs: a and b += products of the 4 bytes at q. In assembly, since gcc 12 moves the loads
 // and products of all tokens before the first sum, runs out of registers and halves the speed.
@@ -56,55 +51,9 @@ struct AddWords {
     }
 };
 
-// The sums of some tokens, as a recursion: gcc keeps members in registers, but elements of an array in
-// memory.
-template <int Tokens>
-struct Sums {
-    __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
-    Sums<Tokens - 1> others;
-
-    template <class Add>
-    [[gnu::always_inline]] void add(const int8_t* q, int64_t stride, __m256i first, __m256i second,
-                                    const Add& one) {
-        one(q, first, second, a, b);
-        others.add(q + stride, stride, first, second, one);
-    }
-
-    template <class Widen>
-    [[gnu::always_inline]] void add_to(int32_t* dots, const Widen& widen) const {
-        auto* to = reinterpret_cast<__m256i*>(dots);
-        _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), widen(a)));
-        _mm256_storeu_si256(to + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 1), widen(b)));
-        others.add_to(dots + kTile, widen);
-    }
-};
-
-template <>
-struct Sums<0> {
-    template <class Add>
-    void add(const int8_t*, int64_t, __m256i, __m256i, const Add&) {}
-    template <class Widen>
-    void add_to(int32_t*, const Widen&) const {}
-};
-
-// `steps` times 64 bytes of weights and 4 bytes of each token: a quad of codes, or half a quad of int16.
-template <int Tokens, class Add, class Widen>
-[[gnu::always_inline]] inline void add_stretch(const int8_t* q, int64_t stride, const uint8_t* weights,
-                                               int64_t steps, int32_t* dots, const Add& one,
-                                               const Widen& widen) {
-    Sums<Tokens> sums;
-    do {
-        sums.add(q, stride, load(weights), load(weights + 32), one);
-        weights += kVector;
-        q += 4;
-    } while (--steps);
-    sums.add_to(dots, widen);
-}
-
 class Micro {
   public:
-    // 12 sums, 2 weights, an activation and a product fill the 16 registers.
-    static constexpr int kTokens = 6;
+    static constexpr int kTokens = kMostTokens;
     static constexpr bool kAsksForLargest = true;
 
     Micro(const FormatSpec& format, int largest) {
@@ -118,14 +67,8 @@ class Micro {
 
     void add(const int8_t* q, int64_t stride, const uint8_t* weights, int tokens, int64_t quads,
              int32_t* dots) const {
-        switch (tokens) {
-            case 6: return part<6>(q, stride, weights, quads, dots);
-            case 5: return part<5>(q, stride, weights, quads, dots);
-            case 4: return part<4>(q, stride, weights, quads, dots);
-            case 3: return part<3>(q, stride, weights, quads, dots);
-            case 2: return part<2>(q, stride, weights, quads, dots);
-            default: return part<1>(q, stride, weights, quads, dots);
-        }
+        with_tokens(tokens,
+                    [&](auto count) { part<decltype(count)::value>(q, stride, weights, quads, dots); });
     }
 
   private:
@@ -147,6 +90,10 @@ class Micro {
 
 std::unique_ptr<CpuKernel> make_quant_gemm_avx2(const FormatSpec& format, const Attributes& attributes,
                                                 bool low_rank) {
+#if defined(D2D_AVXVNNI)
+    if (avxvnni_runs_here())
+        return make_lookup_avx2(format, make_quant_gemm_avxvnni(format, attributes, low_rank), low_rank);
+#endif
     return make_lookup_avx2(format, make_tiled<Micro>(format, attributes, low_rank), low_rank);
 }
 

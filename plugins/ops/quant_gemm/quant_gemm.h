@@ -27,6 +27,8 @@ struct GemmProblem {
 
 std::unique_ptr<CpuKernel> make_quant_gemm_portable(const FormatSpec&, const Attributes&, bool low_rank);
 std::unique_ptr<CpuKernel> make_quant_gemm_avx2(const FormatSpec&, const Attributes&, bool low_rank);
+// AVX2 with byte dot products.
+std::unique_ptr<CpuKernel> make_quant_gemm_avxvnni(const FormatSpec&, const Attributes&, bool low_rank);
 std::unique_ptr<CpuKernel> make_quant_gemm_avx512(const FormatSpec&, const Attributes&, bool low_rank);
 std::unique_ptr<CpuKernel> make_quant_gemm_neon(const FormatSpec&, const Attributes&, bool low_rank);
 // NEON with the byte dot products of Armv8.2, and with the byte matrix products of Armv8.6.
