@@ -67,8 +67,8 @@ inline TileScales scales_of(const GemmProblem& p, int64_t tile, float* values) {
     return {values, bias, up, first, last};
 }
 
-// Adds the exact sums of a tile of token m, group `group`, to y; after the last group come s, bias and the branch.
-// y[.., tile] is at `to`, or a copy of it. (A term of a branch that is left out is t * 0: 0, unless t is not finite.)
+// Adds the exact sums of a tile of token m, group `group`, to y; after the last group come s and bias. y[.., tile] is at
+// `to`, or a copy of it.
 inline void finish(const GemmProblem& p, const TileScales& scales, int64_t group, int64_t m, const Ints& low,
                    const Ints& high, float* to) {
     const float* const ws = scales.ws + group * kTile;
@@ -81,11 +81,6 @@ inline void finish(const GemmProblem& p, const TileScales& scales, int64_t group
     if (group + 1 == p.groups) {
         first = first * p.s[m] + load_half<Floats>(scales.bias, 0);
         second = second * p.s[m] + load_half<Floats>(scales.bias, 1);
-        const float* const t = p.t + m * p.rank;
-        for (int64_t r = scales.first_rank; r < scales.last_rank; ++r) {
-            first += t[r] * load_half<Floats>(scales.up + r * kTile, 0);
-            second += t[r] * load_half<Floats>(scales.up + r * kTile, 1);
-        }
     }
     store_half(to, 0, first);
     store_half(to, 1, second);
@@ -101,6 +96,52 @@ inline void finish_tile(const GemmProblem& p, const TileScales& scales, int64_t 
     if (group) std::memcpy(row, y, bytes);
     finish(p, scales, group, m, low, high, row);
     std::memcpy(y, row, bytes);
+}
+
+// Tokens side by side: 8 sums hide the latency of additions, and share a load of `up`.
+constexpr int64_t kBranchTokens = 4;
+
+template <int Tokens>
+inline void add_terms(const float* t, int64_t rank, const TileScales& scales, float* y, int64_t stride) {
+    Floats sums[Tokens][2];
+#pragma GCC unroll 4
+    for (int i = 0; i < Tokens; ++i)
+        for (int half = 0; half < 2; ++half) sums[i][half] = load_half<Floats>(y + i * stride, half);
+    for (int64_t r = scales.first_rank; r < scales.last_rank; ++r) {
+        const Floats low = load_half<Floats>(scales.up + r * kTile, 0);
+        const Floats high = load_half<Floats>(scales.up + r * kTile, 1);
+#pragma GCC unroll 4
+        for (int i = 0; i < Tokens; ++i) {
+            sums[i][0] += t[i * rank + r] * low;
+            sums[i][1] += t[i * rank + r] * high;
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < Tokens; ++i)
+        for (int half = 0; half < 2; ++half) store_half(y + i * stride, half, sums[i][half]);
+}
+
+// Adds the branch of a tile to y of tokens [m, m + tokens), after finish_tile. (A term that is left out is t * 0: 0,
+// unless t is not finite.)
+inline void add_branch(const GemmProblem& p, const TileScales& scales, int64_t tile, int64_t m,
+                       int64_t tokens) {
+    if (scales.first_rank >= scales.last_rank) return;
+    const int64_t outputs = least(kTile, p.n - tile * kTile);
+    const float* t = p.t + m * p.rank;
+    float* y = p.y + m * p.n + tile * kTile;
+    if (outputs == kTile)
+        for (; tokens >= kBranchTokens; tokens -= kBranchTokens) {
+            add_terms<kBranchTokens>(t, p.rank, scales, y, p.n);
+            t += kBranchTokens * p.rank;
+            y += kBranchTokens * p.n;
+        }
+    const auto bytes = static_cast<size_t>(outputs) * sizeof(float);
+    for (; tokens; --tokens, t += p.rank, y += p.n) {
+        float row[kTile] = {};
+        std::memcpy(row, y, bytes);
+        add_terms<1>(t, p.rank, scales, row, kTile);
+        std::memcpy(y, row, bytes);
+    }
 }
 
 }  // namespace

@@ -72,7 +72,8 @@ class LookupGemm : public CpuKernel {
     static constexpr int64_t kLookupsAChunk = kCodesAChunk / Tables::kCodes;
     static constexpr int64_t kBlockLookups = Tables::kBlockChunks * kLookupsAChunk;
     static_assert(384 % kStepOutputs == 0 && Tables::kMostOutputs % kStepOutputs == 0 &&
-                      16 % Tables::kStepTokens == 0,
+                      16 % Tables::kStepTokens == 0 &&
+                      (kBranchTokens % Tables::kStepTokens == 0 || Tables::kStepTokens % kBranchTokens == 0),
                   "tasks are whole steps");
 
     // By shape: a step that goes far beyond N computes more than it saves, and a group must end with a chunk.
@@ -196,7 +197,8 @@ class LookupGemm : public CpuKernel {
             const auto shift =
                 static_cast<int32_t>(range / 2 * kLookupsAChunk * chunks(kFormat, p.k / p.groups));
             const int64_t count = least(kStepTiles, tiles - step * kStepTiles);
-            for (int64_t t = first; t < least(tokens, first + Tables::kStepTokens); ++t) {
+            const int64_t end = least(tokens, first + Tables::kStepTokens);
+            for (int64_t t = first; t < end; ++t) {
                 const uint16_t* from = sums + step * step_sums + t * kStepOutputs;
                 for (int64_t i = 0; i < count; ++i) {
                     const int64_t of_task = step * kStepTiles + i;
@@ -215,6 +217,10 @@ class LookupGemm : public CpuKernel {
                     }
                 }
             }
+            if (!last || group + 1 < p.groups || (end % kBranchTokens && end < tokens)) return;
+            const int64_t begin = (end - 1) / kBranchTokens * kBranchTokens;
+            for (int64_t i = step * kStepTiles; i < step * kStepTiles + count; ++i)
+                add_branch(p, scales[i], tile + i, m + begin, end - begin);
         }
 
         // Half of tile i of a step's sums of a token.

@@ -157,6 +157,7 @@ class TiledGemm : public CpuKernel {
             finish_tile(p, scales, tile, group, m, load_half<Ints>(dots, 0) - shift,
                         load_half<Ints>(dots, 1) - shift);
         }
+        if (group + 1 == p.groups) add_branch(p, scales, tile, first, tokens);
     }
 
     bool low_rank_;
