@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,11 +34,21 @@ ROOT = Path(__file__).resolve().parents[3]
 FORMS = ("fused", "qdq", "float")
 NAMES = [family.name for family in FAMILIES]
 each_form = pytest.mark.parametrize("form", FORMS)
-# PixArt's blocks are DiT's: one quantized form of it is enough.
-EXPORTS = [(name, form) for name in NAMES for form in FORMS if (name, form) != ("pixart", "qdq")]
-QUANTIZED = [pair for pair in EXPORTS if pair[1] != "float"]
-each_export = pytest.mark.parametrize("name, form", EXPORTS, ids=["-".join(pair) for pair in EXPORTS])
-each_quantized_export = pytest.mark.parametrize("name, form", QUANTIZED, ids=["-".join(pair) for pair in QUANTIZED])
+# The forms treat blocks alike: of qdq DiT and FLUX (joined rows, two kinds of blocks) are enough for every run.
+EVERY_QDQ = ("dit", "flux")
+
+
+def exports(forms: Sequence[str]) -> pytest.MarkDecorator:
+    """name, form of all families; `-m slow` runs those that are left out otherwise, half a minute each."""
+
+    def one(name: str, form: str) -> Any:
+        marks = pytest.mark.slow if form == "qdq" and name not in EVERY_QDQ else ()
+        return pytest.param(name, form, marks=marks, id=f"{name}-{form}")
+
+    return pytest.mark.parametrize("name, form", [one(name, form) for name in NAMES for form in forms])
+
+
+each_export, each_quantized_export = exports(FORMS), exports(FORMS[:2])
 
 OLD_RUNTIME = """
 import json, sys
