@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,7 @@ from dit2deploy.ops import DOMAIN, GEMMS, HADAMARD_QUANTIZE, OPSET, VERSION
 from dit2deploy.ops.hadamard_quantize import block_size
 from dit2deploy.stages.profile.measure import METHOD, Contestant, race, ratios, statistics
 from dit2deploy.stages.profile.roofline import peaks
-from dit2deploy.stages.profile.summary import aligned
+from dit2deploy.stages.profile.summary import RATIO_COLUMNS, table
 from dit2deploy.targets import kernel
 from dit2deploy.targets.ort import open_session
 
@@ -191,22 +191,16 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     return rows, {str(threads): vars(found) for threads, found in machine.items()}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    header = ("ours", "against", "threads", "M x K x N", "ms", "GMAC/s", "as fast", "quartiles")
-    cells = [
-        (
-            row["name"],
-            row["baseline"],
-            str(row["threads"]),
-            " x ".join(map(str, row["shape"])),
-            f"{row['ms']:.3f}",
-            f"{row['gmacs']:.0f}" if row["macs"] else "-",
-            f"{row['ratio']:.2f}x",
-            f"{row['p25']:.2f}..{row['p75']:.2f}",
-        )
-        for row in rows
-    ]
-    return "\n".join(aligned([header, *cells]))
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "ours": lambda row: row["name"],
+    "against": lambda row: row["baseline"],
+    "threads": lambda row: str(row["threads"]),
+    "M x K x N": lambda row: " x ".join(map(str, row["shape"])),
+    "ms": lambda row: f"{row['ms']:.3f}",
+    "GMAC/s": lambda row: f"{row['gmacs']:.0f}" if row["macs"] else "-",
+    "of peak": lambda row: f"{row['peak_share']:.0%}" if row["macs"] else "-",
+    **RATIO_COLUMNS,
+}
 
 
 def main() -> int:
@@ -235,7 +229,7 @@ def main() -> int:
         for row in rows:
             print(json.dumps(row))
     else:
-        print(f"{cpu_model()}, kernels for {isa}\n{table(rows)}")
+        print(f"{cpu_model()}, kernels for {isa}\n{table(rows, COLUMNS)}")
     if options.out:
         write_results(options.out, "bench_gemm", {"method": METHOD, "isa": isa, "peaks": machine, "rows": rows})
     return 0

@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx
 from blocks.engines import ENTRIES
@@ -26,11 +28,12 @@ from dit2deploy.base.machine import cores
 from dit2deploy.stages.profile.contestants import BASELINES, ENGINE, ORT_FLOAT, Entrant, entrant, inputs_of
 from dit2deploy.stages.profile.measure import METHOD, ratios, statistics
 from dit2deploy.stages.profile.profile import side_by_side
-from dit2deploy.stages.profile.summary import aligned
+from dit2deploy.stages.profile.summary import RATIO_COLUMNS, table
 from dit2deploy.targets import kernel
 from dit2deploy.targets.ort import open_session
 
 ORT_INT8 = "ort-int8-dynamic"
+Column = Callable[[Mapping[str, Any]], str]  # what a table shows of a row
 
 EXAMPLE = """example:
   make demo && python tools/bench_model.py --quick
@@ -111,7 +114,7 @@ def run_blocks(options: argparse.Namespace) -> None:
         for row in found["rows"] + found["engines"]:
             print(json.dumps(row))
     else:
-        print(blocks_table(found))
+        print(table(found["engines"], ENGINE_COLUMNS), table(found["rows"], BLOCK_COLUMNS), sep="\n\n")
     for entry in found["not_measured"]:
         print(f"not measured: {entry['what']}: {entry['reason']}", file=sys.stderr)
     if options.out:
@@ -119,53 +122,32 @@ def run_blocks(options: argparse.Namespace) -> None:
         write_results(options.out, "bench_blocks", {**record, "load": os.getloadavg()[0]})
 
 
-def blocks_table(found: dict[str, list[dict]]) -> str:
-    header = ("engine", "threads", "tokens", "ms", "least", "GMAC/s", "memory MiB, own + mapped", "error")
-    engines = [
-        (
-            row["name"],
-            str(row["threads"]),
-            str(row["tokens"]),
-            f"{row['ms']:.1f}",
-            f"{row['least_ms']:.1f}",
-            f"{row['gmacs']:.0f}",
-            f"{row['anonymous_bytes'] / 2**20:.0f} + {row['file_bytes'] / 2**20:.0f}",
-            f"{row['error']:.4f}" if "error" in row else "",
-        )
-        for row in found["engines"]
-    ]
-    ratios = [
-        (
-            row["name"],
-            row["baseline"],
-            str(row["threads"]),
-            str(row["tokens"]),
-            f"{row['ratio']:.2f}x",
-            f"{row['p25']:.2f}..{row['p75']:.2f}",
-            f"{row['least_ratio']:.2f}x",
-        )
-        for row in found["rows"]
-    ]
-    lines = aligned([header, *engines])
-    lines += ["", *aligned([("ours", "against", "threads", "tokens", "as fast", "quartiles", "by the least"), *ratios])]
-    return "\n".join(lines)
-
-
-def table(rows: list[dict]) -> str:
-    header = ("baseline", "threads", "batch", "engine ms", "baseline ms", "engine is as fast", "quartiles")
-    cells = [
-        (
-            row["baseline"],
-            str(row["threads"]),
-            str(row["batch"]),
-            f"{row['engine_ms']:.3f}",
-            f"{row['baseline_ms']:.3f}",
-            f"{row['ratio']:.2f}x",
-            f"{row['p25']:.2f}..{row['p75']:.2f}",
-        )
-        for row in rows
-    ]
-    return "\n".join(aligned([header, *cells]))
+ENGINE_COLUMNS: dict[str, Column] = {
+    "engine": lambda row: row["name"],
+    "threads": lambda row: str(row["threads"]),
+    "tokens": lambda row: str(row["tokens"]),
+    "ms": lambda row: f"{row['ms']:.1f}",
+    "least": lambda row: f"{row['least_ms']:.1f}",
+    "GMAC/s": lambda row: f"{row['gmacs']:.0f}",
+    "memory MiB, own + mapped": lambda row: f"{row['anonymous_bytes'] / 2**20:.0f} + {row['file_bytes'] / 2**20:.0f}",
+    "error": lambda row: f"{row['error']:.4f}" if "error" in row else "",
+}
+BLOCK_COLUMNS: dict[str, Column] = {
+    "ours": lambda row: row["name"],
+    "against": lambda row: row["baseline"],
+    "threads": lambda row: str(row["threads"]),
+    "tokens": lambda row: str(row["tokens"]),
+    **RATIO_COLUMNS,
+    "by the least": lambda row: f"{row['least_ratio']:.2f}x",
+}
+STEP_COLUMNS: dict[str, Column] = {
+    "baseline": lambda row: row["baseline"],
+    "threads": lambda row: str(row["threads"]),
+    "batch": lambda row: str(row["batch"]),
+    "engine ms": lambda row: f"{row['engine_ms']:.3f}",
+    "baseline ms": lambda row: f"{row['baseline_ms']:.3f}",
+    **RATIO_COLUMNS,
+}
 
 
 def main() -> int:
@@ -208,7 +190,7 @@ def main() -> int:
         for row in rows:
             print(json.dumps(row))
     else:
-        print(table(rows))
+        print(table(rows, STEP_COLUMNS))
     for entry in missing:
         print(f"not measured: {entry['what']}: {entry['reason']}", file=sys.stderr)
     if options.out:

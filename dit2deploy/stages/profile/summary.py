@@ -1,6 +1,6 @@
 """profile.json as a plain-text table."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -57,6 +57,18 @@ def aligned(rows: list[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> str:
+    """Lines of text: the titles, then what each column shows of each row."""
+    return "\n".join(aligned([tuple(columns), *(tuple(show(row) for show in columns.values()) for row in rows)]))
+
+
+# Of rows with a baseline's time over an engine's, taken within each round (measure.py's `ratios`).
+RATIO_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "as fast": lambda row: f"{row['ratio']:.2f}x",
+    "quartiles": lambda row: f"{row['p25']:.2f}..{row['p75']:.2f}",
+}
 
 
 def _latency_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
