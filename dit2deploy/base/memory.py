@@ -3,6 +3,9 @@
 Counted is anonymous memory, what the process owns. Pages of mapped files are the system's cache and not counted.
 """
 
+import ctypes
+import sys
+
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.machine import anonymous_bytes, available_bytes
 
@@ -27,6 +30,16 @@ def require(what: str, needed: int, max_memory: int | None, *, cure: str = "") -
             cure or f"Give at least `--max-memory {least / 1e9 + 0.05:.1f}GB`.",
         )
     return left
+
+
+def give_back() -> None:
+    """Hands freed memory back to the system where the C library can: glibc keeps what lies between what is in use.
+
+    Opening an engine folds constants, and frees as much as it keeps: 47 of 108 MiB for a ternary DiT-XL/2.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def gigabytes(count: float) -> str:

@@ -1,5 +1,7 @@
 """A ceiling is told before it is broken, with what needs how much."""
 
+import platform
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,17 @@ def test_memory_that_is_taken_is_counted():
     grown = anonymous_bytes() - before
     assert 0.9 * held.nbytes < grown < 1.5 * held.nbytes
     assert available_bytes() > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_what_was_freed_between_what_is_in_use_is_given_back():
+    blocks = [b"x" * 65536 for _ in range(1000)]
+    held = blocks[::100] + blocks[-1:]
+    before = anonymous_bytes()
+    del blocks
+    memory.give_back()
+    assert before - anonymous_bytes() > 900 * 65536
+    assert len(held) == 11
 
 
 def test_room_is_what_is_left_below_the_ceiling(monkeypatch):
