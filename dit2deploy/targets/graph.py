@@ -96,8 +96,10 @@ def save_streamed(model: ir.Model, path: Path) -> None:
     The model's tensors are replaced by records of where they now lie.
     """
     data = path.with_name(path.name + ".data")
-    with whole_file(data) as temporary, open(temporary, "wb") as file:
-        for value in track(in_execution_order(model.graph), f"write {path.parent.name}"):
+    values = in_execution_order(model.graph)
+    size = sum(value.const_value.nbytes for value in values)
+    with whole_file(data, size=size) as temporary, open(temporary, "wb") as file:
+        for value in track(values, f"write {path.parent.name}"):
             tensor = value.const_value
             if tensor.nbytes < _INLINE:
                 value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.machine import versions
 from dit2deploy.targets import kernel
@@ -53,8 +53,8 @@ def build_engines(
     library = folder / kernel.LIBRARY_NAME
     shutil.copyfile(kernel.library_path(), library)
     paths = [folder / f"{plan.label}.engine" for plan in plans]
-    with tempfile.TemporaryDirectory(prefix="dit2deploy-") as scratch:
-        source = _with_kernel_weights(onnx.path, Path(scratch) / "weights")
+    with scratch_folder() as scratch:
+        source = _with_kernel_weights(onnx.path, scratch / "weights")
         job = {
             "module": module,
             "library": str(library.resolve()),

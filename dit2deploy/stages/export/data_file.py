@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from dit2deploy.artefacts.onnx_model import DATA
+from dit2deploy.base.disk import writing
 from dit2deploy.base.progress import track
 
 _INLINE = 256  # bytes: shapes and scalars stay in the graph, where shape inference reads them
@@ -19,7 +20,8 @@ def write_data(model: ir.Model, folder: Path) -> None:
     mostly padding.
     """
     values = _in_execution_order(model.graph)
-    with open(folder / DATA, "wb") as file:
+    size = sum(value.const_value.nbytes for value in values)
+    with writing(folder / DATA, size), open(folder / DATA, "wb") as file:
         for value in track(values, "write weights"):
             tensor = value.const_value
             size = tensor.nbytes
