@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dit2deploy.base.disk import writing
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_json
 
@@ -36,8 +37,9 @@ class Journal:
         if key not in self._known:
             self._known[key] = json.loads(json.dumps(measure()))
             self.measured += 1
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a") as file:
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 # The line break comes first: a line that was cut short spoils no other.
-                file.write("\n" + json.dumps({"key": key, "value": self._known[key]}))
+                with open(self.path, "a") as file:
+                    file.write("\n" + json.dumps({"key": key, "value": self._known[key]}))
         return self._known[key]
