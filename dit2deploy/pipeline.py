@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dit2deploy import __version__
+from dit2deploy.artefacts import unfinished
 from dit2deploy.artefacts.bundle import MANIFEST as BUNDLE_MANIFEST
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, QUALITY, REPORT, Bundle
 from dit2deploy.artefacts.calibration_set import CalibrationSet
@@ -18,12 +19,27 @@ from dit2deploy.base.estimate import Estimate
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
 from dit2deploy.models.load import open_model
 
+STAGES = (
+    "calibrate",
+    "search",
+    "quantize",
+    "export",
+    "export float",
+    "build",
+    "parity",
+    "evaluate",
+    "profile",
+    "report",
+)
+
 
 class _Journal:
-    """Which stage made what from what: `stages.json` of the work folder."""
+    """Which stage made what from what: `stages.json` of the work folder; and how far this run of `stages` is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stages: Sequence[str]) -> None:
         self.path = path
+        self._left = list(stages)
+        self._total = len(stages)
         try:
             self.done: dict[str, dict[str, str]] = json.loads(path.read_bytes())
         except (OSError, ValueError):
@@ -35,10 +51,18 @@ class _Journal:
         entry = self.done.get(stage, {})
         if entry.get("inputs") == key and out.exists() and entry.get("output") == _hash(out):
             progress.note(f"{stage}: done before, kept")
+            self._left.remove(stage)
             return
+        done = self._total - len(self._left)
+        unfinished.tell(self.path.parent, "compile", "stages", done=done, total=self._total, missing=self._left)
         work()
         self.done[stage] = {"inputs": key, "output": _hash(out)}
         write_json(self.path, self.done)
+        self._left.remove(stage)
+
+    def end(self) -> None:
+        """All stages were run: nothing is unfinished."""
+        (self.path.parent / unfinished.FILE).unlink(missing_ok=True)
 
 
 def _hash(path: Path) -> str:
@@ -99,7 +123,17 @@ def compile(
             )
         if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source:
             raise Misuse(f"{checkpoint}: was not made from {model}.", "Give the model that it was quantized from.")
-    journal = _Journal(work / "stages.json")
+    # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
+    here = [name for name in targets if by_name(name).availability().can_run]
+    target = (here or list(targets))[0]
+    left_out = {
+        "calibrate": calibration is not None,
+        "search": policy is not None or checkpoint is not None,
+        "quantize": checkpoint is not None,
+        "evaluate": classifier is None or not here,
+        "profile": not here,
+    }
+    journal = _Journal(work / "stages.json", [stage for stage in STAGES if not left_out.get(stage)])
     sampler = {"steps": steps, "guidance": guidance, "seed": seed}
 
     calibration_set = Path(calibration) if calibration else work / "calibration"
@@ -141,9 +175,6 @@ def compile(
         "export float", baseline, {"model": source}, lambda: export_float(model, baseline, max_memory=max_memory)
     )
 
-    # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
-    here = [name for name in targets if by_name(name).availability().can_run]
-    target = (here or list(targets))[0]
     made_from = {
         "onnx": _hash(fused),
         "baseline": _hash(baseline),
@@ -196,6 +227,7 @@ def compile(
     evidence = {name: _hash(out / name) for name in (PARITY, PROFILE, QUALITY) if (out / name).exists()}
     drawn = {**bundle_hash, **evidence, "target": target}
     journal.run("report", out / REPORT, drawn, lambda: report(out, target=target))
+    journal.end()
     if failure is not None:
         raise failure
     return Bundle.load(out)

@@ -31,6 +31,10 @@ class Journal:
         except (OSError, UnicodeDecodeError) as error:
             raise Misuse(f"{path}: cannot be read: {error}.", "Remove the file; the search then starts anew.") from None
 
+    def __len__(self) -> int:
+        """Measurements that the file holds, of this search or another one."""
+        return len(self._known)
+
     def value(self, what: Any, measure: Callable[[], Any]) -> Any:
         """The value known of `what` (JSON), or the one that `measure` gives (JSON), which is written down at once."""
         key = sha256_of_json([self._stamp, what])
