@@ -81,6 +81,7 @@ def compile(
     calibration: str | Path | None = None,
     classifier: str | Path | None = None,
     work: str | Path | None = None,
+    sizes: Sequence[tuple[int, int]] = (),
     samples: int = 8,
     steps: int = 20,
     guidance: float = 1.5,
@@ -92,7 +93,8 @@ def compile(
     """Takes a diffusers folder to a bundle with parity, profile and report.
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
-    search and quantize; `calibration` (a calibration set) that of calibrate. Intermediate artefacts lie in `work`
+    search and quantize; `calibration` (a calibration set) that of calibrate. `sizes`
+    are those of `export`. Intermediate artefacts lie in `work`
     (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
     `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is
     the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
@@ -167,8 +169,8 @@ def compile(
     journal.run(
         "export",
         fused,
-        {"checkpoint": _hash(packed)},
-        lambda: export(packed, fused, form="fused", max_memory=max_memory),
+        {"checkpoint": _hash(packed), **({"sizes": list(sizes)} if sizes else {})},
+        lambda: export(packed, fused, form="fused", sizes=sizes, max_memory=max_memory),
     )
     baseline = work / "onnx-float"
     journal.run(

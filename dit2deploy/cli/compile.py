@@ -16,6 +16,7 @@ from dit2deploy.cli import options
 @click.option("--calibration", type=options.PATH, help="A calibration set in place of a new one.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Calibration trajectories.")
 @click.option("--work", type=options.PATH, help="Folder of intermediate artefacts.  [default: OUT.work]")
+@options.latent_sizes
 @options.targets
 @options.steps
 @options.guidance
@@ -36,7 +37,7 @@ def command(model: Path, out: Path, targets, dry_run: bool, **settings):
     from dit2deploy.pipeline import compile, estimate
 
     if dry_run:
-        settings.pop("work")
+        del settings["work"], settings["sizes"]
         return options.estimates(estimate(model, **settings))
     compile(model, out, targets=targets, **settings)
     return summary(out)

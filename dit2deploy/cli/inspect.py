@@ -9,6 +9,7 @@ import click
 from dit2deploy.artefacts import calibration_set, checkpoint, onnx_model, schema, unfinished
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
 from dit2deploy.artefacts.device_table import DeviceTable
+from dit2deploy.artefacts.onnx_model import size_label
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.artefacts.unfinished import Unfinished
 from dit2deploy.base.errors import Misuse
@@ -101,6 +102,7 @@ def _onnx(path: Path):
     rows = [("model", f"{manifest.model} ({manifest.family})"), ("form", manifest.form)]
     rows += [(f"input {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.inputs]
     rows += [(f"output {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.outputs]
+    rows += [("graph of another size", size_label(size)) for size in manifest.sizes]
     rows += [("quantized layers", str(len(manifest.layers)))]
     return "ONNX model", manifest.model_dump(mode="json"), rows
 

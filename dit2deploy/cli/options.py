@@ -224,6 +224,24 @@ max_memory = click.option(
 )
 
 
+def _sizes(_context: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Of an option --size: "64x96"."""
+    found = [re.fullmatch(r"(\d+)x(\d+)", text) for text in value]
+    if None in found:
+        raise click.BadParameter(f"{value[found.index(None)]!r} is no size, e.g. 64x96.", param_hint="--size")
+    return tuple((int(match[1]), int(match[2])) for match in found if match)
+
+
+latent_sizes = click.option(
+    "--size",
+    "sizes",
+    metavar="HxW",
+    multiple=True,
+    callback=_sizes,
+    help="Of latents, beside the model's own; where a graph fixes it (DiT, PixArt). May be given several times.",
+)
+
+
 dry_run = click.option("--dry-run", is_flag=True, help="Write nothing: tell what it would take in time and memory.")
 
 

@@ -3,6 +3,7 @@
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
 from dit2deploy.models.folds import Fold, Linears, blocks, by_values
+from dit2deploy.models.positions import resize_positions
 
 
 def _shape(config: Config) -> tuple[int, ...]:
@@ -17,7 +18,7 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
             "This PixArt is conditioned on resolution and aspect ratio, which is not served yet.",
             "Take one with a sample_size below 128 (PixArt-XL-2-512x512).",
         )
-    # The position embedding is baked for sample_size: batch and text are the dynamic axes.
+    # A graph holds the position embedding of one size: batch and text are the dynamic axes.
     text = (batch, 9 if second else 6, config["caption_channels"] or config["cross_attention_dim"])
     return {
         **random_inputs(seed, hidden_states=(batch, *_shape(config)), encoder_hidden_states=text),
@@ -61,6 +62,7 @@ PIXART = Family(
         "caption_channels": 32,
     },
     latent_shape=_shape,
+    resize=lambda module, size: resize_positions(module.pos_embed, size),
     folds=_folds,
     assumptions=("text is passed without an attention mask: give tokens without padding",),
 )

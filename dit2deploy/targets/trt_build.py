@@ -98,6 +98,8 @@ def check_model(onnx: OnnxModel, target: str) -> None:
             f"{onnx.folder}: target {target} takes the fused form, this is {onnx.manifest.form}.",
             "Export with `--form fused`.",
         )
+    if onnx.manifest.sizes:
+        raise Misuse(f"{onnx.folder}: has graphs of several sizes; target {target} takes one.", "Export one size each.")
     for port in onnx.manifest.inputs:
         free = [dim for index, dim in enumerate(port.shape) if isinstance(dim, str) and (index or dim != "batch")]
         if free:
