@@ -1,11 +1,13 @@
 """Prompts through real pipelines: full precision and the engine from the same seeds, as a picture and as a clip."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dit2deploy.artefacts import schema
-from dit2deploy.artefacts.bundle import REPORT
+from dit2deploy.artefacts.bundle import QUALITY, REPORT
 from dit2deploy.artefacts.checkpoint import MANIFEST
 from dit2deploy.base.errors import Misuse
 from dit2deploy.cli import main
@@ -70,6 +72,28 @@ def test_both_draw_the_same_prompts_from_the_same_seeds(name, made, prompts, tmp
         np.testing.assert_array_equal(frame[:32, 32:], np.rint(engine[0, 3] * 255).astype(np.uint8))
     else:
         assert not (tmp_path / "picture.webp").exists()
+
+
+def test_the_pairs_are_measured_and_what_is_missing_is_named(made, prompts, capsys, monkeypatch, tmp_path):
+    """PSNR needs no package; the others' weights are not here."""
+    _, bundle = made("flux")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    words = ("--steps", "2", "--guidance", "3", "--height", "8", "--width", "8", "--clip", str(tmp_path))
+    main(["evaluate", str(bundle), "--prompts", str(prompts), *words])
+    printed = capsys.readouterr()
+    found = json.loads((bundle / QUALITY).read_text())
+    drawn = sample_prompts(
+        bundle, tmp_path / "x.png", prompts=prompts, steps=2, guidance=3.0, target=TARGET, height=8, width=8
+    )
+    pairs = list(zip(drawn["full_precision"], drawn["engine"], strict=True))
+    want = np.mean([-10 * np.log10(np.mean((full - engine) ** 2)) for full, engine in pairs])
+    assert found["metrics"]["psnr_db"]["pair"] == pytest.approx(want, rel=1e-3) and found["samples"] == 2
+    for name in ("lpips", "clip_score", "fid"):
+        assert found["metrics"][name]["reason"] and found["metrics"][name]["cure"]
+        assert f"{found['metrics'][name]['title']} is not measured" in printed.err
+    assert "not measured" in printed.out
+    main(["report", str(bundle), "-q"])
+    assert "PSNR to full precision, dB" in (bundle / REPORT).read_text()
 
 
 def test_another_model_is_refused(made, prompts, tmp_path):
