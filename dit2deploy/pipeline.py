@@ -20,6 +20,7 @@ from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_js
 from dit2deploy.models.load import open_model
 
 STAGES = (
+    "fuse-lora",
     "calibrate",
     "search",
     "quantize",
@@ -81,6 +82,8 @@ def compile(
     calibration: str | Path | None = None,
     classifier: str | Path | None = None,
     work: str | Path | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
     sizes: Sequence[tuple[int, int]] = (),
     samples: int = 8,
     steps: int = 20,
@@ -94,7 +97,8 @@ def compile(
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
     search and quantize; `calibration` (a calibration set) that of calibrate. `sizes`
-    are those of `export`. Intermediate artefacts lie in `work`
+    are those of `export`. `lora` (safetensors) is added to the weights first, `lora_scale` times: all that follows is
+    that of the model with it, which lies in `work` too. Intermediate artefacts lie in `work`
     (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
     `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is
     the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
@@ -104,6 +108,7 @@ def compile(
     from dit2deploy.stages.calibrate import calibrate
     from dit2deploy.stages.evaluate import evaluate
     from dit2deploy.stages.export import export, export_float
+    from dit2deploy.stages.fuse_lora import fuse_lora
     from dit2deploy.stages.parity import parity
     from dit2deploy.stages.profile import profile
     from dit2deploy.stages.quantize import quantize
@@ -117,18 +122,11 @@ def compile(
         able = by_name(name).availability()
         if not able.can_build:
             raise Misuse(f"{name} cannot be built here: {able.reason}", able.cure)
-    source = open_model(model).sha256
-    if checkpoint is not None:
-        if policy is not None:
-            raise Misuse(
-                "both a policy and a checkpoint are given.", "A checkpoint holds its policy: leave the policy out."
-            )
-        if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source:
-            raise Misuse(f"{checkpoint}: was not made from {model}.", "Give the model that it was quantized from.")
     # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
     here = [name for name in targets if by_name(name).availability().can_run]
     target = (here or list(targets))[0]
     left_out = {
+        "fuse-lora": lora is None,
         "calibrate": calibration is not None,
         "search": policy is not None or checkpoint is not None,
         "quantize": checkpoint is not None,
@@ -136,6 +134,21 @@ def compile(
         "profile": not here,
     }
     journal = _Journal(work / "stages.json", [stage for stage in STAGES if not left_out.get(stage)])
+    source = open_model(model).sha256
+    if lora is not None:
+        base, added, model = model, Path(lora), work / "model"
+        if not added.is_file():
+            raise Misuse(f"{added}: no such file.", "Give the LoRA's safetensors file.")
+        parts = {"model": source, "lora": _hash(added), "scale": lora_scale}
+        journal.run("fuse-lora", model, parts, lambda: fuse_lora(base, added, model, scale=lora_scale))
+        source = open_model(model).sha256
+    if checkpoint is not None:
+        if policy is not None:
+            raise Misuse(
+                "both a policy and a checkpoint are given.", "A checkpoint holds its policy: leave the policy out."
+            )
+        if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source:
+            raise Misuse(f"{checkpoint}: was not made from {model}.", "Give the model that it was quantized from.")
     sampler = {"steps": steps, "guidance": guidance, "seed": seed}
 
     calibration_set = Path(calibration) if calibration else work / "calibration"

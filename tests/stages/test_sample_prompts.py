@@ -21,7 +21,11 @@ from tests.bundles import engines
 from tests.packing import pack_checkpoint, policy_of
 
 TARGET = engines()[-1]
-SIZES = {"flux": {"height": 8, "width": 8}, "wan": {"height": 32, "width": 32, "frames": 5}}
+SIZES = {
+    "flux": {"height": 8, "width": 8},
+    "pixart": {"height": 16, "width": 16},
+    "wan": {"height": 32, "width": 32, "frames": 5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,9 @@ def test_both_draw_the_same_prompts_from_the_same_seeds(name, made, prompts, tmp
     settings = {"prompts": prompts, "steps": 2, "guidance": 3.0, "target": TARGET, **SIZES[name]}
     drawn = sample_prompts(bundle, tmp_path / "picture.png", **settings)
     full, engine = drawn["full_precision"], drawn["engine"]
-    assert full.shape == engine.shape == ((2, 8, 8, 3) if name == "flux" else (2, 5, 32, 32, 3))
+    assert (
+        full.shape == engine.shape == {"flux": (2, 8, 8, 3), "pixart": (2, 16, 16, 3), "wan": (2, 5, 32, 32, 3)}[name]
+    )
     assert not np.array_equal(full, engine)
     # 8 bits leave the pictures alike; another prompt or another seed is another picture.
     likeness = sqnr_db(full - full.mean(), engine - full.mean())
