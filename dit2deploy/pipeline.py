@@ -17,6 +17,7 @@ from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.estimate import Estimate
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
+from dit2deploy.models.hub import local
 from dit2deploy.models.load import open_model
 
 STAGES = (
@@ -93,7 +94,8 @@ def compile(
     max_memory: int | None = None,
     seed: int = 0,
 ) -> Bundle:
-    """Takes a diffusers folder to a bundle with parity, profile and report.
+    """Takes a diffusers folder, or a model of the hub (OWNER/NAME or OWNER/NAME@REVISION), to a bundle with parity,
+    profile and report.
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
     search and quantize; `calibration` (a calibration set) that of calibrate. `sizes`
@@ -116,7 +118,7 @@ def compile(
     from dit2deploy.stages.search import search
     from dit2deploy.targets import by_name
 
-    model, out = Path(model), Path(out)
+    model, out = local(model), Path(out)
     work = Path(work) if work else out.with_name(out.name + ".work")
     for name in targets:
         able = by_name(name).availability()
@@ -270,7 +272,7 @@ def estimate(
     from dit2deploy.stages import calibrate, quantize
     from dit2deploy.stages.search import is_measured, search
 
-    model, found = Path(model), []
+    model, found = local(model), []
     if calibration is None:
         sampler = {"samples": samples, "steps": steps, "guidance": guidance}
         found.append(calibrate.estimate(model, **sampler, max_memory=max_memory))

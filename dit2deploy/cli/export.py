@@ -28,12 +28,13 @@ def command(checkpoint: Path, form: str, sizes, out: Path, max_memory: int | Non
     dit2deploy export dit-xl-2/ --form float -o onnx-float/
     dit2deploy export pixart-512-w4a4/ --size 96x64 --size 64x96 -o onnx/     # latents; 8 pixels each in PixArt
     """
+    from dit2deploy.models.hub import local
     from dit2deploy.stages.export import export, export_float
 
     if form == "float" and sizes:
         raise click.UsageError("--size is for quantized checkpoints: the float model is the baseline at its own size.")
     if form == "float":
-        made = export_float(checkpoint, out, max_memory=max_memory)
+        made = export_float(local(checkpoint), out, max_memory=max_memory)
     else:
         made = export(checkpoint, out, form=form, sizes=sizes, max_memory=max_memory)
     inputs = ", ".join(f"{port.name}{list(port.shape)}" for port in made.manifest.inputs)

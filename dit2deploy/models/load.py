@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, inside, read_json, sha256_of_file, sha256_of_json
+from dit2deploy.base.files import TensorFile, read_json, sha256_of_file, sha256_of_json
 from dit2deploy.base.progress import note
 from dit2deploy.models import FAMILIES, Family, family_of
 from dit2deploy.models.stream import fill, place
@@ -167,7 +167,11 @@ def _open_shards(folder: Path, index: Path) -> ModelTensors:
     weights = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
         raise Misuse(f"{index}: has no weight_map.", _CURE)
-    files = {name: TensorFile(inside(folder, name)) for name in dict.fromkeys(weights.values())}
+    for name in weights.values():
+        # The hub's cache holds links to files elsewhere: what counts is the name.
+        if Path(name).name != name:
+            raise Misuse(f"{index}: the file name {name!r} leads out of the folder.", _CURE)
+    files = {name: TensorFile(folder / name) for name in dict.fromkeys(weights.values())}
     for tensor, name in weights.items():
         if tensor not in files[name]:
             raise Misuse(f"{folder / name}: lacks the tensor {tensor!r}, which the index promises.", _CURE)

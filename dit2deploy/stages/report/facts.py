@@ -118,8 +118,9 @@ def _quality_card(quality: Mapping[str, Any] | None) -> Card:
     if quality is None:
         return Card("Quality", "not measured", "dit2deploy evaluate measures it", "missing")
     if "metrics" in quality:
-        told = [f"{metric['title']}: {metric_value(metric)}" for metric in quality["metrics"].values()]
-        return Card("Quality", f"{quality['samples']} prompts", "; ".join(told))
+        found = [metric for metric in quality["metrics"].values() if "reason" not in metric]
+        told = "; ".join(f"{metric['title']}: {metric_value(metric)}" for metric in found)
+        return Card("Quality", f"{quality['samples']} prompts", told)
     own, full = quality["engine"], quality["full_precision"]
     detail = f"FD {own['frechet_distance']:.1f}, {quality['samples']} samples"
     if "reason" not in full:
