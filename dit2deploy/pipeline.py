@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dit2deploy import __version__
+from dit2deploy.artefacts import unfinished
 from dit2deploy.artefacts.bundle import MANIFEST as BUNDLE_MANIFEST
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, QUALITY, REPORT, Bundle
 from dit2deploy.artefacts.calibration_set import CalibrationSet
@@ -16,14 +17,31 @@ from dit2deploy.base import progress
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.estimate import Estimate
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
+from dit2deploy.models.hub import local
 from dit2deploy.models.load import open_model
+
+STAGES = (
+    "fuse-lora",
+    "calibrate",
+    "search",
+    "quantize",
+    "export",
+    "export float",
+    "build",
+    "parity",
+    "evaluate",
+    "profile",
+    "report",
+)
 
 
 class _Journal:
-    """Which stage made what from what: `stages.json` of the work folder."""
+    """Which stage made what from what: `stages.json` of the work folder; and how far this run of `stages` is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stages: Sequence[str]) -> None:
         self.path = path
+        self._left = list(stages)
+        self._total = len(stages)
         try:
             self.done: dict[str, dict[str, str]] = json.loads(path.read_bytes())
         except (OSError, ValueError):
@@ -35,10 +53,18 @@ class _Journal:
         entry = self.done.get(stage, {})
         if entry.get("inputs") == key and out.exists() and entry.get("output") == _hash(out):
             progress.note(f"{stage}: done before, kept")
+            self._left.remove(stage)
             return
+        done = self._total - len(self._left)
+        unfinished.tell(self.path.parent, "compile", "stages", done=done, total=self._total, missing=self._left)
         work()
         self.done[stage] = {"inputs": key, "output": _hash(out)}
         write_json(self.path, self.done)
+        self._left.remove(stage)
+
+    def end(self) -> None:
+        """All stages were run: nothing is unfinished."""
+        (self.path.parent / unfinished.FILE).unlink(missing_ok=True)
 
 
 def _hash(path: Path) -> str:
@@ -57,6 +83,9 @@ def compile(
     calibration: str | Path | None = None,
     classifier: str | Path | None = None,
     work: str | Path | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+    sizes: Sequence[tuple[int, int]] = (),
     samples: int = 8,
     steps: int = 20,
     guidance: float = 1.5,
@@ -65,10 +94,13 @@ def compile(
     max_memory: int | None = None,
     seed: int = 0,
 ) -> Bundle:
-    """Takes a diffusers folder to a bundle with parity, profile and report.
+    """Takes a diffusers folder, or a model of the hub (OWNER/NAME or OWNER/NAME@REVISION), to a bundle with parity,
+    profile and report.
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
-    search and quantize; `calibration` (a calibration set) that of calibrate. Intermediate artefacts lie in `work`
+    search and quantize; `calibration` (a calibration set) that of calibrate. `sizes`
+    are those of `export`. `lora` (safetensors) is added to the weights first, `lora_scale` times: all that follows is
+    that of the model with it, which lies in `work` too. Intermediate artefacts lie in `work`
     (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
     `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is
     the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
@@ -78,6 +110,7 @@ def compile(
     from dit2deploy.stages.calibrate import calibrate
     from dit2deploy.stages.evaluate import evaluate
     from dit2deploy.stages.export import export, export_float
+    from dit2deploy.stages.fuse_lora import fuse_lora
     from dit2deploy.stages.parity import parity
     from dit2deploy.stages.profile import profile
     from dit2deploy.stages.quantize import quantize
@@ -85,13 +118,32 @@ def compile(
     from dit2deploy.stages.search import search
     from dit2deploy.targets import by_name
 
-    model, out = Path(model), Path(out)
+    model, out = local(model), Path(out)
     work = Path(work) if work else out.with_name(out.name + ".work")
     for name in targets:
         able = by_name(name).availability()
         if not able.can_build:
             raise Misuse(f"{name} cannot be built here: {able.reason}", able.cure)
+    # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
+    here = [name for name in targets if by_name(name).availability().can_run]
+    target = (here or list(targets))[0]
+    left_out = {
+        "fuse-lora": lora is None,
+        "calibrate": calibration is not None,
+        "search": policy is not None or checkpoint is not None,
+        "quantize": checkpoint is not None,
+        "evaluate": classifier is None or not here,
+        "profile": not here,
+    }
+    journal = _Journal(work / "stages.json", [stage for stage in STAGES if not left_out.get(stage)])
     source = open_model(model).sha256
+    if lora is not None:
+        base, added, model = model, Path(lora), work / "model"
+        if not added.is_file():
+            raise Misuse(f"{added}: no such file.", "Give the LoRA's safetensors file.")
+        parts = {"model": source, "lora": _hash(added), "scale": lora_scale}
+        journal.run("fuse-lora", model, parts, lambda: fuse_lora(base, added, model, scale=lora_scale))
+        source = open_model(model).sha256
     if checkpoint is not None:
         if policy is not None:
             raise Misuse(
@@ -99,7 +151,6 @@ def compile(
             )
         if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source:
             raise Misuse(f"{checkpoint}: was not made from {model}.", "Give the model that it was quantized from.")
-    journal = _Journal(work / "stages.json")
     sampler = {"steps": steps, "guidance": guidance, "seed": seed}
 
     calibration_set = Path(calibration) if calibration else work / "calibration"
@@ -133,17 +184,14 @@ def compile(
     journal.run(
         "export",
         fused,
-        {"checkpoint": _hash(packed)},
-        lambda: export(packed, fused, form="fused", max_memory=max_memory),
+        {"checkpoint": _hash(packed), **({"sizes": list(sizes)} if sizes else {})},
+        lambda: export(packed, fused, form="fused", sizes=sizes, max_memory=max_memory),
     )
     baseline = work / "onnx-float"
     journal.run(
         "export float", baseline, {"model": source}, lambda: export_float(model, baseline, max_memory=max_memory)
     )
 
-    # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
-    here = [name for name in targets if by_name(name).availability().can_run]
-    target = (here or list(targets))[0]
     made_from = {
         "onnx": _hash(fused),
         "baseline": _hash(baseline),
@@ -196,6 +244,7 @@ def compile(
     evidence = {name: _hash(out / name) for name in (PARITY, PROFILE, QUALITY) if (out / name).exists()}
     drawn = {**bundle_hash, **evidence, "target": target}
     journal.run("report", out / REPORT, drawn, lambda: report(out, target=target))
+    journal.end()
     if failure is not None:
         raise failure
     return Bundle.load(out)
@@ -223,7 +272,7 @@ def estimate(
     from dit2deploy.stages import calibrate, quantize
     from dit2deploy.stages.search import is_measured, search
 
-    model, found = Path(model), []
+    model, found = local(model), []
     if calibration is None:
         sampler = {"samples": samples, "steps": steps, "guidance": guidance}
         found.append(calibrate.estimate(model, **sampler, max_memory=max_memory))

@@ -1,4 +1,4 @@
-"""Tiny random pipelines of diffusers with text encoders, tokenizers of a few words and VAEs: FLUX and Wan."""
+"""Tiny random pipelines of diffusers with text encoders, tokenizers of a few words and VAEs: FLUX, PixArt and Wan."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dit2deploy.models.flux import FLUX
+from dit2deploy.models.pixart import PIXART
 from dit2deploy.models.wan import WAN
 from tests.packing import tiny_module
 
@@ -49,6 +50,21 @@ def flux(folder: Path) -> Path:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     parts = (scheduler, vae, clip(), tokenizer(), t5(), tokenizer(), tiny_module(FLUX))
     diffusers.FluxPipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def pixart(folder: Path) -> Path:
+    """Draws 16 x 16 pixels, 8 x 8 latents."""
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8), "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=t5(),
+        vae=diffusers.AutoencoderKL(latent_channels=4, **blocks, **kinds),
+        transformer=tiny_module(PIXART),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+    ).save_pretrained(folder)
     return folder
 
 

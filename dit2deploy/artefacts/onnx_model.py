@@ -1,4 +1,7 @@
-"""The lowered model: model.onnx, one external data file, and what later stages must know of it."""
+"""The lowered model: model.onnx, one external data file, and what later stages must know of it.
+
+Where a graph fixes the size of the latents, there may be others beside it, model.HEIGHTxWIDTH.onnx, over the same data.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,13 @@ _CURE = "Make it anew with `dit2deploy export`."
 Form = Literal["fused", "qdq", "float"]
 
 
+Size = tuple[int, int]  # height and width of the latents
 BATCH = "batch"  # the dynamic axis of samples
+
+
+def size_label(size: Size) -> str:
+    """How a size is written: in options, names of files, and labels of engines."""
+    return f"{size[0]}x{size[1]}"
 
 
 class PortRecord(schema.Record):
@@ -48,6 +57,7 @@ class OnnxManifest(schema.Record):
     layers: dict[str, LayerRecord]  # quantized layers in execution order
     opset: int
     custom_opset: int
+    sizes: tuple[Size, ...] = ()  # beside that of the inputs: each has its own graph
     assumptions: tuple[str, ...] = ()
     versions: dict[str, str] = {}
 
@@ -62,6 +72,11 @@ class OnnxModel:
         return self.folder / MODEL
 
     @property
+    def graphs(self) -> dict[str, str]:
+        """Names of the ONNX files, that of the inputs' own size first, by the label of their engine."""
+        return {"onnx": MODEL} | {label: f"model.{label}.onnx" for label in map(size_label, self.manifest.sizes)}
+
+    @property
     def config(self) -> dict[str, Any]:
         return read_json(self.folder / CONFIG, cure=_CURE)
 
@@ -74,7 +89,8 @@ class OnnxModel:
     def load(cls, folder: Path) -> "OnnxModel":
         """Raises Misuse for a model that is missing, broken or of a newer schema."""
         manifest = schema.load(OnnxManifest, folder / MANIFEST, cure=_CURE)
-        for name in (MODEL, DATA, CONFIG):
+        made = cls(folder, manifest)
+        for name in (*made.graphs.values(), DATA, CONFIG):
             if not (folder / name).is_file():
                 raise Misuse(f"{folder / name}: no such file.", _CURE)
-        return cls(folder, manifest)
+        return made

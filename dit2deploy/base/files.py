@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dit2deploy.base.disk import sweep, temporary_name, writing
 from dit2deploy.base.errors import Misuse
 
 # safetensors writes these names; bfloat16 has no numpy dtype of its own and is read as its float32 value.
@@ -37,47 +38,45 @@ def _reason(error: OSError) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise Misuse(
-            f"{path}: cannot be written: {_reason(error)}.", "Free some space or choose another place."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def whole_file(path: Path, *, size: int | None = None) -> Iterator[Path]:
+    """Yields a temporary name beside `path` that becomes `path` when the block ends well, and vanishes otherwise.
+
+    `size`: bytes that will be written, where they are known: Misuse before the first where the disk has less.
+    """
+    with writing(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary = temporary_name(path)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, size: int | None = None) -> Iterator[Path]:
     """Yields a temporary folder that replaces `path` when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
+    with writing(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary, old = temporary_name(path), temporary_name(path, "old")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if path.exists():
+                os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise Misuse(
-            f"{path}: cannot be written: {_reason(error)}.", "Free some space or choose another place."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    with whole_file(path) as temporary:
+    with whole_file(path, size=len(content)) as temporary:
         temporary.write_bytes(content)
 
 
@@ -214,7 +213,8 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         offset += value.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
+    size = 8 + len(text) + offset
+    with whole_file(path, size=size) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)))
         file.write(text)
         for value in tensors.values():

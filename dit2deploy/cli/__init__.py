@@ -8,6 +8,7 @@ import traceback
 
 import click
 
+from dit2deploy.base.command import running
 from dit2deploy.base.errors import Dit2DeployError
 
 # THE list: name, in the order of the pipeline. Each is dit2deploy/cli/NAME.py with a function `command`.
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = "--json" in arguments
     wants_traceback = "--traceback" in arguments or bool(os.environ.get("DIT2DEPLOY_TRACEBACK"))
     try:
-        group.main(arguments, prog_name="dit2deploy", standalone_mode=False)
+        with running(arguments):
+            group.main(arguments, prog_name="dit2deploy", standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.UsageError as error:

@@ -11,7 +11,7 @@ from dit2deploy.cli import options
 @click.argument("onnx", type=options.PATH)
 @options.targets
 @click.option("--calibration", type=options.PATH, help="Records reference steps of the quantized model in the bundle.")
-@click.option("--model", type=options.PATH, help="Records those of the full-precision model beside them.")
+@click.option("--model", type=options.MODEL, help="Records those of the full-precision model beside them.")
 @click.option("--float-onnx", type=options.PATH, help="`export --form float` of the model: profile's baseline.")
 @click.option(
     "--compute-capability",

@@ -8,7 +8,7 @@ from dit2deploy.cli import options
 
 
 @click.command()
-@click.argument("model", type=options.PATH)
+@click.argument("model", type=options.MODEL)
 @options.out("Folder of the calibration set.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Trajectories to record.")
 @click.option("--prompts", type=options.PATH, help="A text file, one prompt a line, for the model's own pipeline.")

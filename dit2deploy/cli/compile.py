@@ -9,13 +9,16 @@ from dit2deploy.cli import options
 
 
 @click.command()
-@click.argument("model", type=options.PATH)
+@click.argument("model", type=options.MODEL)
 @click.option("--recipe", default="w1.58a4", show_default=True, help="Of `dit2deploy search`.")
 @click.option("--policy", type=options.PATH, help="A policy.json in place of the recipe.")
 @click.option("--checkpoint", type=options.PATH, help="A checkpoint of MODEL in place of search and quantize.")
 @click.option("--calibration", type=options.PATH, help="A calibration set in place of a new one.")
+@click.option("--lora", type=options.PATH, help="A LoRA (safetensors) that is added to MODEL's weights first.")
+@click.option("--lora-scale", default=1.0, show_default=True, help="Strength of the LoRA.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Calibration trajectories.")
 @click.option("--work", type=options.PATH, help="Folder of intermediate artefacts.  [default: OUT.work]")
+@options.latent_sizes
 @options.targets
 @options.steps
 @options.guidance
@@ -26,17 +29,22 @@ from dit2deploy.cli import options
 def command(model: Path, out: Path, targets, dry_run: bool, **settings):
     """Run all stages on MODEL: calibrate, search, quantize, export, build, parity, profile, report.
 
+    MODEL is a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub.
+
     Stopped at any point (ctrl-C, a kill, a full disk), the same command goes on where it was; what the hashes of its
     inputs show to be done is skipped.
 
     \b
     dit2deploy compile dit-xl-2/ --recipe w1.58a4 --target ort-cpu -o bundle/
     dit2deploy compile dit-xl-2/ --checkpoint dit-xl-2-w1.58a4-qat/ -o bundle/
+    dit2deploy compile facebook/DiT-XL-2-256@main -o bundle/
+    dit2deploy compile dit-xl-2/ --lora style.safetensors --lora-scale 0.8 -o bundle/
     """
     from dit2deploy.pipeline import compile, estimate
 
     if dry_run:
-        settings.pop("work")
+        for name in ("work", "sizes", "lora", "lora_scale"):  # nothing that the estimate depends on
+            del settings[name]
         return options.estimates(estimate(model, **settings))
     compile(model, out, targets=targets, **settings)
     return summary(out)

@@ -15,7 +15,7 @@ def _bits(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int
 
 
 @click.command()
-@click.argument("model", type=options.PATH)
+@click.argument("model", type=options.MODEL)
 @click.argument("checkpoint", type=options.PATH)
 @click.option("--calibration", required=True, type=options.PATH, help="From `dit2deploy calibrate`.")
 @click.option("--data", type=options.PATH, help="safetensors: images f32 [N, C, H, W] (latents), labels i64 [N].")

@@ -8,7 +8,7 @@ from dit2deploy.cli import options
 
 
 @click.command()
-@click.argument("model", type=options.PATH)
+@click.argument("model", type=options.MODEL)
 @click.argument("lora", type=options.PATH)
 @click.option("--scale", default=1.0, show_default=True, help="Strength of the LoRA.")
 @options.out("Folder of the model with the LoRA in its weights.")

@@ -1,17 +1,24 @@
 """dit2deploy inspect"""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from dit2deploy.artefacts import calibration_set, checkpoint, onnx_model, schema
-from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.artefacts import calibration_set, checkpoint, onnx_model, schema, unfinished
+from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
 from dit2deploy.artefacts.device_table import DeviceTable
+from dit2deploy.artefacts.onnx_model import size_label
 from dit2deploy.artefacts.policy import Policy
+from dit2deploy.artefacts.unfinished import Unfinished
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json
 from dit2deploy.cli import options
+
+_EVIDENCE = {PARITY: "parity", PROFILE: "profile", REPORT: "report"}
+_SAME_SEARCH = "the same `dit2deploy search` with the same --out; how many it takes follows from what it finds"
+_SHOWN = 8  # names of what is missing
 
 
 def _policy(policy: Policy) -> list[tuple[str, str]]:
@@ -68,6 +75,7 @@ def _bundle(path: Path):
         *((f"target {name}", ", ".join(record.engines)) for name, record in manifest.targets.items()),
         *((f"input {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.inputs),
         *_policy(bundle.policy),
+        *((name, f"not yet: dit2deploy {how} {path}") for name, how in _EVIDENCE.items() if not (path / name).exists()),
         ("files", f"{len(manifest.sha256)}, every hash as the manifest says"),
     ]
     return "bundle", manifest.model_dump(mode="json"), rows
@@ -94,6 +102,7 @@ def _onnx(path: Path):
     rows = [("model", f"{manifest.model} ({manifest.family})"), ("form", manifest.form)]
     rows += [(f"input {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.inputs]
     rows += [(f"output {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.outputs]
+    rows += [("graph of another size", size_label(size)) for size in manifest.sizes]
     rows += [("quantized layers", str(len(manifest.layers)))]
     return "ONNX model", manifest.model_dump(mode="json"), rows
 
@@ -115,6 +124,24 @@ def _model(path: Path):
     return "model", {"class": model.class_name, "config": dict(model.config), "linears": layers}, rows
 
 
+def _journal(path: Path):
+    from dit2deploy.stages.search.journal import Journal
+
+    count = len(Journal(path, stamp=None))
+    return "journal of a search", {"measurements": count}, [("measurements", str(count)), ("goes on by", _SAME_SEARCH)]
+
+
+def _unfinished(records: Sequence[Unfinished]) -> list[tuple[str, str]]:
+    rows = []
+    for record in records:
+        rows.append((f"unfinished: {record.stage}", f"{record.done} of {record.total} {record.what} are done"))
+        if record.missing:
+            shown, more = record.missing[:_SHOWN], len(record.missing) - _SHOWN
+            rows.append(("missing", ", ".join(shown) + (f" and {more} more" if more > 0 else "")))
+        rows.append(("goes on by", record.command or "the same call of the library"))
+    return rows
+
+
 def _kind(path: Path) -> str:
     value = read_json(path)
     return value.get("kind", "") if isinstance(value, dict) else ""
@@ -125,15 +152,19 @@ def _kind(path: Path) -> str:
 @options.common
 def command(artefact: Path):
     """Explain any artefact: model, calibration set, policy, front of a search, device table, checkpoint, ONNX model,
-    engine, bundle.
+    engine, bundle; and how far a stage came that was stopped, with the command that goes on.
 
     \b
     dit2deploy inspect build/demo
     dit2deploy inspect build/demo.work/policy.json
+    dit2deploy inspect dit-xl-2-w1.58a4/      # not there yet: what of it is done
     """
+    left = unfinished.read(artefact)
     readers = {"bundle": _bundle, "calibration_set": _calibration, "onnx_model": _onnx}
     if artefact.suffix == ".engine":
         kind, values, rows = _engine(artefact)
+    elif artefact.name.endswith(".journal.jsonl") and artefact.is_file():
+        kind, values, rows = _journal(artefact)
     elif artefact.is_file() and artefact.suffix == ".json":
         files = {"device_table": _device_table, "search_front": _front}
         kind, values, rows = files.get(_kind(artefact), _policy_file)(artefact)
@@ -143,11 +174,13 @@ def command(artefact: Path):
         kind, values, rows = readers[found](artefact)
     elif any((artefact / name).is_file() for name in ("config.json", "model_index.json")):
         kind, values, rows = _model(artefact)
+    elif left:
+        kind, values, rows = "unfinished", {}, []
     else:
         raise Misuse(
             f"{artefact}: is no artefact of dit2deploy.", "Give a folder or file that one of its commands wrote."
         )
-    table = options.table(f"{artefact}: {kind}", ("", ""), rows)
+    table = options.table(f"{artefact}: {kind}", ("", ""), [*rows, *_unfinished(left)])
     table.show_header = False
     table.columns[1].justify = "left"
-    return {"kind": kind, **values}, table
+    return {"kind": kind, **values, "unfinished": [record.model_dump(mode="json") for record in left]}, table

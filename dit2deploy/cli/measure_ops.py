@@ -8,7 +8,7 @@ from dit2deploy.cli import options
 
 
 @click.command()
-@click.argument("model", type=options.PATH)
+@click.argument("model", type=options.MODEL)
 @click.option("--policy", required=True, type=options.PATH, help="policy.json: ranks, groups, rotations, other layers.")
 @click.option("--calibration", type=options.PATH, help="Its calls tell the number of tokens.  [default: the model's]")
 @click.option(

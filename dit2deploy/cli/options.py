@@ -31,6 +31,20 @@ from dit2deploy.base.memory import gigabytes
 
 EVERY = 30.0  # seconds between two lines of progress
 PATH = click.Path(path_type=Path)
+
+
+class _Model(click.ParamType):
+    """A folder, or a name on the hub, whose files are then fetched: the folder of them."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from dit2deploy.models.hub import local
+
+        return local(value)
+
+
+MODEL = _Model()
 TARGET_NAMES = ("ort-cpu", "tensorrt-rtx", "tensorrt", "reference")
 
 
@@ -189,7 +203,7 @@ def prompts(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--frames", type=click.IntRange(1), help="Of a video.  [default: the pipeline's own]"),
         size,
-        click.option("--model", type=PATH, help="Folder of the pipeline.  [default: where the bundle's model was]"),
+        click.option("--model", type=MODEL, help="Folder of the pipeline.  [default: where the bundle's model was]"),
         click.option("--prompts", type=PATH, help="A text file, one prompt a line, for the model's own pipeline."),
     ):
         function = decorate(function)
@@ -221,6 +235,24 @@ max_memory = click.option(
     metavar="SIZE",
     callback=_bytes,
     help="Memory that the process may own, e.g. 8GB.  [default: what the machine has free]",
+)
+
+
+def _sizes(_context: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Of an option --size: "64x96"."""
+    found = [re.fullmatch(r"(\d+)x(\d+)", text) for text in value]
+    if None in found:
+        raise click.BadParameter(f"{value[found.index(None)]!r} is no size, e.g. 64x96.", param_hint="--size")
+    return tuple((int(match[1]), int(match[2])) for match in found if match)
+
+
+latent_sizes = click.option(
+    "--size",
+    "sizes",
+    metavar="HxW",
+    multiple=True,
+    callback=_sizes,
+    help="Of latents, beside the model's own; where a graph fixes it (DiT, PixArt). May be given several times.",
 )
 
 

@@ -10,7 +10,7 @@ from dit2deploy.cli import options
 @click.command()
 @click.argument("bundle", type=options.PATH)
 @options.target
-@click.option("--model", type=options.PATH, help="The full-precision model.  [default: where the bundle says it was]")
+@click.option("--model", type=options.MODEL, help="The full-precision model.  [default: where the bundle says it was]")
 @click.option("--checkpoint", type=options.PATH, help="The quantized one.  [default: where the bundle says it was]")
 @options.steps
 @options.max_memory

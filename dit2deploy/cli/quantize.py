@@ -8,7 +8,7 @@ from dit2deploy.cli import options
 
 
 @click.command()
-@click.argument("model", type=options.PATH)
+@click.argument("model", type=options.MODEL)
 @click.option("--policy", required=True, type=options.PATH, help="policy.json, from `dit2deploy search`.")
 @click.option("--calibration", required=True, type=options.PATH, help="From `dit2deploy calibrate`.")
 @click.option("--iterations", type=click.IntRange(1), help="Of each block's reconstruction. [default: by its size]")

@@ -8,7 +8,7 @@ from dit2deploy.cli import options
 
 
 @click.command()
-@click.argument("model", type=options.PATH)
+@click.argument("model", type=options.MODEL)
 @click.option(
     "--recipe",
     default="w1.58a4",

@@ -57,6 +57,10 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "metrics" in quality:
+        what = f"{quality['samples']} prompts"
+        return [(f"{metric['title']}, {what}", metric_value(metric)) for metric in quality["metrics"].values()]
+
     def of(who: str) -> str:
         measured = quality[who]
         if "class_accuracy" not in measured:
@@ -65,6 +69,15 @@ def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     what = f"quality of {quality['samples']} samples"
     return [(f"{what}, engine", of("engine")), (f"{what}, full precision", of("full_precision"))]
+
+
+def metric_value(metric: Mapping[str, Any]) -> str:
+    """A metric of quality.json in words: of the pairs, or of each model's images."""
+    if "reason" in metric:
+        return f"not measured: {metric['reason']} {metric['cure']}"
+    if "pair" in metric:
+        return f"{metric['pair']:.4g}" + (f" (worst {metric['worst']:.4g})" if "worst" in metric else "")
+    return f"engine {metric['engine']:.4g}, full precision {metric['full_precision']:.4g}"
 
 
 def _evidence(bundle: Bundle, name: str) -> dict[str, Any] | None:

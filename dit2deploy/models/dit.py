@@ -1,9 +1,13 @@
 """DiT: class-conditional, adaLN-zero (Peebles and Xie 2022), as diffusers has it."""
 
+from typing import Any
+
 import torch
 
+from dit2deploy.base.errors import Misuse
 from dit2deploy.models.family import BATCH, Config, Family, Inputs, random_inputs, spread
 from dit2deploy.models.folds import Fold, Linears, blocks, by_modulation, by_values
+from dit2deploy.models.positions import Size, resize_positions
 
 
 def _shape(config: Config) -> tuple[int, ...]:
@@ -11,7 +15,7 @@ def _shape(config: Config) -> tuple[int, ...]:
 
 
 def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> Inputs:
-    # The position embedding and the square token grid are fixed by sample_size: batch is the only dynamic axis.
+    # A graph holds the position embedding and the square token grid of one size: batch is the only dynamic axis.
     generator = torch.Generator().manual_seed(seed)
     return {
         **random_inputs(seed, hidden_states=(batch, *_shape(config))),
@@ -29,6 +33,12 @@ def _folds(linears: Linears) -> list[Fold]:
         found += by_modulation(linears, norm, [f"{block}.ff.net.0.proj"], parts=6, shift=3, scale=4)
         found += by_values(linears, [attention[2]], [f"{block}.attn1.to_out.0"])
     return found
+
+
+def _resize(module: Any, size: Size) -> None:
+    if size[0] != size[1]:
+        raise Misuse(f"{DIT.class_name}: latents of {size[0]}x{size[1]} are not square.", "Take equal sides.")
+    resize_positions(module.pos_embed, size)
 
 
 DIT = Family(
@@ -55,5 +65,6 @@ DIT = Family(
     conditioning="class",
     null_label=lambda config: config["num_embeds_ada_norm"],
     latent_shape=_shape,
+    resize=_resize,
     folds=_folds,
 )

@@ -51,6 +51,8 @@ class Family:
     `adapt(module)` lets a module be called with the tensors of `inputs` where diffusers' forward takes something else;
     `arguments`, `result` translate for an engine in a pipeline: what diffusers' forward takes and gives, and back.
     `swap(module)` replaces, in a module that is about to be exported, what an ONNX file cannot hold.
+    `resize(module, size)` readies it for latents of another height and width, where a graph fixes them; None: it does
+    not. Raises Misuse for a size that the model cannot have.
     `folds(linears)` names the places that smoothing can use among a model's linears, see models/folds.py.
     """
 
@@ -68,6 +70,7 @@ class Family:
     arguments: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
     result: Callable[[torch.Tensor], Any] = unchanged
     swap: Callable[[torch.nn.Module], None] = no_swaps
+    resize: Callable[[Any, tuple[int, int]], None] | None = None
     folds: Callable[[Linears], Sequence[Fold]] = no_folds
     assumptions: tuple[str, ...] = ()
 
@@ -89,6 +92,15 @@ def random_inputs(seed: int, **specs: tuple[int, ...]) -> Inputs:
     """float32 normal tensors of the shapes given, from one generator."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator) for name, shape in specs.items()}
+
+
+def at_size(inputs: Inputs, size: tuple[int, int] | None) -> Inputs:
+    """The inputs with random latents of another height and width; None: as they are."""
+    if size is None:
+        return inputs
+    latents = inputs["hidden_states"]
+    generator = torch.Generator().manual_seed(int(latents.abs().sum()))
+    return {**inputs, "hidden_states": torch.randn(*latents.shape[:-2], *size, generator=generator)}
 
 
 def spread(batch: int, seed: int, *, end: float = 1000.0) -> torch.Tensor:

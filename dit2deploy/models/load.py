@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, inside, read_json, sha256_of_file, sha256_of_json
+from dit2deploy.base.files import TensorFile, read_json, sha256_of_file, sha256_of_json
 from dit2deploy.base.progress import note
 from dit2deploy.models import FAMILIES, Family, family_of
 from dit2deploy.models.stream import fill, place
@@ -26,6 +26,8 @@ SCHEDULER = "scheduler/scheduler_config.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SECOND = "transformer_2"  # Wan2.2's expert for the low noise
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_LORA = re.compile(r".*\.(lora_[AB]|lora_down|lora_up|base_layer)\..*")
+_FUSE = "Fuse it first: `dit2deploy fuse-lora MODEL LORA -o OUT`, or `compile --lora`."
 _CURE = "Give the folder of a diffusers pipeline or transformer (config.json and safetensors files); fetch it again."
 # What a constructor of diffusers raises on a config that makes no sense.
 _CONSTRUCTION = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError)
@@ -109,6 +111,8 @@ def open_model(path: Path) -> ModelFolder:
             )
     if (folder / "quantization_config.json").exists():
         raise Misuse(f"{folder}: is a quantized checkpoint.", "Give the full-precision model that it was made from.")
+    if not (folder / CONFIG).exists() and _holds_lora(folder):
+        raise Misuse(f"{folder}: holds a LoRA and no whole model.", _FUSE)
     config = read_json(folder / CONFIG, cure=_CURE)
     class_name = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(class_name, str):
@@ -124,6 +128,10 @@ def open_model(path: Path) -> ModelFolder:
         scheduler_config=read_json(scheduler) if scheduler and scheduler.is_file() else None,
         tensors=_open_tensors(folder),
     )
+
+
+def _holds_lora(folder: Path) -> bool:
+    return any(_LORA.fullmatch(name) for file in folder.glob("*.safetensors") for name in TensorFile(file))
 
 
 def known_family(class_name: str, where: Path) -> Family:
@@ -159,7 +167,11 @@ def _open_shards(folder: Path, index: Path) -> ModelTensors:
     weights = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
         raise Misuse(f"{index}: has no weight_map.", _CURE)
-    files = {name: TensorFile(inside(folder, name)) for name in dict.fromkeys(weights.values())}
+    for name in weights.values():
+        # The hub's cache holds links to files elsewhere: what counts is the name.
+        if Path(name).name != name:
+            raise Misuse(f"{index}: the file name {name!r} leads out of the folder.", _CURE)
+    files = {name: TensorFile(folder / name) for name in dict.fromkeys(weights.values())}
     for tensor, name in weights.items():
         if tensor not in files[name]:
             raise Misuse(f"{folder / name}: lacks the tensor {tensor!r}, which the index promises.", _CURE)
@@ -260,6 +272,8 @@ def check_fits(module: torch.nn.Module, model: ModelFolder) -> None:
     for name in model.tensors:
         if name in expected or name in ignored or any(re.search(pattern, name) for pattern in patterns):
             continue
+        if _LORA.fullmatch(name):
+            raise Misuse(f"{model.folder}: {name} is part of a LoRA beside the weights.", _FUSE)
         raise Misuse(f"{model.folder}: the weights hold {name}, which the config does not know.", _CURE)
 
 

@@ -66,6 +66,10 @@ def run(pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, guidance: f
     for name in options:
         if name not in known:
             raise Misuse(f"{type(pipe).__name__}: takes no {name}.", "Leave it out.")
+    if "use_resolution_binning" in known:
+        options["use_resolution_binning"] = (
+            False  # PixArt: the size that is asked for, not the nearest it was trained on
+        )
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
     try:
         made = pipe(prompt=list(prompts), num_inference_steps=steps, generator=generators, output_type="np", **options)
@@ -78,7 +82,7 @@ def run(pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, guidance: f
 def recording(transformer: torch.nn.Module, family: Family) -> Iterator[list[dict[str, np.ndarray]]]:
     """Yields a list that every call of the pipeline's transformer is added to: arrays by the names of family.inputs.
 
-    Within, a call raises Misuse that passes what the family has no input for (PixArt's mask of the text).
+    Within, a call raises Misuse that passes what the family has no input for (a mask, where it knows none).
     """
     calls: list[dict[str, np.ndarray]] = []
     wanted = family.inputs(transformer.config, batch=1, seed=0)

@@ -9,14 +9,20 @@ from dit2deploy.artefacts.policy import AttentionPolicy
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops import HADAMARD_QUANTIZE, MULTI_REGION_QUANTIZE, QUANT_MATMUL
 
-# q, k, v float32 [B, H, tokens, D] and the factor of the scores -> float32 [B, H, M, D]
-Products = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+# q, k, v float32 [B, H, tokens, D], the factor of the scores, and what is then added to them -> float32 [B, H, M, D]
+Products = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor | float], torch.Tensor]
 
 
-def attend(attention: Attention, x: torch.Tensor, context: torch.Tensor | None, products: Products) -> torch.Tensor:
+def attend(
+    attention: Attention,
+    x: torch.Tensor,
+    context: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    products: Products,
+) -> torch.Tensor:
     """What diffusers' AttnProcessor2_0 computes, x float32 [B, M, C] and context [B, N, C'], with products of our own.
 
-    For attentions of `models.places.attentions_of`, without a mask.
+    For attentions of `models.places.attentions_of`; `mask` float32 [B, 1 or M, N] is added to the scores of all heads.
     """
     source = x if context is None else context
     made = (attention.get_submodule(name)(y) for name, y in (("to_q", x), ("to_k", source), ("to_v", source)))
@@ -25,7 +31,8 @@ def attend(attention: Attention, x: torch.Tensor, context: torch.Tensor | None, 
         q = attention.norm_q(q)
     if attention.norm_k is not None:
         k = attention.norm_k(k)
-    out = products(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2).flatten(2)
+    bias = 0.0 if mask is None else mask.unsqueeze(1)
+    out = products(q, k, v, q.shape[-1] ** -0.5, bias).transpose(1, 2).flatten(2)
     for layer in attention.to_out:  # the projection, and a dropout that does nothing
         out = layer(out)
     return out / attention.rescale_output_factor
@@ -37,7 +44,7 @@ class QuantAttention(torch.nn.Module):
     Q and K have a step a token and V one a channel, of each head: steps along the axis that a product sums over would
     not factor out. P is two planes of codes (MultiRegionQuantize), so P V is two integer products: one would do where
     the ratio of the steps, 2**i, leaves (2**(bits - 1) - 1) 2**i within int8, which neither 6 nor 8 bits do. The same
-    in the forms "fused" and "qdq". Raises ValueError for a call with a mask.
+    in the forms "fused" and "qdq".
     """
 
     qmax: torch.Tensor
@@ -58,16 +65,19 @@ class QuantAttention(torch.nn.Module):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if attention_mask is not None:
-            raise ValueError("quantized attention takes no mask")
-        return attend(attention, hidden_states, encoder_hidden_states, self._products)
+        return attend(attention, hidden_states, encoder_hidden_states, attention_mask, self._products)
 
-    def _products(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float) -> torch.Tensor:
+    def _products(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float, bias: torch.Tensor | float
+    ) -> torch.Tensor:
         qmax = self.groups.qmax(self.qmax)
         (q, q_step), (k, k_step), (v, v_step) = (
             HADAMARD_QUANTIZE.call(value, qmax, block=1, clip="absmax") for value in (q, k, v.transpose(-1, -2))
         )
-        probabilities = QUANT_MATMUL.call(q, q_step * factor, k, k_step).softmax(-1)
+        scores = QUANT_MATMUL.call(q, q_step * factor, k, k_step)
+        if isinstance(bias, torch.Tensor):
+            scores = scores + bias
+        probabilities = scores.softmax(-1)
         low, high, low_step, high_step = MULTI_REGION_QUANTIZE.call(
             probabilities, self.groups.qmax(self.probability_qmax), self.groups.qmax(self.regions)
         )

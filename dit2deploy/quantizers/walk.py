@@ -11,17 +11,18 @@ with skips over several blocks is refused.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from dit2deploy.base.disk import scratch_folder, writing
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import report
 from dit2deploy.models.blocks import blocks_of, replaying
 from dit2deploy.models.stream import held
 
+_CURE = "Set TMPDIR to a folder on a larger disk and run again: finished layers are kept."
 See = Callable[[str, torch.Tensor, int], None]
 
 
@@ -65,8 +66,8 @@ def walk(network: torch.nn.Module, runs: Sequence[Sequence[str]], calls: Calls, 
     passes = sum(len(wanted.get(block, ((),))) for block in [*order, *([""] if "" in wanted else [])])
     done, total = 0, passes * len(calls)
     report("gather inputs", 0, total)
-    with TemporaryDirectory(prefix="dit2deploy-") as folder:
-        tape = _Tape(Path(folder), blocks)
+    with scratch_folder() as folder:
+        tape = _Tape(folder, blocks)
         for block in [*order, ""]:
             for run in wanted.get(block, [()] if block else []):
                 with _watched(network, run) as (seen, at), held(*_modules(network, block)):
@@ -168,7 +169,9 @@ class _Tape:
         tensors = (output,) if isinstance(output, torch.Tensor) else tuple(output)
         for place, tensor in enumerate(tensors):
             if tensor is not None:
-                np.save(self._path(block, index, place), tensor.detach().numpy(), allow_pickle=False)
+                path = self._path(block, index, place)
+                with writing(path, tensor.nbytes, cure=_CURE):
+                    np.save(path, tensor.detach().numpy(), allow_pickle=False)
         told = [None if tensor is None else (tuple(tensor.shape), tensor.dtype) for tensor in tensors]
         self._shapes[block, index] = told, isinstance(output, torch.Tensor)
 

@@ -136,6 +136,7 @@ def _provenance(
         if training := checkpoint.manifest.training:
             made["training"] = f"{training['steps']} steps in {training['seconds'] / 60:.0f} min"
     if model is not None:
+        from dit2deploy.models.hub import pinned
         from dit2deploy.models.load import open_model
 
         found = open_model(Path(model)).sha256
@@ -144,6 +145,8 @@ def _provenance(
                 f"{model}: is not the model that {source.manifest.checkpoint} was quantized from.", "Give that one."
             )
         made["model_path"] = str(Path(model).resolve())
+        if name := pinned(Path(model)):
+            made["model_hub"] = name
     if calibration is not None:
         made["calibration"] = str(Path(calibration).resolve())
         made["calibration_sha256"] = sha256_of_folder(Path(calibration))

@@ -23,8 +23,8 @@ def card(
     """Writes BUNDLE/README.md: metadata as hubs read it, one measured table with where it was timed, one grid of
     samples (full precision above the engine, the same noise), how to use it, and what it was made from.
 
-    `base_model` (a hub id) and `licence` (an SPDX id) go into the metadata: nothing in a bundle tells them. Full
-    precision is drawn where torch and the model are at hand. Raises Misuse for a bundle without parity.json or
+    `base_model` (a hub id; "": the one that the model was fetched by) and `licence` (an SPDX id) go into the metadata.
+    Full precision is drawn where torch and the model are at hand. Raises Misuse for a bundle without parity.json or
     profile.json: a card shows what was measured.
     """
     opened = Bundle.load(Path(bundle))
@@ -34,6 +34,7 @@ def card(
             raise Misuse(f"{opened.folder}: was not measured.", f"Run `dit2deploy {what} {opened.folder}` first.")
     speed, policy = found["speed"], opened.policy
     caption = _draw(opened, speed["target"], steps=steps, guidance=guidance, seed=seed)
+    base_model = base_model or opened.manifest.provenance.get("model_hub", "").partition("@")[0]
     meta = {"base_model": base_model, "license": licence, "library_name": "dit2deploy"}
     header = [f"{key}: {value}" for key, value in meta.items() if value]
     header += ["base_model_relation: quantized"] if base_model else []

@@ -3,14 +3,17 @@
 # onnx_ir types every name, shape and constant as optional.
 # pyright: reportArgumentType=false, reportReturnType=false
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
+from dit2deploy.artefacts.onnx_model import DATA, OnnxModel
+from dit2deploy.base.disk import writing
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import whole_file
+from dit2deploy.base.files import whole_file, write_bytes
 from dit2deploy.base.progress import track
 from dit2deploy.targets import kernel
 
@@ -89,34 +92,73 @@ def in_execution_order(graph: ir.Graph) -> list[ir.Value]:
     return list(ordered.values())
 
 
-def save_streamed(model: ir.Model, path: Path) -> None:
+def save_streamed(model: ir.Model, path: Path, *, data: Path | None = None) -> None:
     """Writes the model to `path` and its weights to `path`.data, one tensor in memory at a time, in execution order.
 
-    Large tensors start on a page, so that a runtime maps them and reads in place; small ones on a cache line.
-    The model's tensors are replaced by records of where they now lie.
+    `data`: a data file beside it that is there already: weights that lie in it stay, the others are added to it. Large
+    tensors start on a page, so that a runtime maps them and reads in place; small ones on a cache line. The model's
+    tensors are replaced by records of where they now lie, and its initializers put in execution order.
     """
-    data = path.with_name(path.name + ".data")
-    with whole_file(data) as temporary, open(temporary, "wb") as file:
-        for value in track(in_execution_order(model.graph), f"write {path.parent.name}"):
-            tensor = value.const_value
-            if tensor.nbytes < _INLINE:
-                value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
-                continue
-            step = _PAGE if tensor.nbytes >= 4 * _PAGE else _LINE
-            file.write(b"\0" * (-file.tell() % step))
-            offset = file.tell()
-            file.write(tensor.tobytes())
-            value.const_value = ir.ExternalTensor(
-                data.name,
-                offset,
-                tensor.nbytes,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=value.name,
-                base_dir=path.parent,
-            )
-    with whole_file(path) as temporary:
-        temporary.write_bytes(ir.to_proto(model).SerializeToString())
+    values = in_execution_order(model.graph)
+    for value in values:
+        model.graph.initializers.add(model.graph.initializers.pop(value.name))
+    if data is None:
+        data = path.with_name(path.name + ".data")
+        size = sum(value.const_value.nbytes for value in values)
+        with whole_file(data, size=size) as temporary, open(temporary, "wb") as file:
+            _add_weights(file, values, data)
+    else:
+        with writing(data), open(data, "ab") as file:
+            _add_weights(file, values, data)
+    content = ir.to_proto(model).SerializeToString()
+    write_bytes(path, content)
+
+
+def _add_weights(file: BinaryIO, values: Sequence[ir.Value], data: Path) -> None:
+    for value in track(values, "write weights"):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) == data:
+            continue
+        if tensor.nbytes <= _INLINE:
+            value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
+            continue
+        step = _PAGE if tensor.nbytes >= 4 * _PAGE else _LINE
+        file.write(b"\0" * (-file.tell() % step))
+        offset = file.tell()
+        file.write(tensor.tobytes())
+        value.const_value = ir.ExternalTensor(
+            data.name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=data.parent
+        )
+
+
+def share_weights(model: ir.Model, saved: ir.Model, names: Iterable[str]) -> None:
+    """Initializers of these names become those of a model that is saved."""
+    for name in names:
+        value, place = model.graph.initializers[name], saved.graph.initializers[name]
+        value.const_value, value.shape = place.const_value, place.shape
+
+
+def save_graphs(onnx: OnnxModel, folder: Path, prepare: Callable[[ir.Model], None]) -> ir.Model:
+    """Writes each graph of an ONNX model, as `prepare` leaves it, into `folder` over one data file.
+
+    Gives back the first, whose tensors are records of where they lie.
+    """
+    first, places = None, {}
+    for name in onnx.graphs.values():
+        model = ir.load(onnx.folder / name)
+        found = {
+            value.name: value.const_value.offset
+            for value in model.graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        }
+        prepare(model)
+        if first is None:
+            save_streamed(model, folder / name)
+            first, places = model, found
+        else:
+            share_weights(model, first, [value for value, offset in found.items() if places.get(value) == offset])
+            save_streamed(model, folder / name, data=folder / DATA)
+    return first
 
 
 def bytes_by_part(model: ir.Model) -> dict[str, int]:

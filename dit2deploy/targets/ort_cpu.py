@@ -11,11 +11,11 @@ from typing import Any
 import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
-from dit2deploy.artefacts.onnx_model import MODEL, OnnxModel
+from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
-from dit2deploy.targets.graph import drop_native_bodies, save_streamed, use_kernel_layout
-from dit2deploy.targets.ort import OrtRunner, open_session, runtime
+from dit2deploy.targets.graph import drop_native_bodies, save_graphs, use_kernel_layout
+from dit2deploy.targets.ort import BySize, OrtRunner, open_graphs, runtime
 from dit2deploy.targets.reference import record, refuse_options
 from dit2deploy.targets.target import Availability, Target
 
@@ -43,27 +43,27 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
             f"{onnx.folder}: target {NAME} takes the fused form, this is {onnx.manifest.form}.",
             "Export with `--form fused`.",
         )
-    model = ir.load(onnx.path)
-    use_kernel_layout(model, kernel.KERNEL_ORDER)
-    drop_native_bodies(model)
-    path = root / NAME / MODEL
-    path.parent.mkdir(exist_ok=True)
-    save_streamed(model, path)
-    library = root / NAME / kernel.LIBRARY_NAME
+
+    def prepare(model: ir.Model) -> None:
+        use_kernel_layout(model, kernel.KERNEL_ORDER)
+        drop_native_bodies(model)
+
+    folder = root / NAME
+    folder.mkdir(exist_ok=True)
+    model = save_graphs(onnx, folder, prepare)
+    library = folder / kernel.LIBRARY_NAME
     shutil.copyfile(kernel.library_path(), library)
-    made = record(model, path, root=root, extra=(library,))
+    made = record(onnx, model, folder, root=root, extra=(library,))
     details = {**made.details, "library_bytes": library.stat().st_size, "layout": kernel.KERNEL_ORDER}
     return made.model_copy(update={"details": details})
 
 
-def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> OrtRunner:
+def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> OrtRunner | BySize:
     found = bundle.target(NAME)
     library = next((name for name in found.files if name.endswith(kernel.LIBRARY_NAME)), None)
     if library is None:
         raise Misuse(f"{bundle.folder}: holds no {kernel.LIBRARY_NAME}.", "Make it anew with `dit2deploy build`.")
-    return open_session(
-        bundle.path(found.engines["onnx"]), threads=threads, values=values, library=bundle.path(library)
-    )
+    return open_graphs(bundle, NAME, threads=threads, values=values, library=bundle.path(library))
 
 
 TARGET = Target(NAME, availability, build, open_engine)

@@ -7,11 +7,11 @@ from typing import Any
 import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
-from dit2deploy.artefacts.onnx_model import MODEL, OnnxModel
+from dit2deploy.artefacts.onnx_model import DATA, OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.machine import versions
-from dit2deploy.targets.graph import bytes_by_part, save_streamed
-from dit2deploy.targets.ort import OrtRunner, open_session, runtime
+from dit2deploy.targets.graph import bytes_by_part, save_graphs
+from dit2deploy.targets.ort import BySize, OrtRunner, open_graphs, runtime
 from dit2deploy.targets.target import Availability, Target
 
 NAME = "reference"
@@ -28,16 +28,13 @@ def availability() -> Availability:
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
     """Copies the model, of any form, with its function bodies."""
     refuse_options(NAME, options)
-    model = ir.load(onnx.path)
-    path = root / NAME / MODEL
-    path.parent.mkdir(exist_ok=True)
-    save_streamed(model, path)
-    return record(model, path, root=root, extra=())
+    folder = root / NAME
+    folder.mkdir(exist_ok=True)
+    return record(onnx, save_graphs(onnx, folder, lambda model: None), folder, root=root, extra=())
 
 
-def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> OrtRunner:
-    engine = bundle.path(bundle.target(NAME).engines["onnx"])
-    return open_session(engine, threads=threads, values=values, optimize=False)
+def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> OrtRunner | BySize:
+    return open_graphs(bundle, NAME, threads=threads, values=values, optimize=False)
 
 
 def refuse_options(target: str, options: Mapping[str, Any]) -> None:
@@ -46,14 +43,15 @@ def refuse_options(target: str, options: Mapping[str, Any]) -> None:
         raise Misuse(f"target {target} has no option {', '.join(options)}.", "Leave it out.")
 
 
-def record(model: ir.Model, path: Path, *, root: Path, extra: tuple[Path, ...]) -> TargetRecord:
-    """What an ONNX file at `path` and its data file weigh; "graph" is what is not weights."""
-    files = (path, path.with_name(path.name + ".data"))
+def record(onnx: OnnxModel, model: ir.Model, folder: Path, *, root: Path, extra: tuple[Path, ...]) -> TargetRecord:
+    """What the graphs in the folder and their data file weigh, `model` being the first; "graph" is what is not its
+    weights."""
+    files = (*(folder / name for name in onnx.graphs.values()), folder / DATA)
     total = sum(file.stat().st_size for file in files)
     parts = bytes_by_part(model)
     parts["graph"] = total - sum(parts.values())
     return TargetRecord(
-        engines={"onnx": str(path.relative_to(root))},
+        engines={label: str((folder / name).relative_to(root)) for label, name in onnx.graphs.items()},
         files=tuple(str(file.relative_to(root)) for file in (*files, *extra)),
         weight_bytes=total,
         details={"parts": parts},

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.machine import versions
 from dit2deploy.targets import kernel
@@ -53,8 +53,8 @@ def build_engines(
     library = folder / kernel.LIBRARY_NAME
     shutil.copyfile(kernel.library_path(), library)
     paths = [folder / f"{plan.label}.engine" for plan in plans]
-    with tempfile.TemporaryDirectory(prefix="dit2deploy-") as scratch:
-        source = _with_kernel_weights(onnx.path, Path(scratch) / "weights")
+    with scratch_folder() as scratch:
+        source = _with_kernel_weights(onnx.path, scratch / "weights")
         job = {
             "module": module,
             "library": str(library.resolve()),
@@ -98,6 +98,8 @@ def check_model(onnx: OnnxModel, target: str) -> None:
             f"{onnx.folder}: target {target} takes the fused form, this is {onnx.manifest.form}.",
             "Export with `--form fused`.",
         )
+    if onnx.manifest.sizes:
+        raise Misuse(f"{onnx.folder}: has graphs of several sizes; target {target} takes one.", "Export one size each.")
     for port in onnx.manifest.inputs:
         free = [dim for index, dim in enumerate(port.shape) if isinstance(dim, str) and (index or dim != "batch")]
         if free:

@@ -7,6 +7,7 @@ import torch
 
 from dit2deploy.models import FAMILIES
 from dit2deploy.models.load import linears_of
+from dit2deploy.models.pixart import PIXART
 from tests.packing import tiny_module
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -52,3 +53,19 @@ def test_swapped_is_the_original(family):
         family.swap(module)
         got = module(**inputs, return_dict=False)[0]
     assert (want - got).abs().max() < 1e-5
+
+
+def test_pixart_of_1024_pixels_is_told_its_sizes_and_a_text_its_length():
+    """What diffusers' own forward computes from the dictionary; tokens behind the mask do not count."""
+    module = tiny_module(PIXART, use_additional_conditions=True)
+    inputs = PIXART.inputs(module.config, batch=3, seed=0)
+    given = dict(inputs)
+    sizes = {name: given.pop(name) for name in ("resolution", "aspect_ratio")}
+    want = type(module).forward(module, **given, added_cond_kwargs=sizes, return_dict=False)[0]
+    torch.testing.assert_close(module(**inputs, return_dict=False)[0], want)
+    assert PIXART.arguments({**given, "added_cond_kwargs": sizes}).keys() == inputs.keys()
+    other = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"].clone()}
+    other["encoder_hidden_states"][~inputs["encoder_attention_mask"].bool()] += 1
+    assert not torch.equal(other["encoder_hidden_states"], inputs["encoder_hidden_states"])
+    torch.testing.assert_close(module(**other, return_dict=False)[0], want)
+    assert not torch.allclose(module(**{**inputs, "resolution": inputs["resolution"] / 2}, return_dict=False)[0], want)

@@ -1,14 +1,17 @@
 """A LoRA ends up in the weights, whatever its file calls the factors; what is no LoRA of the model is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from dit2deploy.base import files
+from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.base import files, progress
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.load import load_transformer, open_model
+from dit2deploy.pipeline import compile
 from dit2deploy.stages.fuse_lora import fuse_lora
 
 LAYER = "transformer_blocks.0.attn1.to_q"
@@ -71,6 +74,47 @@ def test_what_is_no_lora_of_this_model_is_refused(tiny_dit_folder, tmp_path, cha
     with pytest.raises(Misuse, match=match):
         fuse_lora(tiny_dit_folder, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_compile_adds_it_before_all_else(tiny_dit_folder, tmp_path):
+    a, b = factors(tiny_dit_folder)
+    lora = written(tmp_path / "l.safetensors", {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": b})
+    options = {"lora": lora, "lora_scale": 0.5, "samples": 1, "steps": 2}
+    notes = []
+
+    def stop(what: str, done: int, total: int | None) -> None:
+        notes.append(what)
+        if what == "quantize" and done == 2:
+            raise KeyboardInterrupt
+
+    remove = progress.listen(stop)
+    try:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                compile(tiny_dit_folder, tmp_path / "bundle", **options)
+    finally:
+        remove()
+    work = tmp_path / "bundle.work"
+    np.testing.assert_allclose(weight(work / "model"), weight(tiny_dit_folder) + 0.5 * (b @ a), atol=1e-6)
+    recorded = CalibrationSet.load(work / "calibration").manifest
+    assert recorded.model_sha256 == open_model(work / "model").sha256 != open_model(tiny_dit_folder).sha256
+    assert notes.count("fuse-lora: done before, kept") == 1
+    with pytest.raises(Misuse, match="no such file"):
+        compile(tiny_dit_folder, tmp_path / "other", lora=tmp_path / "gone.safetensors")
+
+
+def test_a_lora_in_the_place_of_a_model_is_told(tiny_dit_folder, tmp_path):
+    a, b = factors(tiny_dit_folder)
+    tensors = {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": b}
+    written(tmp_path / "lora" / "pytorch_lora_weights.safetensors", tensors)
+    with pytest.raises(Misuse, match="holds a LoRA and no whole model") as caught:
+        open_model(tmp_path / "lora")
+    assert "fuse-lora" in caught.value.cure
+    both = shutil.copytree(tiny_dit_folder / "transformer", tmp_path / "both")
+    file = files.TensorFile(both / "diffusion_pytorch_model.safetensors")
+    written(file.path, {**{name: file.read(name) for name in file}, **tensors})
+    with pytest.raises(Misuse, match=r"lora_A\.weight is part of a LoRA"):
+        load_transformer(both)
 
 
 def test_a_quantized_folder_is_no_model(tiny_checkpoint, tmp_path):

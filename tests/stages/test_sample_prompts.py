@@ -1,11 +1,13 @@
 """Prompts through real pipelines: full precision and the engine from the same seeds, as a picture and as a clip."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dit2deploy.artefacts import schema
-from dit2deploy.artefacts.bundle import REPORT
+from dit2deploy.artefacts.bundle import QUALITY, REPORT
 from dit2deploy.artefacts.checkpoint import MANIFEST
 from dit2deploy.base.errors import Misuse
 from dit2deploy.cli import main
@@ -19,7 +21,11 @@ from tests.bundles import engines
 from tests.packing import pack_checkpoint, policy_of
 
 TARGET = engines()[-1]
-SIZES = {"flux": {"height": 8, "width": 8}, "wan": {"height": 32, "width": 32, "frames": 5}}
+SIZES = {
+    "flux": {"height": 8, "width": 8},
+    "pixart": {"height": 16, "width": 16},
+    "wan": {"height": 32, "width": 32, "frames": 5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,9 @@ def test_both_draw_the_same_prompts_from_the_same_seeds(name, made, prompts, tmp
     settings = {"prompts": prompts, "steps": 2, "guidance": 3.0, "target": TARGET, **SIZES[name]}
     drawn = sample_prompts(bundle, tmp_path / "picture.png", **settings)
     full, engine = drawn["full_precision"], drawn["engine"]
-    assert full.shape == engine.shape == ((2, 8, 8, 3) if name == "flux" else (2, 5, 32, 32, 3))
+    assert (
+        full.shape == engine.shape == {"flux": (2, 8, 8, 3), "pixart": (2, 16, 16, 3), "wan": (2, 5, 32, 32, 3)}[name]
+    )
     assert not np.array_equal(full, engine)
     # 8 bits leave the pictures alike; another prompt or another seed is another picture.
     likeness = sqnr_db(full - full.mean(), engine - full.mean())
@@ -70,6 +78,28 @@ def test_both_draw_the_same_prompts_from_the_same_seeds(name, made, prompts, tmp
         np.testing.assert_array_equal(frame[:32, 32:], np.rint(engine[0, 3] * 255).astype(np.uint8))
     else:
         assert not (tmp_path / "picture.webp").exists()
+
+
+def test_the_pairs_are_measured_and_what_is_missing_is_named(made, prompts, capsys, monkeypatch, tmp_path):
+    """PSNR needs no package; the others' weights are not here."""
+    _, bundle = made("flux")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    words = ("--steps", "2", "--guidance", "3", "--height", "8", "--width", "8", "--clip", str(tmp_path))
+    main(["evaluate", str(bundle), "--prompts", str(prompts), *words])
+    printed = capsys.readouterr()
+    found = json.loads((bundle / QUALITY).read_text())
+    drawn = sample_prompts(
+        bundle, tmp_path / "x.png", prompts=prompts, steps=2, guidance=3.0, target=TARGET, height=8, width=8
+    )
+    pairs = list(zip(drawn["full_precision"], drawn["engine"], strict=True))
+    want = np.mean([-10 * np.log10(np.mean((full - engine) ** 2)) for full, engine in pairs])
+    assert found["metrics"]["psnr_db"]["pair"] == pytest.approx(want, rel=1e-3) and found["samples"] == 2
+    for name in ("lpips", "clip_score", "fid"):
+        assert found["metrics"][name]["reason"] and found["metrics"][name]["cure"]
+        assert f"{found['metrics'][name]['title']} is not measured" in printed.err
+    assert "not measured" in printed.out
+    main(["report", str(bundle), "-q"])
+    assert "PSNR to full precision, dB" in (bundle / REPORT).read_text()
 
 
 def test_another_model_is_refused(made, prompts, tmp_path):

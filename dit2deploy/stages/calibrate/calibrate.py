@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dit2deploy.artefacts import unfinished
 from dit2deploy.artefacts.calibration_set import MANIFEST, CalibrationManifest, CalibrationSet
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
@@ -133,6 +134,7 @@ class _Finished:
     def __init__(self, folder: Path, manifest: CalibrationManifest) -> None:
         self._folder = folder
         self._key = sha256_of_json(manifest.model_dump(mode="json", exclude=_TOLD))
+        self._steps = manifest.steps
 
     def output(self, index: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Of this step: from an earlier run, or made and kept."""
@@ -141,6 +143,7 @@ class _Finished:
             return TensorFile(path, cure=f"Remove {self._folder} and run again.").read("output")
         value = make()
         write_tensors(path, {"output": value})
+        unfinished.tell(self._folder, "calibrate", "steps", done=index + 1, total=self._steps)
         return value
 
     def remove(self) -> None:

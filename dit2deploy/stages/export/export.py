@@ -1,6 +1,7 @@
 """Lowers a model to ONNX: one way for all sizes, from fake weights, which get their values when they are written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dit2deploy.artefacts import schema
 from dit2deploy.artefacts.checkpoint import Checkpoint
 from dit2deploy.artefacts.onnx_model import (
     CONFIG,
+    DATA,
     MANIFEST,
     MODEL,
     SCHEDULER,
@@ -20,6 +22,8 @@ from dit2deploy.artefacts.onnx_model import (
     OnnxManifest,
     OnnxModel,
     PortRecord,
+    Size,
+    size_label,
 )
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_folder, write_json
@@ -28,15 +32,14 @@ from dit2deploy.base.memory import gigabytes, require
 from dit2deploy.base.progress import note, report
 from dit2deploy.models import Family
 from dit2deploy.models import load as models
-from dit2deploy.models.family import Inputs
+from dit2deploy.models.family import Inputs, at_size
 from dit2deploy.models.stream import largest_layer, own_tensors
 from dit2deploy.nn import convert
 from dit2deploy.nn.quant_linear import QuantForm, QuantLinear
 from dit2deploy.ops import OPSET, VERSION
 from dit2deploy.stages.export import check
-from dit2deploy.stages.export.attach import Read, attach_weights
+from dit2deploy.stages.export.attach import Read, attach_weights, is_weight
 from dit2deploy.stages.export.bodies import add_bodies
-from dit2deploy.stages.export.data_file import write_data
 from dit2deploy.stages.export.fuse.ada_ln import fuse_ada_ln
 from dit2deploy.stages.export.fuse.gelu import fuse_gelu
 from dit2deploy.stages.export.fuse.shared_input import share_input
@@ -45,23 +48,32 @@ from dit2deploy.stages.export.merge import merge_equal
 from dit2deploy.stages.export.passes import simplify, tidy
 from dit2deploy.stages.export.strip import strip_metadata
 from dit2deploy.stages.export.trace import trace
+from dit2deploy.targets.graph import save_streamed, share_weights
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.18 reads
 _SEED = 0
 _MODULE = 1 << 19  # bytes that tracing takes for each module: FLUX.1 has 1300 and takes 560 MB (scale.md)
 
 
-def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused", max_memory: int | None = None) -> OnnxModel:
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    form: QuantForm = "fused",
+    sizes: Sequence[Size] = (),
+    max_memory: int | None = None,
+) -> OnnxModel:
     """Lowers a quantized checkpoint into the folder `out`: model.onnx, its data, manifest, config, scheduler.
 
     Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, GeluHadamardQuantize behind a GELU)
     and one <Format>Gemm for all layers of a block that share an input. Form "qdq": custom QDQ and Hadamard ops around
     plain MatMuls. Both run in any ONNX runtime by their function bodies. Weights are never in memory but one by one;
-    `max_memory` is what the process may own, in bytes (None: what the machine has free).
+    `max_memory` is what the process may own, in bytes (None: what the machine has free). Where a graph fixes the size
+    of the latents, `sizes` (height, width) asks for graphs of others beside the config's own, over one data file.
 
-    Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, and for a ceiling that cannot be
-    kept, Failed where the model cannot be traced or the file does not compute what PyTorch does; nothing is left behind
-    then.
+    Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, for sizes that the model cannot
+    have or that one graph serves anyway, and for a ceiling that cannot be kept, Failed where the model cannot be traced
+    or a file does not compute what PyTorch does; nothing is left behind then.
     """
     if form not in ("fused", "qdq"):
         raise Misuse(f"There is no form {form!r} of a quantized model.", 'Take "fused" or "qdq".')
@@ -70,15 +82,37 @@ def export(checkpoint: Path, out: Path, *, form: QuantForm = "fused", max_memory
     module = convert.empty_quantized(source.config, source.policy, form=form)
     convert.check_fits(module, source)
     keep = require(f"export: the graph of {family.class_name}", _graph_bytes(module), max_memory)
+    empty = partial(convert.empty_quantized, source.config, source.policy, form=form)
+    others = {size: _resized(empty(), family, size) for size in _other_sizes(sizes, family, module)}
     with whole_folder(Path(out)) as folder:
-        graph, layers = _lower(module, family, source.tensors.read, _dtypes(source.tensors), form=form)
+        weights = source.tensors.read, _dtypes(source.tensors)
+        graph, layers = _lower(module, family, *weights, form=form)
         _write(graph, folder)
-        if _is_comparable(module, keep // 2):
+        if comparable := _is_comparable(module, keep // 2):
             quantized = convert.load_quantized(source, form=form, keep=keep // 2)
             check.check_results(folder / MODEL, quantized, _calls(family, module), form)
+        for size, other in others.items():
+            _write_beside(graph, _lower(other, family, *weights, form=form, size=size)[0], folder, size)
+            if comparable:
+                file = folder / f"model.{size_label(size)}.onnx"
+                check.check_results(file, quantized, _calls(family, module, size), form)
         manifest = _manifest(graph, layers, family, form=form, checkpoint=source.folder, digest=source.sha256)
+        manifest = manifest.model_copy(update={"sizes": tuple(others)})
         _write_records(folder, manifest, source.config, source.scheduler_config)
     return OnnxModel.load(Path(out))
+
+
+def _other_sizes(sizes: Sequence[Size], family: Family, module: torch.nn.Module) -> tuple[Size, ...]:
+    """Those that are not the config's own, each once; raises as `export` does."""
+    own = family.latent_shape(module.config)[-2:] if family.latent_shape else None
+    return tuple(size for size in dict.fromkeys(sizes) if size != own)
+
+
+def _resized(module: torch.nn.Module, family: Family, size: Size) -> torch.nn.Module:
+    if family.resize is None:
+        raise Misuse(f"{family.class_name}: one graph serves all sizes of its family.", "Leave --size out.")
+    family.resize(module, size)
+    return module
 
 
 def export_float(model: Path, out: Path, *, max_memory: int | None = None) -> OnnxModel:
@@ -114,12 +148,18 @@ def _dtypes(tensors) -> dict[str, str]:
 
 
 def _lower(
-    module: torch.nn.Module, family: Family, read: Read, stored: Mapping[str, str], *, form: Form
+    module: torch.nn.Module,
+    family: Family,
+    read: Read,
+    stored: Mapping[str, str],
+    *,
+    form: Form,
+    size: Size | None = None,
 ) -> tuple[ir.Model, dict[str, LayerOutput]]:
-    """The finished graph, weights not yet read, and where each quantized layer's output is."""
+    """The finished graph, weights not yet read, and where each quantized layer's output is; None: the config's size."""
     for assumption in family.assumptions:
         note(assumption)
-    inputs = family.inputs(module.config, batch=2, seed=_SEED)
+    inputs = at_size(family.inputs(module.config, batch=2, seed=_SEED), size)
     family.swap(module)
     report("export: trace", 0, 1)
     model = trace(module, family, inputs, family.axes(module.config))
@@ -143,9 +183,26 @@ def _lower(
 
 
 def _write(model: ir.Model, folder: Path) -> None:
-    write_data(model, folder)
-    ir.save(model, folder / MODEL)
+    save_streamed(model, folder / MODEL)
     check.check_file(folder / MODEL)
+
+
+def _write_beside(first: ir.Model, model: ir.Model, folder: Path, size: Size) -> None:
+    """Writes the graph of another size over the data file of the first, whose weights it shares."""
+    path = folder / f"model.{size_label(size)}.onnx"
+    there = first.graph.initializers
+    share_weights(
+        model, first, [name for name, value in model.graph.initializers.items() if _same(value, there.get(name))]
+    )
+    save_streamed(model, path, data=folder / DATA)
+    check.check_file(path)
+
+
+def _same(value: ir.Value, other: ir.Value | None) -> bool:
+    """Whether two initializers of one name hold the same: weights do; constants may depend on the size."""
+    if other is None or is_weight(value):
+        return other is not None
+    return np.array_equal(value.const_value.numpy(), other.const_value.numpy())
 
 
 def _is_comparable(module: torch.nn.Module, room: int) -> bool:
@@ -165,12 +222,13 @@ def _count(module: torch.nn.Module) -> int:
     return sum(value.numel() for value in own_tensors(module).values())
 
 
-def _calls(family: Family, module: torch.nn.Module) -> dict[str, Inputs]:
-    """Calls at other sizes than the traced one."""
-    return {
+def _calls(family: Family, module: torch.nn.Module, size: Size | None = None) -> dict[str, Inputs]:
+    """Calls at other lengths of the dynamic axes than the traced ones."""
+    calls = {
         "batch 1": family.inputs(module.config, batch=1, seed=_SEED + 1),
         "batch 3 and other sizes": family.inputs(module.config, batch=3, seed=_SEED + 2, second=True),
     }
+    return {what: at_size(inputs, size) for what, inputs in calls.items()}
 
 
 def _manifest(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dit2deploy.artefacts import unfinished
 from dit2deploy.base.errors import Failed
 from dit2deploy.base.files import TensorFile, write_tensors
 from dit2deploy.base.progress import note, report
@@ -184,6 +185,7 @@ def train(
         if training.step % save_every == 0:
             training.seconds = time.monotonic() - begun
             training.save(state, key)
+            unfinished.tell(state.parent, "finetune", "steps", done=training.step, total=settings.steps)
     if training.recent:
         training.log()
     report("finetune", settings.steps, settings.steps)

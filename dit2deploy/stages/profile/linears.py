@@ -4,7 +4,6 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -14,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.device_table import DeviceTable, Linear, LinearTime, as_run
 from dit2deploy.artefacts.policy import LayerPolicy, Policy, Weight
+from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_file
 from dit2deploy.base.machine import cores, cpu_model, versions
@@ -159,10 +159,10 @@ def _begun(out: Path, *, device: str | None, threads: int, batch: int) -> Device
 
 def _timed(linears: Sequence[Linear], *, threads: int, rounds: int) -> list[LinearTime]:
     """Linears of equal size, in turns."""
-    with TemporaryDirectory(prefix="dit2deploy-") as folder, ExitStack() as stack:
+    with scratch_folder() as folder, ExitStack() as stack:
         contestants = []
         for index, linear in enumerate(linears):
-            path = Path(folder) / f"{index}.onnx"
+            path = folder / f"{index}.onnx"
             path.write_bytes(one_linear(linear).SerializeToString())
             runner = stack.enter_context(closing(open_session(path, threads=threads, library=kernel.library_path())))
             x = np.random.default_rng(0).standard_normal((linear.rows, linear.k), np.float32)

@@ -1,7 +1,6 @@
 """Where the time of a step goes: ONNX Runtime's own profile, by op type and by layer, and a trace for Perfetto."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.stages.profile.costs import Cost, Port, cost_of
@@ -50,8 +50,8 @@ def traced(
         raise Misuse(f"{target} has no per-op profile.", "Use the profiler of its own runtime.")
     engine = bundle.path(record.engines["onnx"])
     library = next((bundle.path(name) for name in record.files if name.endswith(LIBRARY_NAME)), None)
-    with tempfile.TemporaryDirectory(prefix="dit2deploy-") as folder:
-        runner = open_session(engine, threads=threads, library=library, trace=Path(folder) / "ort")
+    with scratch_folder() as folder:
+        runner = open_session(engine, threads=threads, library=library, trace=folder / "ort")
         for _ in range(_WARM_UP + runs):
             runner.run(inputs)
         session: Any = runner.session

@@ -4,14 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from dit2deploy.base.disk import scratch_folder
 from dit2deploy.stages.profile.ops import NodeTime
 from dit2deploy.targets.ort import open_session
 
@@ -107,8 +106,8 @@ def _int8_macs(threads: int) -> float:
         [numpy_helper.from_array(weight, "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with TemporaryDirectory(prefix="dit2deploy-") as folder:
-        path = Path(folder) / "peak.onnx"
+    with scratch_folder() as folder:
+        path = folder / "peak.onnx"
         onnx.save(model, path)
         runner = open_session(path, threads=threads, prepack=True)
         a = generator.integers(0, 256, (_M, _K), dtype=np.uint8)

@@ -3,13 +3,14 @@
 import copy
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dit2deploy.artefacts import unfinished
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import Checkpoint, CheckpointManifest
 from dit2deploy.artefacts.policy import Policy
@@ -101,8 +102,8 @@ def quantize(
     }
     if policy.has_regions:
         keys[REGIONS] = sha256_of_json([ALGORITHM, policy.sha256, source.sha256, calibration_sha256, seed])
-    parts = Parts(out.with_name(f"{out.name}.parts"), keys)
     names = [name for name in shapes if policy.layers[name].is_quantized]  # in the model's order
+    parts = Parts(out.with_name(f"{out.name}.parts"), keys, names)
     missing = [name for name in names if name not in parts]
     walked = bool(folds or swaps) or any(policy.layers[name].needs_moments for name in missing)
     call = call_of(calibration, 0) if walked else None
@@ -237,9 +238,10 @@ def _scores_by_step(
 class Parts:
     """Finished layers on disk, one safetensors file each, under a key that says what they were made of."""
 
-    def __init__(self, folder: Path, keys: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, keys: Mapping[str, str], layers: Sequence[str]) -> None:
         self._folder = folder
         self._keys = keys
+        self._layers = layers
 
     def __contains__(self, name: str) -> bool:
         return name in self._keys and self._path(name).exists()
@@ -249,6 +251,8 @@ class Parts:
 
     def add(self, name: str, tensors: Mapping[str, np.ndarray], seconds: float) -> None:
         write_tensors(self._path(name), tensors, {"layer": name, "seconds": f"{seconds:.4f}"})
+        missing, total = [layer for layer in self._layers if layer not in self], len(self._layers)
+        unfinished.tell(self._folder, "quantize", "layers", done=total - len(missing), total=total, missing=missing)
 
     def open(self, name: str) -> TensorFile:
         return TensorFile(self._path(name), cure=f"Remove {self._folder} and run again.")

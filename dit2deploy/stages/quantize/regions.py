@@ -178,10 +178,12 @@ class _Recorder:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return attend(attention, hidden_states, encoder_hidden_states, self._products)
+        return attend(attention, hidden_states, encoder_hidden_states, attention_mask, self._products)
 
-    def _products(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float) -> torch.Tensor:
-        probabilities = (q @ k.transpose(-1, -2) * factor).softmax(-1)
+    def _products(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float, bias: torch.Tensor | float
+    ) -> torch.Tensor:
+        probabilities = (q @ k.transpose(-1, -2) * factor + bias).softmax(-1)
         z = probabilities @ v
         self._see(self._name, probabilities, v, z)
         return z

@@ -9,6 +9,7 @@ from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.artefacts.policy import FILE as POLICY_FILE
 from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.evaluate import profile_charts
+from dit2deploy.evaluate.headline import metric_value
 from dit2deploy.formats import by_name as format_by_name
 from dit2deploy.targets import by_name
 
@@ -115,7 +116,11 @@ def _parity_card(parity: Mapping[str, Any] | None) -> Card:
 
 def _quality_card(quality: Mapping[str, Any] | None) -> Card:
     if quality is None:
-        return Card("Quality", "not measured", "dit2deploy evaluate measures it, given a classifier", "missing")
+        return Card("Quality", "not measured", "dit2deploy evaluate measures it", "missing")
+    if "metrics" in quality:
+        found = [metric for metric in quality["metrics"].values() if "reason" not in metric]
+        told = "; ".join(f"{metric['title']}: {metric_value(metric)}" for metric in found)
+        return Card("Quality", f"{quality['samples']} prompts", told)
     own, full = quality["engine"], quality["full_precision"]
     detail = f"FD {own['frechet_distance']:.1f}, {quality['samples']} samples"
     if "reason" not in full:

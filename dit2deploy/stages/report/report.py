@@ -14,6 +14,7 @@ from dit2deploy.artefacts.results import circumstances
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json, write_bytes
 from dit2deploy.evaluate import charts, profile_charts
+from dit2deploy.evaluate.headline import metric_value
 from dit2deploy.stages.report import facts, parity_charts
 from dit2deploy.stages.report.pictures import Pictures, draw
 
@@ -77,6 +78,7 @@ def render(bundle: Bundle, evidence: Mapping[str, Any], pictures: Pictures) -> s
         lstrip_blocks=True,
     )
     environment.filters |= {"megabytes": facts.megabytes, "ms": facts.milliseconds, "db": facts.decibels}
+    environment.filters["metric_value"] = metric_value
     return environment.get_template(_TEMPLATE).render(
         manifest=bundle.manifest,
         folder=str(bundle.folder),

@@ -8,9 +8,7 @@ import numpy as np
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_file
-from dit2deploy.base.progress import report
 from dit2deploy.evaluate.images import grid, write_png
-from dit2deploy.nn import at_hand
 from dit2deploy.targets import by_name
 
 FRAMES = 4  # of a clip in the picture: the first, the last, and what lies evenly between
@@ -45,29 +43,15 @@ def sample_prompts(
     able = by_name(target).availability()
     if not able.can_run:
         raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
-    from dit2deploy.models.load import open_model
-    from dit2deploy.models.pipeline import open_pipeline, read_prompts, run
-    from dit2deploy.nn.engine_transformer import EngineTransformer
+    from dit2deploy.models.pipeline import read_prompts
+    from dit2deploy.nn.drawn import draw_both
 
     texts = read_prompts(Path(prompts))
-    if model is None and (reason := at_hand.why_no_full_precision(opened)):
-        raise Misuse(f"{opened.folder}: its pipeline is not at hand: {reason}.", "Give its folder (--model).")
-    folder = Path(model or opened.manifest.provenance["model_path"])
-    expected = opened.manifest.provenance.get("model_sha256")
-    if expected is not None and open_model(folder).sha256 != expected:
-        raise Misuse(f"{folder}: is not the model that {opened.folder} was made from.", "Give that one.")
-    pipe = open_pipeline(folder)
     settings: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance}
     settings |= {"height": height, "width": width, "num_frames": frames}
-    report("sample: prompts", 0, 2)
-    drawn = {"full_precision": run(pipe, texts, **settings)}
-    report("sample: prompts", 1, 2)
-    pipe.transformer = EngineTransformer(opened, by_name(target).open(opened, threads=threads))
-    try:
-        drawn["engine"] = run(pipe, texts, **settings)
-    finally:
-        pipe.transformer.close()
-    report("sample: prompts", 2, 2)
+    drawn = draw_both(
+        opened, texts, model=model, engine=lambda: by_name(target).open(opened, threads=threads), **settings
+    )
     _write(Path(out), drawn, count=len(texts))
     return drawn
 

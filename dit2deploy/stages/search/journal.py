@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dit2deploy.base.disk import writing
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_json
 
@@ -30,14 +31,19 @@ class Journal:
         except (OSError, UnicodeDecodeError) as error:
             raise Misuse(f"{path}: cannot be read: {error}.", "Remove the file; the search then starts anew.") from None
 
+    def __len__(self) -> int:
+        """Measurements that the file holds, of this search or another one."""
+        return len(self._known)
+
     def value(self, what: Any, measure: Callable[[], Any]) -> Any:
         """The value known of `what` (JSON), or the one that `measure` gives (JSON), which is written down at once."""
         key = sha256_of_json([self._stamp, what])
         if key not in self._known:
             self._known[key] = json.loads(json.dumps(measure()))
             self.measured += 1
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a") as file:
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 # The line break comes first: a line that was cut short spoils no other.
-                file.write("\n" + json.dumps({"key": key, "value": self._known[key]}))
+                with open(self.path, "a") as file:
+                    file.write("\n" + json.dumps({"key": key, "value": self._known[key]}))
         return self._known[key]

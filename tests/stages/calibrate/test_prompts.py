@@ -9,8 +9,8 @@ import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base.errors import Misuse
+from dit2deploy.models.flux import FLUX
 from dit2deploy.models.pipeline import recording
-from dit2deploy.models.pixart import PIXART
 from dit2deploy.stages.calibrate import calibrate
 from tests import pipelines
 from tests.packing import tiny_module
@@ -95,15 +95,26 @@ def test_a_pipeline_without_text_encoders_takes_no_prompts(tiny_dit_folder, prom
         calibrate(tiny_dit_folder, tmp_path / "set", prompts=prompts)
 
 
+def test_pixart_is_recorded_with_the_mask_of_its_captions(prompts, tmp_path):
+    folder = pipelines.pixart(tmp_path / "pixart")
+    made = calibrate(folder, tmp_path / "set", prompts=prompts, steps=2, guidance=3.0, height=16, width=16)
+    pipe = diffusers.PixArtSigmaPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        text, mask, without, mask_without = pipe.encode_prompt(list(made.manifest.prompts))
+    assert mask.sum(1).tolist() == [3, 7]  # words and the end of the text
+    for call in (made.call(0), made.call(1)):
+        assert call["hidden_states"].shape == (4, 4, 8, 8) and call["encoder_attention_mask"].dtype == np.int64
+        np.testing.assert_array_equal(call["encoder_attention_mask"], torch.cat([mask_without, mask]).numpy())
+        np.testing.assert_array_equal(call["encoder_hidden_states"], torch.cat([without, text]).numpy())
+
+
 def test_what_the_family_has_no_input_for_is_named():
-    """PixArt's pipeline pads the text and passes a mask."""
-    module = tiny_module(PIXART)
-    inputs = PIXART.inputs(module.config, batch=2, seed=0)
-    mask = torch.ones(inputs["encoder_hidden_states"].shape[:2])
-    with recording(module, PIXART) as calls, torch.no_grad():
+    module = tiny_module(FLUX)
+    inputs = FLUX.inputs(module.config, batch=2, seed=0)
+    with recording(module, FLUX) as calls, torch.no_grad():
         module(**inputs, return_dict=False)
-        with pytest.raises(Misuse, match="the pipeline passes encoder_attention_mask"):
-            module(**inputs, encoder_attention_mask=mask)
+        with pytest.raises(Misuse, match="the pipeline passes controlnet_block_samples"):
+            module(**inputs, controlnet_block_samples=[torch.zeros(1)])
     assert len(calls) == 1
 
 

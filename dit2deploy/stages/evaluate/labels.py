@@ -1,4 +1,4 @@
-"""Stage evaluate: how good the engine's images are, beside full precision from the same seeds."""
+"""Class-conditional models in pixel space: what a classifier reads in the images, and their distance to real ones."""
 
 import time
 from collections.abc import Mapping
