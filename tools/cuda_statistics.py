@@ -25,10 +25,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS_VARIABLE = "D2D_CUDA_TOOLS"
 GEMM = "ops/quant_gemm/cuda.cu"
+ROWS = "ops/hadamard_quantize/cuda_warp_rows.h"
+LAUNCHED = 128  # threads of a block of the kernels *_warps, mostly: they are bound to more
 
 EXAMPLE = f"""example:
   python tools/cuda_statistics.py                  # the table
   python tools/cuda_statistics.py --check          # exit code 1 where a kernel spills or breaks a promise of {GEMM}
+                                                   # or {ROWS}
   python tools/cuda_statistics.py --sm 8.9 --source quant_gemm
 
 ptxas, cuobjdump and nvdisasm are looked for in ${TOOLS_VARIABLE}, in build/cuda-tools
@@ -131,7 +134,7 @@ def assemble(ptx: bytes, sm: Sm, found: dict[str, str]) -> list[Kernel]:
             number(r"(\d+) bytes spill stores", text) + number(r"(\d+) bytes spill loads", text),
             number(r"(\d+) bytes stack frame", text),
             number(r"(\d+) bytes smem", text),
-            bounds.get(name),
+            LAUNCHED if name.endswith("_warps") else bounds.get(name),
             loops[name],
         )
         for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL)
@@ -173,6 +176,11 @@ def promises() -> dict[str, tuple[float, float]]:
     return {name: (float(unpack), float(others)) for name, unpack, others in rows}
 
 
+def resident_warps() -> int:
+    """Of the kernels that keep rows in registers, from their head comment."""
+    return int(re.search(r"^//   resident warps (\d+)$", (ROOT / "plugins" / ROWS).read_text(), re.MULTILINE)[1])
+
+
 def unpack_of(kernel: Kernel) -> float | None:
     """Instructions for a register of weights in the 128 x 128 kernel: 2 registers serve 4 mma, one a row tile."""
     if kernel.loop is None or not kernel.name.endswith("_128x128"):
@@ -185,6 +193,10 @@ def broken(kernel: Kernel, promised: dict[str, tuple[float, float]]) -> list[str
     faults = []
     if kernel.spilled or kernel.stack:
         faults.append(f"spills {kernel.spilled} bytes, stack {kernel.stack}")
+    if kernel.name.endswith("_warps"):
+        warps = kernel.blocks() * kernel.threads // 32
+        if warps < resident_warps():
+            faults.append(f"{warps} warps an SM, promised {resident_warps()}")
     unpack = unpack_of(kernel)
     if unpack is not None:
         least, others = promised[kernel.name.split("_")[0]]

@@ -30,6 +30,7 @@ HEADERS = (
     "formats/formats.h",
     "ops/gelu_hadamard_quantize/gelu.h",
     "ops/hadamard_quantize/cuda_rows.h",
+    "ops/hadamard_quantize/cuda_warp_rows.h",
     "ops/hadamard_quantize/row_scale.h",
     "ops/quant_gemm/cuda_few_tokens.h",
     "ops/quant_gemm/cuda_parts.h",

@@ -37,6 +37,9 @@ struct alignas(16) Vec16 {
 struct alignas(8) Float2 {
     float x, y;
 };
+struct alignas(16) Float4 {
+    float x, y, z, w;
+};
 
 template <class T>
 struct Shared {
@@ -64,7 +67,13 @@ __device__ inline int64_t blocks_y() { return gridDim.y; }
 __device__ inline int64_t block_z() { return blockIdx.z; }
 __device__ inline int64_t blocks_z() { return gridDim.z; }
 __device__ inline void sync_block() { __syncthreads(); }
-__device__ inline int shuffle_xor(int value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+__device__ inline int bits_of(float value) { return __float_as_int(value); }
+__device__ inline float float_of(int bits) { return __int_as_float(bits); }
+// T: int, float or double.
+template <class T>
+__device__ T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(~0u, value, mask);
+}
 
 template <class T>
 __device__ T load(const T* from) {

@@ -42,9 +42,12 @@ struct Fiber {
 #endif
 };
 
-// Which block changed an element of global memory, and how; the others must leave it, or add as well.
+// Who changed an element of global memory last, and how: other blocks must leave it or add as well, other threads of the
+// block until a barrier.
 struct Changed {
     uint64_t block;
+    int thread;
+    unsigned epoch;
     Access access;
 };
 using Changes = std::unordered_map<uintptr_t, Changed>;
@@ -297,12 +300,18 @@ void check_blocks(uintptr_t at, size_t bytes, Access access, Place place) {
     for (size_t word = 0; word < std::max<size_t>(bytes / 4, 1); ++word) {
         const uintptr_t key = bytes < 4 ? ~at : at + 4 * word;
         const auto found = block->changes->find(key);
-        if (found != block->changes->end() && found->second.block != me &&
-            (access != Access::add || found->second.access != Access::add))
-            mistake("touches global memory that another block of the launch changes", place);
-        if (access == Access::load) continue;
-        Changed& changed = (*block->changes)[key];
-        changed = {me, std::max(access, changed.access)};
+        const int thread = block->running->id;
+        if (found != block->changes->end() &&
+            (access != Access::add || found->second.access != Access::add)) {
+            const Changed& other = found->second;
+            if (other.block != me)
+                mistake("touches global memory that another block of the launch changes", place);
+            if (other.thread != thread && other.epoch == block->epoch)
+                mistake("touches global memory that thread " + std::to_string(other.thread) +
+                            " changes (a barrier is missing)",
+                        place);
+        }
+        if (access != Access::load) (*block->changes)[key] = {me, thread, block->epoch, access};
     }
 }
 

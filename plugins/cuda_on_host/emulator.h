@@ -2,7 +2,8 @@
 //
 // A launch stops at the first mistake and names its place: a read of shared memory that nobody wrote, an
 // access out of an array or out of the tensors of the launch, two threads that touch one element without a barrier
-// between them (one of them writing), two blocks that touch one element of a tensor (one of them storing), a read of what an asynchronous copy has not brought yet, threads that wait at
+// between them (one of them writing), two blocks, or threads without a barrier, that touch one
+// element of a tensor (one of them storing), a read of what an asynchronous copy has not brought yet, threads that wait at
 // different barriers or warp operations, a barrier that some thread never reaches. An asynchronous copy is as late
 // as the rules allow: its element holds poison until the wait that covers it.
 // Races are found in any order of execution, since each element remembers who touched it since the last
@@ -115,6 +116,9 @@ struct alignas(16) Vec16 {
 struct alignas(8) Float2 {
     float x, y;
 };
+struct alignas(16) Float4 {
+    float x, y, z, w;
+};
 
 template <class T>
 struct Shared {
@@ -161,6 +165,27 @@ int64_t block_z();
 int64_t blocks_z();
 void sync_block(GPU_HERE);
 int shuffle_xor(int value, int mask, GPU_HERE);
+
+inline int bits_of(float value) {
+    int bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+inline float float_of(int bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline float shuffle_xor(float value, int mask, GPU_HERE) {
+    return float_of(shuffle_xor(bits_of(value), mask, file, line));
+}
+inline double shuffle_xor(double value, int mask, GPU_HERE) {
+    int halves[2];
+    std::memcpy(halves, &value, 8);
+    for (int& half : halves) half = shuffle_xor(half, mask, file, line);
+    std::memcpy(&value, halves, 8);
+    return value;
+}
 
 template <class T>
 T load(const T* from, GPU_HERE) {
