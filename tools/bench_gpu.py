@@ -21,13 +21,14 @@ from dit2deploy.base.errors import Dit2DeployError  # noqa: E402
 from dit2deploy.base.progress import listen, note  # noqa: E402
 
 SECTIONS = ("quantize", "step", "gemm")  # in order: the last one has what is left of torch.compile's time
+SAVED = 15.0  # seconds between two writings of the result file
 EXAMPLE = """example:
   make gpu-check                                                     # the tests marked gpu, then this
   DIT2DEPLOY_LIBRARY=libdit2deploy.so python3 tools/bench_gpu.py     # with torch, numpy and the library alone
   python3 tools/bench_gpu.py --section gemm --tokens 4096 --model FLUX --out "$OUT/bench_gpu.json"
 
-Every kernel is compared with its definition before it is timed. The result file is written anew after each section, so
-that a run that is stopped leaves what it had. GEMMs of ours take int8 codes and give float32 with scales and bias;
+Every kernel is compared with its definition before it is timed. The result file is written anew every few seconds,
+so that a run that is stopped leaves what it had. GEMMs of ours take int8 codes and give float32 with scales and bias;
 cuBLAS gives fp16 without a bias, torch._int_mm bare int32. Exit code 1: a kernel computes something else; 2: no GPU."""
 
 
@@ -65,6 +66,7 @@ def measure(device: Device, options: argparse.Namespace) -> tuple[dict[str, Any]
     """The record that is written, and whether all that was asked for is in it."""
     begin = time.monotonic()
     before = device.state()
+    loaded = device.load()
     ceilings: Ceilings = device.ceilings()
     record: dict[str, Any] = {
         "method": METHOD,
@@ -72,6 +74,7 @@ def measure(device: Device, options: argparse.Namespace) -> tuple[dict[str, Any]
         "ceilings": vars(ceilings),
         "state": {"before": before, "host_load": os.getloadavg()},
         "library": str(kernel.library_path()),
+        "kernels_loaded_s": loaded,
         "not_measured": not_measured(),
         "faults": [],
         "rows": [],
@@ -80,9 +83,13 @@ def measure(device: Device, options: argparse.Namespace) -> tuple[dict[str, Any]
         if name not in options.section:
             continue
         note(f"{name}, after {time.monotonic() - begin:.0f} s")
+        written = time.monotonic()
         try:
             for row in rows():
                 record["rows"].append(row.record(ceilings))
+                if time.monotonic() - written > SAVED:
+                    written = time.monotonic()
+                    write_results(options.out, "bench_gpu", record)
         except (Dit2DeployError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
             record["faults"].append(f"{name}: {error}")
             note(f"{name} stopped: {error}")
