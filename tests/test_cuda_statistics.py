@@ -67,6 +67,13 @@ def test_the_main_loop_is_the_branch_back_over_tensor_instructions():
     assert statistics.main_loop(code[4:], SM["8.0"]) is None
 
 
+def test_the_record_holds_what_the_table_shows():
+    loop = statistics.Loop(products=32, others=64, unpacking=32)
+    found = statistics.record(kernel("9.0a", registers=128, threads=256, shared=40 << 10, loop=loop))
+    assert (found["resident_blocks"], found["resident_warps"], found["others_a_mma"]) == (2, 16, 2.0)
+    assert found["instructions_to_unpack_4_weights"] == 2.0 and found["sm"] == "9.0a"
+
+
 def test_spills_and_broken_promises_are_faults():
     promised = statistics.promises()
     assert set(promised) == {"ternary", "int3", "int4", "int8"}
