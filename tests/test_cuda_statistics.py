@@ -67,6 +67,13 @@ def test_the_main_loop_is_the_branch_back_over_tensor_instructions():
     assert statistics.main_loop(code[4:], SM["8.0"]) is None
 
 
+def test_the_record_holds_what_the_table_shows():
+    loop = statistics.Loop(products=32, others=64, unpacking=32)
+    found = statistics.record(kernel("9.0a", registers=128, threads=256, shared=40 << 10, loop=loop))
+    assert (found["resident_blocks"], found["resident_warps"], found["others_a_mma"]) == (2, 16, 2.0)
+    assert found["instructions_to_unpack_4_weights"] == 2.0 and found["sm"] == "9.0a"
+
+
 def test_spills_and_broken_promises_are_faults():
     promised = statistics.promises()
     assert set(promised) == {"ternary", "int3", "int4", "int8"}
@@ -78,6 +85,12 @@ def test_spills_and_broken_promises_are_faults():
     assert len(statistics.broken(kernel("8.0", loop=slow), promised)) == 2
 
 
+def test_too_few_warps_are_a_fault():
+    rows = {"name": "hadamard_quantize_warps", "threads": 128}
+    assert statistics.broken(kernel("8.0", registers=168, **rows), {}) == []  # 3 blocks of 4 warps
+    assert "8 warps an SM, promised 12" in statistics.broken(kernel("8.0", registers=255, **rows), {})[0]
+
+
 @pytest.mark.parametrize("sm", ("7.5", "8.0"))
 def test_the_gemms_keep_their_promises(sm: str, capsys):
     """One generation for each of the two PTX versions; all of them: make cuda-statistics."""
@@ -85,6 +98,6 @@ def test_the_gemms_keep_their_promises(sm: str, capsys):
     if found is None or statistics.compiler().nvrtc() is None:
         pytest.skip("ptxas, cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
     kernels = statistics.collect((SM[sm],), [statistics.GEMM], found)
-    assert len(kernels) == 24 and sum(kernel.loop is not None for kernel in kernels) >= 20
+    assert len(kernels) == 30 and sum(kernel.loop is not None for kernel in kernels) >= 20
     promised = statistics.promises()
     assert [fault for kernel in kernels for fault in statistics.broken(kernel, promised)] == []

@@ -21,15 +21,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from dit2deploy.artefacts.results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS_VARIABLE = "D2D_CUDA_TOOLS"
 GEMM = "ops/quant_gemm/cuda.cu"
+ROWS = "ops/hadamard_quantize/cuda_warp_rows.h"
+LAUNCHED = 128  # threads of a block of the kernels *_warps, mostly: they are bound to more
 
 EXAMPLE = f"""example:
   python tools/cuda_statistics.py                  # the table
   python tools/cuda_statistics.py --check          # exit code 1 where a kernel spills or breaks a promise of {GEMM}
+                                                   # or {ROWS}
   python tools/cuda_statistics.py --sm 8.9 --source quant_gemm
+  python tools/cuda_statistics.py --check --out tools/results/cuda_statistics.json
 
 ptxas, cuobjdump and nvdisasm are looked for in ${TOOLS_VARIABLE}, in build/cuda-tools
 (`make cuda-statistics` fills it) and on PATH."""
@@ -131,11 +138,16 @@ def assemble(ptx: bytes, sm: Sm, found: dict[str, str]) -> list[Kernel]:
             number(r"(\d+) bytes spill stores", text) + number(r"(\d+) bytes spill loads", text),
             number(r"(\d+) bytes stack frame", text),
             number(r"(\d+) bytes smem", text),
-            bounds.get(name),
+            LAUNCHED if name.endswith("_warps") else bounds.get(name),
             loops[name],
         )
         for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL)
     ]
+
+
+def version_of(tool: str) -> str:
+    done = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
 
 
 def number(pattern: str, text: str) -> int:
@@ -173,6 +185,11 @@ def promises() -> dict[str, tuple[float, float]]:
     return {name: (float(unpack), float(others)) for name, unpack, others in rows}
 
 
+def resident_warps() -> int:
+    """Of the kernels that keep rows in registers, from their head comment."""
+    return int(re.search(r"^//   resident warps (\d+)$", (ROOT / "plugins" / ROWS).read_text(), re.MULTILINE)[1])
+
+
 def unpack_of(kernel: Kernel) -> float | None:
     """Instructions for a register of weights in the 128 x 128 kernel: 2 registers serve 4 mma, one a row tile."""
     if kernel.loop is None or not kernel.name.endswith("_128x128"):
@@ -185,6 +202,10 @@ def broken(kernel: Kernel, promised: dict[str, tuple[float, float]]) -> list[str
     faults = []
     if kernel.spilled or kernel.stack:
         faults.append(f"spills {kernel.spilled} bytes, stack {kernel.stack}")
+    if kernel.name.endswith("_warps"):
+        warps = kernel.blocks() * kernel.threads // 32
+        if warps < resident_warps():
+            faults.append(f"{warps} warps an SM, promised {resident_warps()}")
     unpack = unpack_of(kernel)
     if unpack is not None:
         least, others = promised[kernel.name.split("_")[0]]
@@ -213,6 +234,24 @@ def table(kernels: list[Kernel]) -> str:
     return "\n".join(lines)
 
 
+def record(kernel: Kernel) -> dict[str, Any]:
+    """Plain values, for the result file."""
+    blocks, loop = kernel.blocks(), kernel.loop
+    return {
+        "kernel": kernel.name,
+        "sm": kernel.sm.name,
+        "registers": kernel.registers,
+        "spilled_bytes": kernel.spilled,
+        "stack_bytes": kernel.stack,
+        "shared_bytes": kernel.shared,
+        "threads": kernel.threads,
+        "resident_blocks": blocks,
+        "resident_warps": None if blocks is None else blocks * kernel.threads // 32,
+        "instructions_to_unpack_4_weights": unpack_of(kernel),
+        "others_a_mma": None if loop is None else loop.others / loop.products,
+    }
+
+
 def collect(sms: tuple[Sm, ...], sources: list[str], found: dict[str, str]) -> list[Kernel]:
     build = compiler()
     library = build.nvrtc()
@@ -232,6 +271,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit code 1 where a kernel spills or breaks a promise")
     parser.add_argument("--sm", choices=[sm.name for sm in SMS], help="one generation only")
     parser.add_argument("--source", default="", help="only sources whose path holds this text")
+    parser.add_argument("--out", type=Path, help="also write the result file, e.g. tools/results/cuda_statistics.json")
     arguments = parser.parse_args()
     found, build = tools(), compiler()
     if found is None or build.nvrtc() is None:
@@ -244,6 +284,14 @@ def main() -> int:
     kernels = collect(sms, [source for source in build.SOURCES if arguments.source in source], found)
     print(table(kernels))
     faults = [fault for kernel in kernels for fault in broken(kernel, promises())]
+    if arguments.out:
+        rows = [record(kernel) for kernel in kernels]
+        values = {
+            "ptxas": version_of(found["ptxas"]),
+            "nvrtc": build.nvrtc()._name.rpartition("/")[2],
+            "faults": faults,
+        }
+        write_results(arguments.out, "cuda_statistics", {**values, "kernels": rows})
     if arguments.check and faults:
         print(*faults, sep="\n", file=sys.stderr)
         return 1

@@ -114,6 +114,7 @@ def gemm_cases(fmt: Format, low_rank: bool) -> list[Case]:
     add("many-tokens", (256,), 99, 144)
     add("few-tokens-tail", (16,), 35, 528, bits=8)
     add("many-groups", (33,), 70, 288, groups=9)
+    add("long-k", (17,), 33, 64 * 64 + 16, bits=8)  # split among blocks
     return out
 
 

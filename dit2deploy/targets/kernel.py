@@ -5,9 +5,9 @@ import functools
 import json
 import os
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,10 +85,10 @@ def run(
     threads: int = 1,
     library: Path | None = None,
 ) -> list[np.ndarray]:
-    """Runs one node of domain `dit2deploy` on the CPU and gives its outputs back.
+    """Runs one node of domain `dit2deploy` with tensors in host memory and gives its outputs back.
 
-    `inputs` by position in the op's dtypes; `shapes` of the outputs; `isa` None: the one in use. Raises Misuse for an
-    op that the library does not know, and Failed with the kernel's message for what the kernel refuses.
+    `inputs` by position in the op's dtypes; `shapes` of the outputs; `isa` None: the one in use, "cuda": a GPU. Raises
+    Misuse for an op that the library does not know, and Failed with the kernel's message for what the kernel refuses.
     """
     path = library or library_path()
     loaded = _load(path)
@@ -99,27 +99,52 @@ def run(
     outputs = [
         np.empty(shape, _DTYPES[port["dtype"]]) for shape, port in zip(shapes, known[op]["outputs"], strict=True)
     ]
-    entries = [
-        _Attribute(name.encode(), value.encode(), 0)
-        if isinstance(value, str)
-        else _Attribute(name.encode(), None, value)
-        for name, value in attributes.items()
-    ]
+    given = _attributes(attributes)
+    tensors = _tensors([_in_host_memory(value) for value in held]), _tensors([_in_host_memory(v) for v in outputs])
     status = loaded.d2d_run(
         op.encode(),
         isa.encode() if isa else None,
         threads,
-        (_Attribute * len(entries))(*entries),
-        len(entries),
-        (_Tensor * len(held))(*map(_view, held)),
-        len(held),
-        (_Tensor * len(outputs))(*map(_view, outputs)),
-        len(outputs),
+        *(given, len(given)),
+        *(tensors[0], len(held)),
+        *(tensors[1], len(outputs)),
     )
     if status:
-        message = _last_error(loaded).removeprefix(f"{op}: ")
-        raise Failed(f"{op}: {message}", "Check attributes, shapes and dtypes of the node.")
+        raise _refused(loaded, op)
     return outputs
+
+
+class Memory(NamedTuple):
+    """A dense row-major tensor somewhere: where it begins, its dtype and its shape."""
+
+    address: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def launcher(
+    op: str,
+    inputs: Sequence[Memory],
+    attributes: Mapping[str, int | str],
+    outputs: Sequence[Memory],
+    *,
+    library: Path | None = None,
+) -> Callable[[int], None]:
+    """A function of a CUDA stream's handle (0: the default one) that enqueues one node of domain `dit2deploy` there.
+
+    `inputs` and `outputs` by position, in memory of the GPU whose context is current where the function is called; the
+    caller keeps them alive. It returns without waiting. The function raises Failed with the kernel's or the driver's
+    message; work that fails later shows where the stream is waited for.
+    """
+    loaded = _load(library or library_path())
+    given, sources, targets = _attributes(attributes), _tensors(inputs), _tensors(outputs)
+    arguments = op.encode(), given, len(given), sources, len(inputs), targets, len(outputs)
+
+    def enqueue(stream: int) -> None:
+        if loaded.d2d_enqueue(*arguments, stream):
+            raise _refused(loaded, op)
+
+    return enqueue
 
 
 def relayout(
@@ -172,6 +197,9 @@ def _load(path: Path) -> ctypes.CDLL:
         *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int),
         *(ctypes.POINTER(_Attribute), ctypes.c_size_t, *many, *many),
     ]
+    loaded.d2d_enqueue.argtypes = [
+        *(ctypes.c_char_p, ctypes.POINTER(_Attribute), ctypes.c_size_t, *many, *many, ctypes.c_void_p),
+    ]
     loaded.d2d_relayout.argtypes = [
         *(ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
         *(ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)),
@@ -188,6 +216,30 @@ def _last_error(loaded: ctypes.CDLL) -> str:
     return (loaded.d2d_last_error() or b"unknown error").decode(errors="replace").rstrip(".") + "."
 
 
-def _view(array: np.ndarray) -> _Tensor:
-    dims = (ctypes.c_int64 * array.ndim)(*array.shape)
-    return _Tensor(_NUMBERS[array.dtype], array.ndim, dims, array.ctypes.data)
+def _refused(loaded: ctypes.CDLL, op: str) -> Failed:
+    message = _last_error(loaded).removeprefix(f"{op}: ")
+    return Failed(f"{op}: {message}", "Check attributes, shapes and dtypes of the node.")
+
+
+def _attributes(attributes: Mapping[str, int | str]) -> ctypes.Array:
+    entries = [
+        _Attribute(name.encode(), value.encode(), 0)
+        if isinstance(value, str)
+        else _Attribute(name.encode(), None, value)
+        for name, value in attributes.items()
+    ]
+    return (_Attribute * len(entries))(*entries)
+
+
+def _in_host_memory(array: np.ndarray) -> Memory:
+    return Memory(array.ctypes.data, array.dtype, array.shape)
+
+
+def _tensors(values: Sequence[Memory]) -> ctypes.Array:
+    entries = [
+        _Tensor(
+            _NUMBERS[value.dtype], len(value.shape), (ctypes.c_int64 * len(value.shape))(*value.shape), value.address
+        )
+        for value in values
+    ]
+    return (_Tensor * len(entries))(*entries)

@@ -1,4 +1,4 @@
-// The C entry: describes the ops, runs one node, rewrites weights into the kernels' layout. Validates
+// The C entry: describes the ops, runs or enqueues one node, rewrites weights into the kernels' layout. Validates
 // everything.
 #include <algorithm>
 #include <atomic>
@@ -127,6 +127,30 @@ bool same(const Shape& a, const Shape& b) {
     return a.rank == b.rank && !std::memcmp(a.dims, b.dims, sizeof(a.dims[0]) * a.rank);
 }
 
+// A node as it was given, checked but for what its kernels refuse.
+struct Node {
+    const Definition& definition;
+    Attributes attributes;
+    std::vector<Tensor> inputs, outputs;
+};
+
+Node read_node(const char* op, const d2d_attribute* attributes, size_t attribute_count,
+               const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs, size_t output_count) {
+    const Definition& definition = find(op);
+    Node node{definition, read(definition, attributes, attribute_count),
+              read(definition.inputs, inputs, input_count), read(definition.outputs, outputs, output_count)};
+    std::vector<Shape> shapes;
+    for (const Tensor& tensor : node.inputs) shapes.push_back(tensor.shape);
+    std::string fault = definition.check_attributes(node.attributes);
+    if (fault.empty()) fault = definition.check_shapes(node.attributes, shapes);
+    if (!fault.empty()) refuse(std::string(definition.name) + ": " + fault);
+    const std::vector<Shape> expected = output_shapes(definition, shapes);
+    for (size_t i = 0; i < node.outputs.size(); ++i)
+        if (!same(node.outputs[i].shape, expected[i]))
+            refuse(std::string(definition.outputs[i].name) + " has a wrong shape");
+    return node;
+}
+
 // Threads that live for one call: for tests and benchmarks of raw kernels. Runtimes bring their own pool.
 Parallel threads(int& count) {
     return {[](void* pool, size_t tasks, void (*task)(void*, size_t), void* user) {
@@ -177,33 +201,37 @@ D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const 
                        size_t attribute_count, const d2d_tensor* inputs, size_t input_count,
                        const d2d_tensor* outputs, size_t output_count) {
     return guarded([&] {
-        const Definition& definition = find(op);
-        const Attributes values = read(definition, attributes, attribute_count);
-        const std::vector<Tensor> in = read(definition.inputs, inputs, input_count);
-        const std::vector<Tensor> out = read(definition.outputs, outputs, output_count);
-        std::vector<Shape> shapes;
-        for (const Tensor& tensor : in) shapes.push_back(tensor.shape);
-        std::string fault = definition.check_attributes(values);
-        if (fault.empty()) fault = definition.check_shapes(values, shapes);
-        if (!fault.empty()) refuse(std::string(definition.name) + ": " + fault);
-        const std::vector<Shape> expected = output_shapes(definition, shapes);
-        for (size_t i = 0; i < out.size(); ++i)
-            if (!same(out[i].shape, expected[i]))
-                refuse(std::string(definition.outputs[i].name) + " has a wrong shape");
+        const Node node =
+            read_node(op, attributes, attribute_count, inputs, input_count, outputs, output_count);
 #ifdef D2D_HOST_CUDA
-        if (isa && !std::strcmp(isa, "cuda_on_host")) {
-            for (const CudaLaunch& launch : definition.plan_cuda(values, in, out))
-                run_on_host(launch, in, out);
-            return;
-        }
+        if (isa && !std::strcmp(isa, "cuda_on_host"))
+            return run_on_host(node.definition.plan_cuda(node.attributes, node.inputs, node.outputs),
+                               node.inputs, node.outputs);
 #endif
 #ifdef D2D_WITH_CUDA
-        if (isa && !std::strcmp(isa, "cuda")) return run_on_gpu(definition, values, in, out);
+        if (isa && !std::strcmp(isa, "cuda"))
+            return run_on_gpu(node.definition, node.attributes, node.inputs, node.outputs);
 #endif
         const Isa chosen = isa ? isa_from_name(isa) : isa_in_use();
         if (!isa_runs_here(chosen)) refuse(std::string(isa_name(chosen)) + " does not run on this CPU");
         if (thread_count < 1) refuse("threads must be at least 1");
-        definition.make_cpu(values, chosen)->run(in.data(), out.data(), threads(thread_count));
+        node.definition.make_cpu(node.attributes, chosen)
+            ->run(node.inputs.data(), node.outputs.data(), threads(thread_count));
+    });
+}
+
+D2D_EXPORT int d2d_enqueue(const char* op, const d2d_attribute* attributes, size_t attribute_count,
+                           const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
+                           size_t output_count, [[maybe_unused]] void* stream) {
+    return guarded([&] {
+        const Node node =
+            read_node(op, attributes, attribute_count, inputs, input_count, outputs, output_count);
+#ifdef D2D_WITH_CUDA
+        launch_cuda(node.definition.plan_cuda(node.attributes, node.inputs, node.outputs),
+                    static_cast<CUstream_st*>(stream));
+#else
+        refuse(std::string(node.definition.name) + ": this library holds no CUDA driver's calls");
+#endif
     });
 }
 

@@ -18,6 +18,7 @@ namespace d2d {
 namespace {
 
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+constexpr int kErrorLog = 5, kErrorLogBytes = 6;             // CU_JIT_ERROR_LOG_BUFFER, .._SIZE_BYTES
 
 using Context = void*;
 using Module = void*;
@@ -27,7 +28,7 @@ struct Driver {
     int (*context)(Context*);
     int (*context_device)(int*);
     int (*attribute)(int*, int, int);
-    int (*load_module)(Module*, const void*);
+    int (*load_module)(Module*, const void*, unsigned, int*, void**);
     int (*get_function)(Function*, Module, const char*);
     int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                   CUstream_st*, void**, void**);
@@ -59,7 +60,7 @@ const Driver& driver() {
         find(library, "cuCtxGetCurrent", found.context);
         find(library, "cuCtxGetDevice", found.context_device);
         find(library, "cuDeviceGetAttribute", found.attribute);
-        find(library, "cuModuleLoadData", found.load_module);
+        find(library, "cuModuleLoadDataEx", found.load_module);
         find(library, "cuModuleGetFunction", found.get_function);
         find(library, "cuLaunchKernel", found.launch);
         find(library, "cuGetErrorString", found.error_text);
@@ -86,6 +87,18 @@ void check(int status, const char* what) {
 
 using Functions = std::map<std::string, Function>;
 
+// Compiles PTX for the GPU of the context; what the driver's compiler says of it is part of the error.
+[[maybe_unused]] Module load_ptx(const unsigned char* ptx) {
+    char log[2048] = {};
+    int options[] = {kErrorLog, kErrorLogBytes};
+    void* values[] = {log, reinterpret_cast<void*>(sizeof(log) - 1)};
+    Module module = nullptr;
+    const int status = driver().load_module(&module, ptx, 2, options, values);
+    check(status,
+          (std::string("loading the CUDA kernels") + (log[0] ? " (" + std::string(log) + ")" : "")).c_str());
+    return module;
+}
+
 Functions load() {
 #ifndef D2D_CUDA_KERNELS
     throw std::runtime_error(
@@ -105,8 +118,7 @@ Functions load() {
     Functions functions;
     for (const CudaModule& source : kCudaModules) {
         if (source.capability != best) continue;
-        Module module = nullptr;
-        check(driver().load_module(&module, source.ptx), "loading the CUDA kernels");
+        const Module module = load_ptx(source.ptx);
         for (const char* name : kCudaKernels) {
             Function function = nullptr;
             if (!driver().get_function(&function, module, name)) functions[name] = function;
@@ -137,13 +149,11 @@ void load_cuda_kernels() { functions_here(); }
 void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream) {
     const Functions& functions = functions_here();
     for (const CudaLaunch& launch : launches) {
-        void* parameters[16];
-        if (launch.words.size() > 16) throw std::runtime_error("too many kernel parameters");
-        for (size_t i = 0; i < launch.words.size(); ++i)
-            parameters[i] = const_cast<uint64_t*>(&launch.words[i]);
+        std::vector<void*> parameters;
+        for (const uint64_t& word : launch.words) parameters.push_back(const_cast<uint64_t*>(&word));
         check(driver().launch(functions.at(launch.function), launch.grid[0], launch.grid[1], launch.grid[2],
                               launch.block[0], launch.block[1], launch.block[2], launch.shared_bytes, stream,
-                              parameters, nullptr),
+                              parameters.data(), nullptr),
               launch.function);
     }
 }
@@ -186,16 +196,27 @@ std::vector<Tensor> views(const std::vector<std::unique_ptr<DeviceTensor>>& copi
     return tensors;
 }
 
+// The thread's current context, or the primary one of the first GPU, which is then retained once and for all.
+void use_a_context() {
+    Context context = nullptr;
+    check(driver().init(0), "starting the CUDA driver");
+    check(driver().context(&context), "asking for the CUDA context");
+    if (context) return;
+    static const Context first = [] {
+        int device = 0;
+        Context primary = nullptr;
+        check(driver().device(&device, 0), "asking for the first GPU");
+        check(driver().primary_context(&primary, device), "opening the first GPU");
+        return primary;
+    }();
+    check(driver().set_context(first), "using the first GPU");
+}
+
 }  // namespace
 
 void run_on_gpu(const Definition& definition, const Attributes& attributes, const std::vector<Tensor>& inputs,
                 const std::vector<Tensor>& outputs) {
-    int device = 0;
-    Context context = nullptr;
-    check(driver().init(0), "starting the CUDA driver");
-    check(driver().device(&device, 0), "asking for the first GPU");
-    check(driver().primary_context(&context, device), "opening the first GPU");
-    check(driver().set_context(context), "using the first GPU");
+    use_a_context();
     const auto from = on_device(inputs), to = on_device(outputs);
     for (const auto& tensor : from) tensor->upload();
     launch_cuda(definition.plan_cuda(attributes, views(from), views(to)), nullptr);

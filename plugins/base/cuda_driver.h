@@ -16,8 +16,8 @@ void load_cuda_kernels();
 // Enqueues the launches on a stream of the current context: no synchronization, no allocation.
 void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream);
 
-// Runs one node on the first GPU with tensors in host memory: allocates, copies, waits. For tests of the
-// kernels.
+// Runs one node with tensors in host memory on the GPU of the current context, or on the first one where none is
+// current: allocates, copies, waits. For tests of the kernels.
 void run_on_gpu(const Definition& definition, const Attributes& attributes, const std::vector<Tensor>& inputs,
                 const std::vector<Tensor>& outputs);
 

@@ -30,6 +30,7 @@ HEADERS = (
     "formats/formats.h",
     "ops/gelu_hadamard_quantize/gelu.h",
     "ops/hadamard_quantize/cuda_rows.h",
+    "ops/hadamard_quantize/cuda_warp_rows.h",
     "ops/hadamard_quantize/row_scale.h",
     "ops/quant_gemm/cuda_few_tokens.h",
     "ops/quant_gemm/cuda_parts.h",
@@ -42,16 +43,20 @@ NOT_FOUND = 3  # exit code: no NVRTC here
 
 
 def nvrtc() -> ctypes.CDLL | None:
-    """The library of the wheel, with its builtins loaded before it; None where the wheel is not installed."""
+    """The library of the wheel, with its builtins loaded before it; None where the wheel is not installed.
+
+    CUDA 12's wheel first: any driver since 550 reads its PTX. CUDA 13's, as torch brings it, wants a driver since 580.
+    """
     try:
-        found = importlib.util.find_spec("nvidia.cuda_nvrtc")
+        found = importlib.util.find_spec("nvidia")
     except ModuleNotFoundError:
         return None
-    for folder in found.submodule_search_locations if found else ():
-        for builtins in Path(folder).glob("lib/libnvrtc-builtins.so*"):
-            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
-        for library in sorted(Path(folder).glob("lib/libnvrtc.so*")):
-            return ctypes.CDLL(str(library))
+    for home in ("cuda_nvrtc", "cu13"):
+        for folder in found.submodule_search_locations if found else ():
+            for builtins in sorted(Path(folder, home).glob("lib/libnvrtc-builtins.so*")):
+                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+            for library in sorted(Path(folder, home).glob("lib/libnvrtc.so*")):
+                return ctypes.CDLL(str(library))
     return None
 
 

@@ -4,7 +4,8 @@
 // Rules that keep one source right on both: shared memory only through gpu::Shared (on the host its accesses
 // are checked for bounds, races and values that nobody wrote), barriers, warp operations and asynchronous copies
 // only through the functions below, 64-bit kernel parameters (pointers and long long), one GPU_KERNEL per entry.
-// Global memory through gpu::load and gpu::store where the host shall check that it belongs to a tensor.
+// Global memory through gpu::load, gpu::store and gpu::add where the host shall check that it belongs to a tensor, and
+// that no two blocks of a launch touch an element one of them stores.
 //
 // Fragments of the warp operations, g = lane / 4, t = lane % 4, register r, byte e:
 //   mma_16_8_32   A: row g + 8 (r % 2), k 4 t + e + 16 (r / 2)   B: column g, k 4 t + e + 16 r
@@ -36,6 +37,9 @@ struct alignas(16) Vec16 {
 struct alignas(8) Float2 {
     float x, y;
 };
+struct alignas(16) Float4 {
+    float x, y, z, w;
+};
 
 template <class T>
 struct Shared {
@@ -60,8 +64,16 @@ __device__ inline int64_t threads() { return blockDim.x; }
 __device__ inline int64_t block_x() { return blockIdx.x; }
 __device__ inline int64_t block_y() { return blockIdx.y; }
 __device__ inline int64_t blocks_y() { return gridDim.y; }
+__device__ inline int64_t block_z() { return blockIdx.z; }
+__device__ inline int64_t blocks_z() { return gridDim.z; }
 __device__ inline void sync_block() { __syncthreads(); }
-__device__ inline int shuffle_xor(int value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+__device__ inline int bits_of(float value) { return __float_as_int(value); }
+__device__ inline float float_of(int bits) { return __int_as_float(bits); }
+// T: int, float or double.
+template <class T>
+__device__ T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(~0u, value, mask);
+}
 
 template <class T>
 __device__ T load(const T* from) {
@@ -71,6 +83,8 @@ template <class T>
 __device__ void store(T* to, T value) {
     *to = value;
 }
+// What several blocks of a launch may do to one element; the order is open.
+__device__ inline void add(int* to, int value) { atomicAdd(to, value); }
 // Memory that is read once and never written: past the first-level cache.
 __device__ inline Vec16 load_once(const Vec16* from) {
     Vec16 v;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <random>
+#include <unordered_map>
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -41,9 +42,20 @@ struct Fiber {
 #endif
 };
 
+// Who changed an element of global memory last, and how: other blocks must leave it or add as well, other threads of the
+// block until a barrier.
+struct Changed {
+    uint64_t block;
+    int thread;
+    unsigned epoch;
+    Access access;
+};
+using Changes = std::unordered_map<uintptr_t, Changed>;
+
 struct Block {
     const Grid* grid;
-    unsigned x, y;
+    Changes* changes;  // of the launch
+    unsigned x, y, z;
     std::vector<Fiber> fibers;
     std::map<std::string, Array> arrays;
     size_t shared_bytes = 0;
@@ -67,7 +79,8 @@ struct Stop {};  // unwinds a fiber after a mistake
     if (block->mistake.empty())
         block->mistake = std::string(place.file) + ":" + std::to_string(place.line) + ": thread " +
                          std::to_string(block->running->id) + " of block (" + std::to_string(block->x) +
-                         ", " + std::to_string(block->y) + ") " + what;
+                         ", " + std::to_string(block->y) + (block->z ? ", " + std::to_string(block->z) : "") +
+                         ") " + what;
     throw Stop{};
 }
 
@@ -211,29 +224,34 @@ void launch(const std::string& name, const Grid& grid, const std::vector<uint64_
     const auto found = entries().find(name);
     if (found == entries().end()) throw std::runtime_error("there is no kernel " + name);
     const unsigned threads = grid.block[0];
-    if (threads % kWarp || grid.block[1] != 1 || grid.block[2] != 1 || grid.grid[2] != 1)
+    if (threads % kWarp || grid.block[1] != 1 || grid.block[2] != 1)
         throw std::runtime_error(name + ": blocks are one-dimensional, of whole warps");
     std::mt19937 random(grid.seed);
     const std::unique_ptr<unsigned char[]> stacks(new unsigned char[kStackBytes * threads]);
-    for (unsigned y = 0; y < grid.grid[1]; ++y)
-        for (unsigned x = 0; x < grid.grid[0]; ++x) {
-            Block state{};
-            state.grid = &grid;
-            state.x = x;
-            state.y = y;
-            state.entry = found->second;
-            state.words = words.data();
-            state.epoch = 1;
-            state.fibers.resize(threads);
-            block = &state;
-            for (unsigned i = 0; i < threads; ++i) {
-                state.fibers[i].id = static_cast<int>(i);
-                prepare(state.fibers[i], stacks.get() + kStackBytes * i);
-            }
-            run_fibers(random);
-            block = nullptr;
-            if (!state.mistake.empty()) throw std::runtime_error(name + ": " + state.mistake);
+    Changes changes;
+    const uint64_t blocks = uint64_t{grid.grid[0]} * grid.grid[1] * grid.grid[2];
+    for (uint64_t i = 0; i < blocks; ++i) {
+        const uint64_t index =
+            grid.seed % 2 ? blocks - 1 - i : i;  // a load is not kept: the other order finds it
+        Block state{};
+        state.grid = &grid;
+        state.changes = &changes;
+        state.x = static_cast<unsigned>(index % grid.grid[0]);
+        state.y = static_cast<unsigned>(index / grid.grid[0] % grid.grid[1]);
+        state.z = static_cast<unsigned>(index / grid.grid[0] / grid.grid[1]);
+        state.entry = found->second;
+        state.words = words.data();
+        state.epoch = 1;
+        state.fibers.resize(threads);
+        block = &state;
+        for (unsigned id = 0; id < threads; ++id) {
+            state.fibers[id].id = static_cast<int>(id);
+            prepare(state.fibers[id], stacks.get() + kStackBytes * id);
         }
+        run_fibers(random);
+        block = nullptr;
+        if (!state.mistake.empty()) throw std::runtime_error(name + ": " + state.mistake);
+    }
 }
 
 size_t dynamic_bytes() { return block->grid->shared_bytes; }
@@ -275,19 +293,41 @@ void check_access(Array& array, int64_t index, size_t count, bool write, Place p
     }
 }
 
-void check_global(const void* address, size_t bytes, Place place) {
+// Elements of 4 bytes and more are kept by the words they hold, smaller ones by their own address.
+void check_blocks(uintptr_t at, size_t bytes, Access access, Place place) {
+    const Grid& grid = *block->grid;
+    const uint64_t me = (uint64_t{block->z} * grid.grid[1] + block->y) * grid.grid[0] + block->x;
+    for (size_t word = 0; word < std::max<size_t>(bytes / 4, 1); ++word) {
+        const uintptr_t key = bytes < 4 ? ~at : at + 4 * word;
+        const auto found = block->changes->find(key);
+        const int thread = block->running->id;
+        if (found != block->changes->end() &&
+            (access != Access::add || found->second.access != Access::add)) {
+            const Changed& other = found->second;
+            if (other.block != me)
+                mistake("touches global memory that another block of the launch changes", place);
+            if (other.thread != thread && other.epoch == block->epoch)
+                mistake("touches global memory that thread " + std::to_string(other.thread) +
+                            " changes (a barrier is missing)",
+                        place);
+        }
+        if (access != Access::load) (*block->changes)[key] = {me, thread, block->epoch, access};
+    }
+}
+
+void check_global(const void* address, size_t bytes, Access access, Place place) {
     const auto at = reinterpret_cast<uintptr_t>(address);
     if (at % bytes) mistake("touches global memory at an address that is no multiple of its size", place);
     const std::vector<Range>& memory = block->grid->memory;
     for (const Range& range : memory) {
         const auto begin = reinterpret_cast<uintptr_t>(range.begin);
-        if (at >= begin && at + bytes <= begin + range.bytes) return;
+        if (at >= begin && at + bytes <= begin + range.bytes) return check_blocks(at, bytes, access, place);
     }
     mistake("touches global memory outside of every tensor", place);
 }
 
 void copy_async(Array& array, int64_t index, size_t count, const void* from, bool valid, Place place) {
-    if (valid) check_global(from, 16, place);
+    if (valid) check_global(from, 16, Access::load, place);
     check_access(array, index, count, true, place);
     Copy copy{&array, index, {}};
     if (valid) std::memcpy(copy.data, from, sizeof(copy.data));
@@ -322,6 +362,8 @@ int64_t threads() { return static_cast<int64_t>(block->fibers.size()); }
 int64_t block_x() { return block->x; }
 int64_t block_y() { return block->y; }
 int64_t blocks_y() { return block->grid->grid[1]; }
+int64_t block_z() { return block->z; }
+int64_t blocks_z() { return block->grid->grid[2]; }
 
 void sync_block(const char* file, int line) {
     const host::Place place{file, line};

@@ -2,7 +2,8 @@
 //
 // A launch stops at the first mistake and names its place: a read of shared memory that nobody wrote, an
 // access out of an array or out of the tensors of the launch, two threads that touch one element without a barrier
-// between them (one of them writing), a read of what an asynchronous copy has not brought yet, threads that wait at
+// between them (one of them writing), two blocks, or threads without a barrier, that touch one
+// element of a tensor (one of them storing), a read of what an asynchronous copy has not brought yet, threads that wait at
 // different barriers or warp operations, a barrier that some thread never reaches. An asynchronous copy is as late
 // as the rules allow: its element holds poison until the wait that covers it.
 // Races are found in any order of execution, since each element remembers who touched it since the last
@@ -67,8 +68,9 @@ struct Array {
 Array& shared_array(const std::string& name, size_t count, size_t size, Place place);
 void check_access(Array& array, int64_t index, size_t count, bool write, Place place);
 size_t dynamic_bytes();
-// Of global memory: aligned, and within one tensor of the launch.
-void check_global(const void* address, size_t bytes, Place place);
+enum class Access { load, add, store };
+// Of global memory: aligned, within one tensor of the launch, and in no conflict with another block.
+void check_global(const void* address, size_t bytes, Access access, Place place);
 void copy_async(Array& array, int64_t index, size_t count, const void* from, bool valid, Place place);
 void copy_async_wait(int left, Place place);
 
@@ -114,6 +116,9 @@ struct alignas(16) Vec16 {
 struct alignas(8) Float2 {
     float x, y;
 };
+struct alignas(16) Float4 {
+    float x, y, z, w;
+};
 
 template <class T>
 struct Shared {
@@ -156,12 +161,35 @@ int64_t threads();
 int64_t block_x();
 int64_t block_y();
 int64_t blocks_y();
+int64_t block_z();
+int64_t blocks_z();
 void sync_block(GPU_HERE);
 int shuffle_xor(int value, int mask, GPU_HERE);
 
+inline int bits_of(float value) {
+    int bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+inline float float_of(int bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline float shuffle_xor(float value, int mask, GPU_HERE) {
+    return float_of(shuffle_xor(bits_of(value), mask, file, line));
+}
+inline double shuffle_xor(double value, int mask, GPU_HERE) {
+    int halves[2];
+    std::memcpy(halves, &value, 8);
+    for (int& half : halves) half = shuffle_xor(half, mask, file, line);
+    std::memcpy(&value, halves, 8);
+    return value;
+}
+
 template <class T>
 T load(const T* from, GPU_HERE) {
-    host::check_global(from, sizeof(T), {file, line});
+    host::check_global(from, sizeof(T), host::Access::load, {file, line});
     return *from;
 }
 template <class T>
@@ -170,8 +198,12 @@ T load_once(const T* from, GPU_HERE) {
 }
 template <class T>
 void store(T* to, T value, GPU_HERE) {
-    host::check_global(to, sizeof(T), {file, line});
+    host::check_global(to, sizeof(T), host::Access::store, {file, line});
     *to = value;
+}
+inline void add(int* to, int value, GPU_HERE) {
+    host::check_global(to, sizeof(int), host::Access::add, {file, line});
+    *to += value;
 }
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }

@@ -6,21 +6,22 @@
 
 namespace d2d {
 
-// In three orders of the threads; throws std::runtime_error with the emulator's report.
-inline void run_on_host(const CudaLaunch& launch, const std::vector<Tensor>& inputs,
+// All launches in order, in three orders of the threads; throws std::runtime_error with the emulator's report.
+inline void run_on_host(const std::vector<CudaLaunch>& launches, const std::vector<Tensor>& inputs,
                         const std::vector<Tensor>& outputs) {
-    for (unsigned seed : {0u, 1u, 2u}) {
-        gpu::host::Grid grid{};
-        for (int i = 0; i < 3; ++i) {
-            grid.grid[i] = launch.grid[i];
-            grid.block[i] = launch.block[i];
+    for (unsigned seed : {0u, 1u, 2u})
+        for (const CudaLaunch& launch : launches) {
+            gpu::host::Grid grid{};
+            for (int i = 0; i < 3; ++i) {
+                grid.grid[i] = launch.grid[i];
+                grid.block[i] = launch.block[i];
+            }
+            grid.shared_bytes = launch.shared_bytes;
+            grid.seed = seed;
+            for (const std::vector<Tensor>& tensors : {inputs, outputs})
+                for (const Tensor& tensor : tensors) grid.memory.push_back({tensor.data, tensor.bytes()});
+            gpu::host::launch(launch.function, grid, launch.words);
         }
-        grid.shared_bytes = launch.shared_bytes;
-        grid.seed = seed;
-        for (const std::vector<Tensor>& tensors : {inputs, outputs})
-            for (const Tensor& tensor : tensors) grid.memory.push_back({tensor.data, tensor.bytes()});
-        gpu::host::launch(launch.function, grid, launch.words);
-    }
 }
 
 }  // namespace d2d

@@ -37,6 +37,13 @@ int d2d_run(const char* op, const char* isa, int threads, const d2d_attribute* a
             size_t attribute_count, const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
             size_t output_count);
 
+/* Enqueues one node on the GPU of the calling thread's current CUDA context, on `stream` (a CUstream or cudaStream_t;
+   NULL: the default stream): tensors in device memory. Returns without waiting; allocates nothing but what the first
+   call in a context loads, which is no work for a stream that is being captured. */
+int d2d_enqueue(const char* op, const d2d_attribute* attributes, size_t attribute_count,
+                const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs, size_t output_count,
+                void* stream);
+
 /* Rewrites packed interchange words int32[n][words] of `format` into a kernels' layout: 1 for the CPU,
  * 2 for the GPU. The result is int32 with rows x *columns words; with `out` NULL only these are set. */
 int d2d_relayout(const char* format, int64_t layout, int64_t n, int64_t k, const int32_t* words, int32_t* out,

@@ -6,6 +6,7 @@ import pytest
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
+from tests.plugins.compiling import PLUGINS, compile_cpp
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,11 @@ def library() -> Path:
         return kernel.library_path()
     except Misuse as error:
         pytest.skip(error.cause)
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory) -> Path:
+    """The emulator as an object file, for programs that run changed kernels."""
+    source = PLUGINS / "cuda_on_host" / "emulator.cc"
+    out = tmp_path_factory.mktemp("emulator") / "emulator.o"
+    return compile_cpp(out, [source], "-O1", "-c", folders=("base", "cuda", "cuda_on_host"))

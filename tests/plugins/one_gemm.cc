@@ -1,5 +1,5 @@
-// One launch of ternary_gemm_64x64 on the emulator: 70 tokens, 70 outputs, K
-// 208, a branch of rank 5.
+// ternary_gemm_64x64 on the emulator: 70 tokens, 70 outputs, K 208, a branch of
+// rank 5; whole, or in slices of K.
 #include <cstdio>
 #include <fstream>
 #include <vector>
@@ -10,33 +10,64 @@ template <class T> uint64_t word(const std::vector<T> &values) {
   return reinterpret_cast<uint64_t>(values.data());
 }
 
-// one_gemm WORDS: prints the emulator's report, nothing where there is none.
+template <class T> std::vector<T> read(const char *path, size_t count) {
+  std::vector<T> values(count);
+  std::ifstream(path, std::ios::binary)
+      .read(reinterpret_cast<char *>(values.data()),
+            static_cast<std::streamsize>(sizeof(T) * count));
+  return values;
+}
+
+// one_gemm WORDS SUMS SLICES: prints the emulator's report, or where y is not
+// the output's sum (activation k is 1 + k / 64) and what is added; nothing
+// where all is right. SLICES 0: a whole K.
 int main(int argc, char **argv) {
-  if (argc != 2)
+  if (argc != 4)
     return 2;
   constexpr size_t m = 70, n = 70, k = 208, rank = 5;
-  std::vector<int32_t> w(
-      3 * 4 * 128); // [strips of 32][units of 64 k's][words of a unit]
-  std::ifstream(argv[1], std::ios::binary)
-      .read(reinterpret_cast<char *>(w.data()),
-            static_cast<std::streamsize>(4 * w.size()));
-  const std::vector<int8_t> q(m * k, 1);
+  const unsigned slices = static_cast<unsigned>(std::stoi(argv[3]));
+  // [strips of 32][units of 64 k's][words of a unit]
+  const auto w = read<int32_t>(argv[1], 3 * 4 * 128);
+  const auto sums = read<float>(argv[2], n);
+  std::vector<int8_t> q(m * k);
+  for (size_t i = 0; i < q.size(); ++i)
+    q[i] = static_cast<int8_t>(1 + i % k / 64);
   const std::vector<float> s(m, 1), ws(n, 1), bias(n, 1), t(m * rank, 1),
-      up(n * rank, 1), y(m * n);
+      up(n * rank, 1);
   for (unsigned seed = 0; seed < 3; ++seed) {
-    gpu::host::Grid grid{{2, 2, 1}, {128, 1, 1}, 0, seed, {}};
-    grid.memory = {{q.data(), q.size()},           {s.data(), 4 * s.size()},
-                   {w.data(), 4 * w.size()},       {ws.data(), 4 * ws.size()},
-                   {t.data(), 4 * t.size()},       {up.data(), 4 * up.size()},
-                   {bias.data(), 4 * bias.size()}, {y.data(), 4 * y.size()}};
+    const std::vector<float> y(m * n, -1e9f);
+    std::vector<uint64_t> words = {
+        word(q), word(s), word(w), word(ws), word(bias), word(t), word(up),
+        word(y), m,       n,       k,        1,          rank};
+    const auto launch = [&](const char *name, gpu::host::Grid grid,
+                            const std::vector<uint64_t> &words) {
+      grid.seed = seed;
+      grid.memory = {{q.data(), q.size()},           {s.data(), 4 * s.size()},
+                     {w.data(), 4 * w.size()},       {ws.data(), 4 * ws.size()},
+                     {t.data(), 4 * t.size()},       {up.data(), 4 * up.size()},
+                     {bias.data(), 4 * bias.size()}, {y.data(), 4 * y.size()}};
+      gpu::host::launch(name, grid, words);
+    };
     try {
-      gpu::host::launch("ternary_gemm_64x64", grid,
-                        {word(q), word(s), word(w), word(ws), word(bias),
-                         word(t), word(up), word(y), m, n, k, 1, rank});
+      if (!slices) {
+        launch("ternary_gemm_64x64", {{2, 2, 1}, {128, 1, 1}, 0, 0, {}}, words);
+      } else {
+        launch("gemm_zero", {{20, 1, 1}, {256, 1, 1}, 0, 0, {}},
+               {word(y), m * n});
+        launch("ternary_gemm_64x64_slice",
+               {{2, 2, slices}, {128, 1, 1}, 0, 0, {}}, words);
+        words.push_back(6); // spare bits of a byte
+        launch("gemm_finish", {{1, m, 1}, {256, 1, 1}, 0, 0, {}}, words);
+      }
     } catch (const std::exception &error) {
       std::printf("%s", error.what());
       return 1;
     }
+    for (size_t i = 0; i < m * n; ++i)
+      if (y[i] != sums[i % n] + 1 + rank) {
+        std::printf("y[%zu] is %g, not %g", i, y[i], sums[i % n] + 1 + rank);
+        return 1;
+      }
   }
   return 0;
 }

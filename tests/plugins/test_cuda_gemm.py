@@ -25,6 +25,13 @@ def in_fragments(fmt: Format, weights: np.ndarray, library: Path) -> np.ndarray:
     return kernel.relayout(fmt.name, words, weights.shape[1], layout=kernel.FRAGMENT_ORDER, library=library)
 
 
+def on_host(library: Path) -> Path:
+    path = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "libdit2deploy_host_cuda.so"
+    if not path.is_file():
+        pytest.skip(f"{path} was not built")
+    return path
+
+
 def registers(fmt: Format, words: np.ndarray) -> np.ndarray:
     """What a warp unpacks from a unit: uint32 [32 lanes, 4 tiles, 4 registers], by the words' definition."""
     v = 2 if fmt.name == "int3" else 4
@@ -94,9 +101,7 @@ def test_padding_is_weights_of_zero(fmt: Format, n: int, k: int, library):
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_large_tiles_are_exact(fmt: Format, library):
     """16 x 8 blocks of 128 x 128, tokens, outputs and K ragged: the plan's rule for them."""
-    host = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "libdit2deploy_host_cuda.so"
-    if not host.is_file():
-        pytest.skip(f"{host} was not built")
+    host = on_host(library)
     m, n, k = 16 * 128 - 37, 8 * 128 - 9, 80
     rng = np.random.default_rng(0)
     q = rng.integers(-127, 127, (m, k), endpoint=True).astype(np.int8)
@@ -108,39 +113,70 @@ def test_large_tiles_are_exact(fmt: Format, library):
     np.testing.assert_array_equal(y, q.astype(int) @ weights.T)
 
 
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_a_split_k_gives_the_bits_of_its_formula(fmt: Format, library):
+    """65 steps in 4 slices, the plan's rule: float32 in the order of the kernel that does not split."""
+    m, n, k = 17, 33, 64 * 64 + 16
+    rng = np.random.default_rng(0)
+    q = rng.integers(-127, 127, (m, k), endpoint=True).astype(np.int8)
+    weights = weights_of(fmt, n, k)
+    s, ws = rng.uniform(0.01, 0.1, (m, 1)).astype(np.float32), rng.uniform(0.01, 0.1, (n, 1)).astype(np.float32)
+    bias = rng.standard_normal(n).astype(np.float32)
+    inputs = [q, s, in_fragments(fmt, weights, library), ws, bias]
+    attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER}
+    host = on_host(library)
+    (y,) = kernel.run(f"{fmt.title}Gemm", inputs, attributes, [(m, n)], isa="cuda_on_host", threads=1, library=host)
+    sums = (q.astype(np.int64) @ weights.T).astype(np.float32)
+    np.testing.assert_array_equal(y, sums * ws.T * s + bias)
+
+
 BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
-# What is changed in the kernels' sources, and what the emulator says to it.
+ADD = "gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);"
+STORE = "gpu::store(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);"
+# What is changed in the kernels' sources, whole or in how many slices K is, and what the emulator says to it.
 PLANTED = {
-    "none": ("", "", ""),
-    "wait one too weak": ("copy_async_wait<T::stages - 2>", "copy_async_wait<T::stages - 1>", "was not waited for"),
-    "no barrier a step": ("        gpu::sync_block();\n        fetch(", "        fetch(", "nobody wrote"),
-    "the stage that is read is overwritten": ("T::stages - 1, stage_before)", "T::stages - 1, stage)", "copy_async"),
-    "K beyond the row": ("inside && there[i]", "there[i]", "outside of every tensor"),
-    "outputs beyond N": ("if (token >= p.m || output >= p.n)", "if (token >= p.m)", "outside of every tensor"),
-    "no barrier before the branch": (BRANCH, BRANCH.partition("\n")[2], "a barrier is missing"),
+    "none": ("", "", 0, ""),
+    "wait one too weak": ("copy_async_wait<T::stages - 2>", "copy_async_wait<T::stages - 1>", 0, "was not waited for"),
+    "no barrier a step": ("        gpu::sync_block();\n        fetch(", "        fetch(", 0, "nobody wrote"),
+    "the stage that is read is overwritten": ("T::stages - 1, stage_before)", "T::stages - 1, stage)", 0, "copy_async"),
+    "K beyond the row": ("inside && there[i]", "there[i]", 0, "outside of every tensor"),
+    "outputs beyond N": ("if (token >= p.m || output >= p.n)", "if (token >= p.m)", 0, "touches global memory"),
+    "no barrier before the branch": (BRANCH, BRANCH.partition("\n")[2], 0, "a barrier is missing"),
+    "none, in slices": ("", "", 3, ""),
+    "a slice stores its sums": (ADD, STORE, 3, "another block of the launch changes"),
+    "a slice begins a step early": ("        step = (int)(all", "        step = -1 + (int)(all", 2, "outside of every"),
+    "the last step is left out": ("gpu::block_z() + 1) /", "gpu::block_z() + 1) / 2 /", 3, " is "),
+    "weights of the first slice": ("all_steps + step) * W::pieces", "all_steps) * W::pieces", 3, " is "),
+    "activations of the first slice": ("* p.k + 64 * step + 16", "* p.k + 16", 3, " is "),
+    "sums are not set to 0": ("if (i < count) gpu::store(sums + i, 0);", "", 3, " is "),
+    "sums are not finished": ("gpu::store(y, value);\n}\n\n}", "}\n\n}", 3, " is "),
 }
 
 
+KERNELS = """
+GPU_KERNEL_OF(128, 4, ternary_gemm_64x64, PORTS) { tile_gemm<0, 2, 2, 2, Of::whole>(GIVEN); }
+GPU_KERNEL_OF(128, 4, ternary_gemm_64x64_slice, PORTS) { tile_gemm<0, 2, 2, 2, Of::slice>(GIVEN); }
+"""
+FOLDERS = ("base", "formats", "cuda", "cuda_on_host", "ops/quant_gemm")
+
+
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
+def planted(tmp_path_factory, emulator):
     """A program for a change: ternary, 64 x 64 tiles, with tokens, outputs and K ragged, and a branch."""
+    one = tmp_path_factory.mktemp("same") / "one_gemm.o"
+    same = [compile_cpp(one, [HERE / "one_gemm.cc"], "-O1", "-c", folders=FOLDERS), emulator]
 
     def build(name: str) -> Path:
         folder = tmp_path_factory.mktemp("planted")
-        old, new, _ = PLANTED[name]
-        tiles = (GEMM / "cuda_tiles.h").read_text()
-        assert old in tiles
+        old, new = PLANTED[name][:2]
+        tiles, source = ((GEMM / file).read_text() for file in ("cuda_tiles.h", "cuda.cu"))
+        assert old in tiles or old in source
         (folder / "cuda_tiles.h").write_text(tiles.replace(old, new, 1))
-        source = (GEMM / "cuda.cu").read_text()
-        others = [f"QUANT_GEMM({fmt.name}_gemm, {index})\n" for index, fmt in enumerate(FORMATS) if index]
-        for line in others:
-            assert line in source
-            source = source.replace(line, "")
-        (folder / "cuda.cu").write_text(source)
-        sources = [folder / "cuda.cu", HERE / "one_gemm.cc", PLUGINS / "cuda_on_host" / "emulator.cc"]
-        folders = ("base", "formats", "cuda", "cuda_on_host", "ops/quant_gemm")
-        options = ("-O1", "-Wno-unknown-pragmas", "-Wno-unused-variable", f"-I{folder}")
-        return compile_cpp(folder / "one_gemm", sources, *options, folders=folders)
+        source = source.replace(old, new, 1) if old not in tiles else source
+        first, last = source.index("#define QUANT_GEMM"), source.index("GPU_KERNEL_OF(kFinishThreads")
+        (folder / "cuda.cu").write_text(source[:first] + KERNELS + source[last:])
+        options = ("-O1", "-Wno-unknown-pragmas", "-Wno-unused-variable", "-Wno-unused-function", f"-I{folder}")
+        return compile_cpp(folder / "one_gemm", [folder / "cuda.cu"], *options, *map(str, same), folders=FOLDERS)
 
     return build
 
@@ -149,8 +185,10 @@ def planted(tmp_path_factory):
 def test_the_emulator_finds_what_is_planted_in_the_kernel(planted, library, tmp_path, name: str):
     weights = weights_of(TERNARY, 70, 208)
     in_fragments(TERNARY, weights, library).tofile(tmp_path / "words")
-    report = PLANTED[name][2]
-    done = subprocess.run([planted(name), tmp_path / "words"], capture_output=True, text=True, timeout=120)
+    (weights @ (1 + np.arange(208) // 64)).astype(np.float32).tofile(tmp_path / "sums")
+    _, _, slices, report = PLANTED[name]
+    command = [planted(name), tmp_path / "words", tmp_path / "sums", str(slices)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if not report:
         assert (done.returncode, done.stdout) == (0, ""), done.stdout
     else:

@@ -1,10 +1,12 @@
-// AdaLnHadamardQuantize, one block a token. Example: DiT-XL/2, 512 tokens of 1152, RTX 4090 (1.0 TB/s, 82.6
+// AdaLnHadamardQuantize. Example: DiT-XL/2, 512 tokens of 1152, RTX 4090 (1.0 TB/s, 82.6
 // Tflop/s fp32, 1.3 Tflop/s fp64).
 //   bytes 512 * 1152 * (4 + 1) + scales = 2.95 MB / 1.0 TB/s           = 2.9 us   <- the bound (with y 5.3 us)
 //   operations 512 * 1152 * 5 in float64                  / 1.3 T/s    = 2.3 us
-// So: memory-bound, but not by much. This version is simple and right: a row is read three times, of which the
-// second and the third come from a cache. Compiled without contraction to fused multiply-adds.
+// So: memory-bound, but not by much. Two kernels, as HadamardQuantize's: in the registers of warps a row is read once;
+// through shared memory three times, of which the second and the third come from a cache. Compiled without contraction to
+// fused multiply-adds.
 #include "cuda_rows.h"
+#include "cuda_warp_rows.h"
 
 namespace {
 
@@ -44,4 +46,45 @@ GPU_KERNEL(ada_ln_hadamard_quantize, const float* x, const float* qmax, int8_t* 
     quantize_row(modulated, sums, peaks, t,
                  {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0}, q + row * k,
                  s + row);
+}
+
+GPU_KERNEL_OF(4 * kLanes, 3, ada_ln_hadamard_quantize_warps, const float* x, const float* qmax, int8_t* q,
+              float* s, int64_t k, int64_t block, int64_t m, int64_t rows_a_qmax, int64_t gaussian,
+              int64_t mid_rise, const float* shift, const float* scale, const float* eps, float* y,
+              int64_t rows_a_sample) {
+    GPU_SHARED(double, sums, kMostWarps);
+    GPU_SHARED(int, peaks, kMostWarps);
+    const WarpRow w = warp_row(m, k);
+    Values v;
+    load_row(w, x, v);
+    double sum = 0;
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum += v.at[j][i];  // 0 beyond the row
+    const float mean = (float)(sum_of_row(w, sums, sum) / (double)k);
+    double squares = 0;
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            v.at[j][i] = w.has(j) ? v.at[j][i] - mean : 0.0f;
+            squares += (double)v.at[j][i] * v.at[j][i];
+        }
+    const float inverse = (float)(1.0 / sqrt(sum_of_row(w, sums, squares) / (double)k + gpu::load(eps)));
+    const int64_t sample = w.row / rows_a_sample * k + w.in_row;
+    const auto* factors = reinterpret_cast<const gpu::Float4*>(scale + sample);
+    const auto* terms = reinterpret_cast<const gpu::Float4*>(shift + sample);
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) {
+        if (!w.has(j)) continue;
+        const gpu::Float4 by = gpu::load(factors + kLanes * j), to = gpu::load(terms + kLanes * j);
+        v.at[j][0] = v.at[j][0] * inverse * (1.0f + by.x) + to.x;
+        v.at[j][1] = v.at[j][1] * inverse * (1.0f + by.y) + to.y;
+        v.at[j][2] = v.at[j][2] * inverse * (1.0f + by.z) + to.z;
+        v.at[j][3] = v.at[j][3] * inverse * (1.0f + by.w) + to.w;
+    }
+    if (y) store_row(w, v, y);
+    quantize_values(w, {block, gpu::load(qmax + w.row / rows_a_qmax), gaussian != 0, mid_rise != 0}, sums,
+                    peaks, v, q, s);
 }

@@ -1,10 +1,12 @@
-// GeluHadamardQuantize, one block a token. Example: DiT-XL/2, 512 tokens of 4608, RTX 4090 (1.0 TB/s, 82.6
+// GeluHadamardQuantize. Example: DiT-XL/2, 512 tokens of 4608, RTX 4090 (1.0 TB/s, 82.6
 // Tflop/s fp32).
 //   bytes 512 * 4608 * (4 + 1) + scales = 11.8 MB / 1.0 TB/s           = 11.8 us   <- the bound (with y 21 us)
 //   operations 512 * 4608 * (27 of GELU + 9 stages + 3) / 82.6 T/s     = 1.1 us
-// So: memory-bound. A row is activated twice where it has more than one tile, as it is read twice. Compiled without
-// contraction to fused multiply-adds.
+// So: memory-bound. Two kernels, as HadamardQuantize's: in the registers of warps, each value is activated once; through
+// shared memory a row of more than one tile is activated twice, as it is read twice. Compiled without contraction to
+// fused multiply-adds.
 #include "cuda_rows.h"
+#include "cuda_warp_rows.h"
 #include "gelu.h"
 
 namespace {
@@ -29,4 +31,22 @@ GPU_KERNEL(gelu_hadamard_quantize, const float* x, const float* qmax, int8_t* q,
     quantize_row(activated, sums, peaks, t,
                  {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0}, q + row * k,
                  s + row);
+}
+
+GPU_KERNEL_OF(kMostWarps* kLanes, 1, gelu_hadamard_quantize_warps, const float* x, const float* qmax,
+              int8_t* q, float* s, int64_t k, int64_t block, int64_t m, int64_t rows_a_qmax, int64_t gaussian,
+              int64_t mid_rise, float* y) {
+    GPU_SHARED(double, sums, kMostWarps);
+    GPU_SHARED(int, peaks, kMostWarps);
+    const WarpRow w = warp_row(m, k);
+    Values v;
+    load_row(w, x, v);
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j)
+        if (w.any_has(j))
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v.at[j][i] = d2d::gelu<float, uint32_t>(v.at[j][i]);
+    if (y) store_row(w, v, y);
+    quantize_values(w, {block, gpu::load(qmax + w.row / rows_a_qmax), gaussian != 0, mid_rise != 0}, sums,
+                    peaks, v, q, s);
 }

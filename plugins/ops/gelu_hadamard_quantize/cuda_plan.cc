@@ -6,12 +6,9 @@ namespace d2d {
 std::vector<CudaLaunch> plan_gelu_hadamard_quantize(const Attributes& attributes,
                                                     const std::vector<Tensor>& inputs,
                                                     const std::vector<Tensor>& outputs) {
-    std::vector<CudaLaunch> launches = plan_hadamard_quantize(attributes, inputs, {outputs[0], outputs[1]});
-    for (CudaLaunch& launch : launches) {
-        launch.function = "gelu_hadamard_quantize";
-        launch.words.push_back(word(outputs.size() > 2 ? outputs[2].data : nullptr));
-    }
-    return launches;
+    const void* y = outputs.size() > 2 ? outputs[2].data : nullptr;
+    return plan_rows({"gelu_hadamard_quantize", "gelu_hadamard_quantize_warps", 16}, attributes, inputs[0],
+                     inputs[1], outputs, {word(y)}, {y});
 }
 
 }  // namespace d2d

@@ -1,10 +1,13 @@
-// HadamardQuantize, one block a token. Example: DiT-XL/2, 512 tokens of 1152, RTX 4090 (1.0 TB/s, 82.6
+// HadamardQuantize. Example: DiT-XL/2, 512 tokens of 1152, RTX 4090 (1.0 TB/s, 82.6
 // Tflop/s fp32).
 //   bytes 512 * 1152 * (4 + 1) + scales = 2.95 MB / 1.0 TB/s  = 2.9 us   <- the bound
 //   operations 512 * 1152 * (7 stages + 3)      / 82.6 T/s    = 0.07 us
-// So: memory-bound. This version is simple and right (cuda_rows.h). Compiled without contraction to fused
-// multiply-adds.
+// So: memory-bound. Two kernels; cuda_plan.cc chooses:
+//   warps (cuda_warp_rows.h)  a row in the registers of a warp or a few: one read, one write
+//   any (cuda_rows.h)         a block of threads a row, through shared memory: every K, block and address
+// Compiled without contraction to fused multiply-adds.
 #include "cuda_rows.h"
+#include "cuda_warp_rows.h"
 
 namespace {
 
@@ -25,4 +28,16 @@ GPU_KERNEL(hadamard_quantize, const float* x, const float* qmax, int8_t* q, floa
     quantize_row(Plain{x + row * k}, sums, peaks, t,
                  {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0}, q + row * k,
                  s + row);
+}
+
+GPU_KERNEL_OF(kMostWarps* kLanes, 1, hadamard_quantize_warps, const float* x, const float* qmax, int8_t* q,
+              float* s, int64_t k, int64_t block, int64_t m, int64_t rows_a_qmax, int64_t gaussian,
+              int64_t mid_rise) {
+    GPU_SHARED(double, sums, kMostWarps);
+    GPU_SHARED(int, peaks, kMostWarps);
+    const WarpRow w = warp_row(m, k);
+    Values v;
+    load_row(w, x, v);
+    quantize_values(w, {block, gpu::load(qmax + w.row / rows_a_qmax), gaussian != 0, mid_rise != 0}, sums,
+                    peaks, v, q, s);
 }

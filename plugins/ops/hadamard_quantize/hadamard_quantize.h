@@ -42,6 +42,17 @@ std::unique_ptr<CpuKernel> make_hadamard_quantize_portable(const Attributes&);
 std::unique_ptr<CpuKernel> make_hadamard_quantize_avx2(const Attributes&);
 std::unique_ptr<CpuKernel> make_hadamard_quantize_avx512(const Attributes&);
 std::unique_ptr<CpuKernel> make_hadamard_quantize_neon(const Attributes&);
+
+// Names of the CUDA kernels of an op of this family: through shared memory, and in registers.
+struct RowKernels {
+    const char *any, *warps;
+    int64_t most_warps;  // of a row, for the latter: what its registers allow
+};
+// The launch that prepares and quantizes the rows of x; `own` are the kernel's parameters beside HadamardQuantize's,
+// `vectors` the tensors among them that it reads or writes 16 bytes at a time.
+std::vector<CudaLaunch> plan_rows(const RowKernels&, const Attributes&, const Tensor& x, const Tensor& qmax,
+                                  const std::vector<Tensor>& outputs, const std::vector<uint64_t>& own,
+                                  std::vector<const void*> vectors);
 std::vector<CudaLaunch> plan_hadamard_quantize(const Attributes&, const std::vector<Tensor>& inputs,
                                                const std::vector<Tensor>& outputs);
 Definition hadamard_quantize();

@@ -3,7 +3,7 @@
 //   bytes w 1.33 + q 0.59 + y 9.44 = 11.4 MB / 1.0 TB/s            = 11 us with float32 outputs
 // M 1 (modulation, N 6912): bytes w 2.0 MB / 1.0 TB/s = 2.0 us against 16 us of float16 weights.
 // Three kernels a format; cuda_plan.cc chooses, by a rule that is written there:
-//   tiles (cuda_tiles.h)            int8 tensor cores over block tiles, layout 2
+//   tiles (cuda_tiles.h)            int8 tensor cores over block tiles, layout 2; in slices of K where tiles are few
 //   few tokens (cuda_few_tokens.h)  the same for M <= 16, bound by the bytes of w, layout 2
 //   any (below)                     every K, group size, address and layout: a warp an output, far from the bounds
 // Promises of the main loop of 128 x 128 tiles, counted in machine code by tools/cuda_statistics.py --check on every SM
@@ -20,6 +20,7 @@ namespace {
 
 constexpr int kWarpsABlock = 4;
 constexpr int kTokens = 8;
+constexpr int kFinishThreads = 256;
 
 template <int Index>
 GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
@@ -57,6 +58,20 @@ GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
     }
 }
 
+// An element of y that holds its integer sum, as the tiles' epilogue makes it; w << (8 - bits) was summed, spare = 8 - bits.
+GPU_DEVICE void finish_sum(const Ports& p, int spare) {
+    const int64_t output = gpu::block_x() * kFinishThreads + gpu::thread(), token = gpu::block_y();
+    if (output >= p.n) return;
+    float* y = p.y + token * p.n + output;
+    const float scale = 1.0f / (float)(1 << spare) * gpu::load(p.ws + output);
+    float value = (float)gpu::load(reinterpret_cast<const int*>(y)) * scale;
+    value = value * gpu::load(p.s + token) + gpu::load(p.bias + output);
+    for (int64_t r = 0; r < p.rank; ++r)
+        value = gpu::multiply_add(gpu::load(p.t + token * p.rank + r), gpu::load(p.up + output * p.rank + r),
+                                  value);
+    gpu::store(y, value);
+}
+
 }  // namespace
 
 // An SM 7.5 has shared memory for one block of 128 x 128.
@@ -72,15 +87,23 @@ GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
 #define GIVEN \
     Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank }
 
-#define QUANT_GEMM(name, index)                                                                            \
-    GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); } \
-    GPU_KERNEL_OF(256, LARGE_BLOCKS, name##_128x128, PORTS) { tile_gemm<index, 4, 2, 4, false>(GIVEN); }   \
-    GPU_KERNEL_OF(128, 4, name##_64x64, PORTS) { tile_gemm<index, 2, 2, 2, false>(GIVEN); }                \
-    GPU_KERNEL_OF(128, 3, name##_64x64_groups, PORTS) { tile_gemm<index, 2, 2, 2, true>(GIVEN); }          \
-    GPU_KERNEL_OF(256, 2, name##_16, PORTS) { few_tokens_gemm<index, false>(GIVEN); }                      \
+#define QUANT_GEMM(name, index)                                                                              \
+    GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); }   \
+    GPU_KERNEL_OF(256, LARGE_BLOCKS, name##_128x128, PORTS) { tile_gemm<index, 4, 2, 4, Of::whole>(GIVEN); } \
+    GPU_KERNEL_OF(128, 4, name##_64x64, PORTS) { tile_gemm<index, 2, 2, 2, Of::whole>(GIVEN); }              \
+    GPU_KERNEL_OF(128, 3, name##_64x64_groups, PORTS) { tile_gemm<index, 2, 2, 2, Of::groups>(GIVEN); }      \
+    GPU_KERNEL_OF(128, 4, name##_64x64_slice, PORTS) { tile_gemm<index, 2, 2, 2, Of::slice>(GIVEN); }        \
+    GPU_KERNEL_OF(256, 2, name##_16, PORTS) { few_tokens_gemm<index, false>(GIVEN); }                        \
     GPU_KERNEL_OF(256, 2, name##_16_groups, PORTS) { few_tokens_gemm<index, true>(GIVEN); }
 
 QUANT_GEMM(ternary_gemm, 0)
 QUANT_GEMM(int3_gemm, 1)
 QUANT_GEMM(int4_gemm, 2)
 QUANT_GEMM(int8_gemm, 3)
+
+GPU_KERNEL_OF(kFinishThreads, 4, gemm_zero, int32_t* sums, int64_t count) {
+    const int64_t i = gpu::block_x() * kFinishThreads + gpu::thread();
+    if (i < count) gpu::store(sums + i, 0);
+}
+
+GPU_KERNEL_OF(kFinishThreads, 4, gemm_finish, PORTS, int64_t spare) { finish_sum(GIVEN, (int)spare); }

@@ -4,6 +4,10 @@
 // deep (a unit of weights); copy_async brings steps ahead into a ring of stages. One barrier a step does both: it
 // publishes the step that has arrived, and frees the stage that the next copies overwrite. Activations lie in rows of
 // four 16-byte pieces, piece p of row r at p XOR (r / 2 % 4): neither the copies nor ldmatrix meet a bank twice.
+//
+// Where that makes few blocks and K is long, K is split (cuda_plan.cc): y holds the sums as int32 meanwhile. One launch
+// sets them to 0, one has a block for each tile and slice of K, which adds its sums, one makes y of them. Integers add up
+// to the same in every order, and the last launch computes what a whole block would: the same bits.
 #pragma once
 
 #include "cuda_parts.h"
@@ -143,8 +147,25 @@ GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles
             }
 }
 
-// K is a multiple of 16, with Grouped its groups of 32; q and w are 16-byte aligned.
-template <int Index, int RowTiles, int WarpRows, int WarpColumns, bool Grouped>
+// Adds the sums to y, which holds integers.
+template <int RowTiles>
+GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTiles>& sums) {
+#pragma unroll
+    for (int i = 0; i < RowTiles; ++i)
+#pragma unroll
+        for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const int token = row + 16 * i + 8 * (r / 2), output = column + 8 * tile + r % 2;
+                if (token >= p.m || output >= p.n) continue;
+                gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);
+            }
+}
+
+enum class Of { whole, groups, slice };
+
+// K is a multiple of 16, its groups of 32; q and w are 16-byte aligned. Of::slice: sums of the block's part of K alone.
+template <int Index, int RowTiles, int WarpRows, int WarpColumns, Of of>
 GPU_DEVICE void tile_gemm(const Ports& p) {
     using T = Tiling<Index, RowTiles, WarpRows, WarpColumns>;
     using W = Weights<Index>;
@@ -152,7 +173,12 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     const int me = (int)gpu::thread(), lane = me % kWarp, warp = me / kWarp;
     const int warp_row = warp / WarpColumns * 16 * RowTiles, warp_column = warp % WarpColumns;
     const int first_row = (int)gpu::block_x() * T::rows, first_strip = (int)gpu::block_y() * WarpColumns;
-    const int depth = (int)p.k, steps = (int)d2d::strip_units(p.k);
+    const int depth = (int)p.k, all_steps = (int)d2d::strip_units(p.k);
+    int step = 0, steps = all_steps;  // from, up to
+    if constexpr (of == Of::slice) {
+        step = (int)(all_steps * gpu::block_z() / gpu::blocks_z());
+        steps = (int)(all_steps * (gpu::block_z() + 1) / gpu::blocks_z());
+    }
 
     // This thread copies piece me % 4 of rows me / 4 + i * threads / 4, which all have the same swizzle.
     constexpr int mine = T::activations / T::threads, most = (T::weights + T::threads - 1) / T::threads;
@@ -164,7 +190,7 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     for (int i = 0; i < mine; ++i) {
         const int row = first_row + me / 4 + i * (T::threads / 4);
         there[i] = row < p.m;
-        from[i] = p.q + (int64_t)(there[i] ? row : 0) * p.k + 16 * piece;
+        from[i] = p.q + (int64_t)(there[i] ? row : 0) * p.k + 64 * step + 16 * piece;
     }
     const gpu::Vec16* packed[most];
     bool stored[most];
@@ -174,7 +200,7 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
         const int strip = first_strip + at / W::pieces;
         stored[i] = strip < d2d::strips(p.n);
         packed[i] = reinterpret_cast<const gpu::Vec16*>(p.w) +
-                    (int64_t)(stored[i] ? strip : 0) * steps * W::pieces + at % W::pieces;
+                    ((int64_t)(stored[i] ? strip : 0) * all_steps + step) * W::pieces + at % W::pieces;
     }
     const auto fetch = [&](int step, int stage) {
         if (step < steps) {
@@ -204,9 +230,9 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     int stage = 0, stage_before = (T::stages - 1) * T::stage;
     const int a_row = swizzled(warp_row + lane % 16, lane / 16);  // the second half of a step: XOR 2
 #pragma unroll
-    for (int i = 0; i < T::stages - 1; ++i) fetch(i, i * T::stage);
+    for (int i = 0; i < T::stages - 1; ++i) fetch(step + i, i * T::stage);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (; step < steps; ++step) {
         gpu::copy_async_wait<T::stages - 2>();
         gpu::sync_block();
         fetch(step + T::stages - 1, stage_before);
@@ -225,7 +251,7 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
 #pragma unroll
                 for (int i = 0; i < RowTiles; ++i) gpu::mma_16_8_32(sums.at[i][tile], a[i], b0, b1);
             }
-            if constexpr (Grouped) {
+            if constexpr (of == Of::groups) {
                 if (++done == group_steps && group < p.groups) {  // beyond K there are units, but no groups
                     finish_group<Index>(p, column, group++, sums, value);
                     done = 0;
@@ -235,8 +261,12 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
         stage_before = stage;
         stage = stage == (T::stages - 1) * T::stage ? 0 : stage + T::stage;
     }
-    if constexpr (!Grouped) finish_group<Index>(p, column, 0, sums, value);
     const int row = first_row + lane_row;
+    if constexpr (of == Of::slice) {
+        add_sums(p, row, column, sums);
+        return;
+    }
+    if constexpr (of == Of::whole) finish_group<Index>(p, column, 0, sums, value);
     scale_tokens(p, row, column, value);
     add_branch<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
     write(p, row, column, value);

@@ -1,0 +1,143 @@
+// libcuda.so.1 for machines without a GPU: the calls of base/cuda_driver.cc, over the emulator.
+//
+// A module is the PTX that it was loaded with, and a function what that says of an entry: a launch is refused where its
+// parameters are not 8 bytes wide each, or its block has more threads than the entry allows. Then the kernel of that
+// name runs on the emulator before the launch returns. Device memory is host memory; where a launch names none that
+// cuMemAlloc gave, all memory counts as the launch's.
+#include <cstdlib>
+#include <map>
+#include <string>
+
+#include "emulator.h"
+
+#define D2D_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+constexpr int kInvalidValue = 1, kInvalidContext = 201, kNotFound = 500, kLaunchFailed = 719;
+constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76, kMajor = 8, kMinor = 0;
+constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;
+
+struct Function {
+    std::string name;
+    size_t parameters;
+    unsigned threads;  // of a block at most
+};
+
+struct Module {
+    std::string ptx;
+    std::map<std::string, Function> functions;
+};
+
+thread_local void* current = nullptr;
+thread_local std::string last_error = "no error";
+void* last_stream = nullptr;
+std::map<uint64_t, size_t> allocations;
+int primary;  // its address is the handle of the one context
+
+int fail(int status, const std::string& text) {
+    last_error = text;
+    return status;
+}
+
+size_t count(const std::string& text, const std::string& part) {
+    size_t found = 0;
+    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+    return found;
+}
+
+}  // namespace
+
+D2D_EXPORT int cuInit(unsigned) { return 0; }
+D2D_EXPORT int cuDeviceGet(int* device, int index) { return *device = index, index ? kInvalidValue : 0; }
+D2D_EXPORT int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &primary, 0; }
+D2D_EXPORT int cuCtxSetCurrent(void* context) { return current = context, 0; }
+D2D_EXPORT int cuCtxGetCurrent(void** context) { return *context = current, 0; }
+D2D_EXPORT int cuCtxGetDevice(int* device) { return *device = 0, current ? 0 : kInvalidContext; }
+D2D_EXPORT int cuCtxSynchronize() { return current ? 0 : kInvalidContext; }
+
+D2D_EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
+    if (attribute != kCapabilityMajor && attribute != kCapabilityMinor)
+        return fail(kInvalidValue, "only the compute capability is known here");
+    *value = attribute == kCapabilityMajor ? kMajor : kMinor;
+    return 0;
+}
+
+D2D_EXPORT int cuGetErrorString(int, const char** text) { return *text = last_error.c_str(), 0; }
+
+D2D_EXPORT int cuModuleLoadDataEx(void** module, const void* image, unsigned, int*, void**) {
+    if (!current) return fail(kInvalidContext, "no context is current");
+    *module = new Module{static_cast<const char*>(image), {}};  // never unloaded
+    return 0;
+}
+
+D2D_EXPORT int cuModuleGetFunction(void** function, void* handle, const char* name) {
+    auto& module = *static_cast<Module*>(handle);
+    const size_t begin = module.ptx.find(std::string(".entry ") + name + "(");
+    if (begin == std::string::npos) return fail(kNotFound, std::string("the module has no ") + name);
+    const size_t end = module.ptx.find(')', begin), body = module.ptx.find('{', end);
+    const std::string parameters = module.ptx.substr(begin, end - begin);
+    const std::string bounds = module.ptx.substr(end, body - end);
+    if (count(parameters, ".param ") != count(parameters, ".param .u64 "))
+        return fail(kInvalidValue, std::string(name) + " has a parameter that is not 8 bytes wide");
+    const size_t bound = bounds.find(".maxntid ");
+    const unsigned threads = bound == std::string::npos
+                                 ? kMostThreads
+                                 : static_cast<unsigned>(std::atoi(bounds.c_str() + bound + 9));
+    *function = &(module.functions[name] = {name, count(parameters, ".param "), threads});
+    return 0;
+}
+
+D2D_EXPORT int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                              unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                              void* stream, void** parameters, void**) {
+    const auto& function = *static_cast<const Function*>(handle);
+    if (!grid_x || !grid_y || !grid_z || grid_y > kMostBlocks || grid_z > kMostBlocks)
+        return fail(kInvalidValue, "the grid is not one that a GPU takes");
+    if (block_x * block_y * block_z > function.threads)
+        return fail(kInvalidValue, "the block has more threads than " + function.name + " allows");
+    static unsigned launches = 0;
+    gpu::host::Grid grid{
+        {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, launches++ % 3, {}};
+    std::vector<uint64_t> words;
+    bool allocated = false;
+    for (size_t i = 0; i < function.parameters; ++i) {
+        words.push_back(*static_cast<const uint64_t*>(parameters[i]));
+        allocated = allocated || allocations.count(words.back());
+    }
+    if (allocated)
+        for (const auto& [address, bytes] : allocations)
+            grid.memory.push_back({reinterpret_cast<const void*>(address), bytes});
+    else
+        grid.memory.push_back({nullptr, SIZE_MAX});
+    last_stream = stream;
+    try {
+        gpu::host::launch(function.name, grid, words);
+    } catch (const std::exception& error) {
+        return fail(kLaunchFailed, error.what());
+    }
+    return 0;
+}
+
+D2D_EXPORT int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    *address = reinterpret_cast<uint64_t>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+    allocations[*address] = bytes;
+    return 0;
+}
+
+D2D_EXPORT int cuMemFree_v2(uint64_t address) {
+    allocations.erase(address);
+    std::free(reinterpret_cast<void*>(address));
+    return 0;
+}
+
+D2D_EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+    return std::memcpy(reinterpret_cast<void*>(to), from, bytes), 0;
+}
+
+D2D_EXPORT int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
+    return std::memcpy(to, reinterpret_cast<const void*>(from), bytes), 0;
+}
+
+// For tests: the stream of the last launch.
+D2D_EXPORT void* d2d_last_stream() { return last_stream; }

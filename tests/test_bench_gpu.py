@@ -1,0 +1,132 @@
+"""The benchmark for GPUs: all of it but the times, with the emulator in place of the driver; and the driver's calls."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.targets import kernel
+
+ROOT = Path(__file__).resolve().parents[1]
+ON_HOST = ROOT / "tests" / "bench_gpu_on_host.py"
+
+
+@pytest.fixture(scope="module")
+def driver() -> Path:
+    try:
+        main = kernel.library_path()
+    except Misuse as error:
+        pytest.skip(error.cause)
+    path = Path(os.environ.get("D2D_TEST_LIBRARIES", main.parent)) / "driver" / "libcuda.so.1"
+    if not path.is_file():
+        pytest.skip(f"{path} was not built")
+    return path
+
+
+def run(command: list, **environment: str) -> subprocess.CompletedProcess:
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(list(map(str, command)), cwd=ROOT, env=own, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def whole(driver, tmp_path_factory) -> tuple[subprocess.CompletedProcess, dict]:
+    out = tmp_path_factory.mktemp("bench") / "bench_gpu.json"
+    done = run([sys.executable, ON_HOST, driver, out, "--compile-seconds", "0"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, json.loads(out.read_text())
+
+
+def test_every_kernel_is_checked_and_recorded(whole):
+    _, record = whole
+    assert record["kind"] == "bench_gpu" and record["faults"] == [] and {"torch", "numpy"} <= set(record["versions"])
+    names = {(row["what"], *row["shape"].values()) for row in record["rows"]}
+    gemms = {
+        (f"{fmt} GEMM", m, k, n)
+        for fmt in ("ternary", "int3", "int4", "int8")
+        for m in (1, 16, 70)
+        for k, n in ((144, 80), (256, 72))
+    }
+    quantizers = {
+        (f"{prefix}HadamardQuantize", m, k) for m in (1, 70) for prefix, k in (("", 96), ("AdaLn", 192), ("Gelu", 512))
+    }
+    assert names == gemms | quantizers | {("blocks of a step", 2, 9, 2)}
+    for row in record["rows"]:
+        if "GEMM" in row["what"]:
+            assert 0 <= row["error_of_its_bound"] < 1
+            assert "were over" in row["not_measured"]["torch.compile fp16"]
+        if row["what"] == "blocks of a step":
+            assert row["sqnr_db"] > 25
+
+
+def test_bounds_and_ratios_are_arithmetic_on_what_was_measured(whole):
+    """The made-up device copies 1e12 bytes and does 2e14 operations a second; contestants take 10, 20 and 15 us."""
+    done, record = whole
+    row = next(r for r in record["rows"] if r["what"] == "ternary GEMM" and r["shape"] == {"m": 70, "k": 256, "n": 72})
+    assert row["bytes"] == 70 * 256 + 256 * 72 / 4 + 4 * 70 * 72 and row["operations"] == 2 * 70 * 256 * 72
+    assert row["bound"] == "bytes" and row["bound_us"] == pytest.approx(row["bytes"] * 1e-6)
+    assert row["share_of_bound"] == pytest.approx(row["bound_us"] / 15)
+    assert (row["cold"]["min_us"], row["cold"]["median_us"], row["hot"]["us"]) == (10, 15, 10)
+    assert row["cold"]["ratios"]["cuBLAS fp16"]["median"] == pytest.approx(19 / 15)  # the fifth contestant
+    assert row["hot"]["ratios"]["cuBLAS fp16"] == pytest.approx(14 / 10)
+    quantizer = next(r for r in record["rows"] if r["what"] == "HadamardQuantize" and r["shape"]["m"] == 70)
+    assert quantizer["bytes"] == 70 * 96 * 5 + 70 * 4 + 4
+    assert "M <= 16, ternary and int3, against cuBLAS fp16: at least 4.0 in 0 of 8" in done.stdout
+    assert "within 1.3 in 6 of 6" in done.stdout
+
+
+@pytest.mark.parametrize(("op", "section"), [("Int3Gemm", "gemm"), ("GeluHadamardQuantize", "quantize")])
+def test_one_wrong_number_is_seen(driver, tmp_path, op: str, section: str):
+    """The section stops, what it had stays, and the exit code is 1."""
+    out = tmp_path / "bench_gpu.json"
+    done = run([sys.executable, ON_HOST, driver, out, "--section", section], WRONG=op)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (fault,) = json.loads(out.read_text())["faults"]
+    assert fault.startswith(f"{section}: {op}, M 1")
+
+
+def test_without_a_gpu_there_is_one_error():
+    done = run([sys.executable, "tools/bench_gpu.py"], CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: torch sees no NVIDIA GPU here.\n  -> ") and done.stderr.count("\n") == 2
+
+
+def test_the_tests_for_gpus_pass_on_the_emulated_driver(driver):
+    """The library's own calls of the driver: loading, launch arguments, copies. One case of each op and layout."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops/test_numerics.py"]
+    done = run([*command, "-k", "tails or one-token or step-tail"], LD_LIBRARY_PATH=str(driver.parent))
+    assert done.returncode == 0 and " skipped" not in done.stdout, done.stdout[-2000:]
+    assert int(done.stdout.split(" passed")[0].split()[-1]) >= 40
+
+
+LAUNCH = """
+import ctypes, numpy as np
+from dit2deploy.base.errors import Failed
+from dit2deploy.targets import kernel
+driver = ctypes.CDLL("libcuda.so.1")
+x, qmax = np.ones((3, 8), np.float32), np.ones(1, np.float32)
+q, s = np.zeros((3, 8), np.int8), np.zeros((3, 1), np.float32)
+memory = lambda value: kernel.Memory(value.ctypes.data, value.dtype, value.shape)
+launch = kernel.launcher("HadamardQuantize", [*map(memory, (x, qmax))], {"block": 8}, [*map(memory, (q, s))])
+try:
+    launch(0)
+except Failed as error:
+    print(error.cause)
+context = ctypes.c_void_p()
+driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+driver.cuCtxSetCurrent(context)
+launch(77)
+driver.d2d_last_stream.restype = ctypes.c_void_p
+print(driver.d2d_last_stream(), *q[2])
+"""
+
+
+def test_a_node_is_enqueued_on_the_callers_stream(driver):
+    done = run([sys.executable, "-c", LAUNCH], LD_LIBRARY_PATH=str(driver.parent))
+    assert done.returncode == 0, done.stderr
+    cause, launched = done.stdout.splitlines()
+    assert cause == "HadamardQuantize: no CUDA context is current."
+    assert launched == "77 1 0 0 0 0 0 0 0"

@@ -1,0 +1,227 @@
+"""Our GEMMs on a GPU beside torch's: fp16 (cuBLAS), int8 (cuBLASLt through torch._int_mm) and torch.compile."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from gpu.device import Contestant, Device, kernel
+from gpu.rows import Row
+
+from dit2deploy.base.errors import Failed
+from dit2deploy.base.machine import cores
+from dit2deploy.formats import FORMATS, Format, pack
+
+TOKENS = (1, 16, 256, 1024, 4096, 16384)
+
+
+@dataclass(frozen=True)
+class Shape:
+    model: str
+    layer: str
+    k: int
+    n: int
+
+
+def linears(model: str, hidden: int) -> tuple[Shape, ...]:
+    """The linears of a transformer block whose MLP is four times as wide."""
+    sizes = (("qkv", hidden, 3 * hidden), ("proj", hidden, hidden), ("fc1", hidden, 4 * hidden))
+    return tuple(Shape(model, layer, k, n) for layer, k, n in (*sizes, ("fc2", 4 * hidden, hidden)))
+
+
+SHAPES = (
+    *linears("DiT-XL/2", 1152),
+    Shape("DiT-XL/2", "adaLN", 1152, 6912),
+    *linears("SD3", 1536),
+    *linears("FLUX", 3072),
+)
+FORMAT_BITS = {"ternary": 2, "int3": 3, "int4": 4, "int8": 8}  # of a weight in layout 2
+CHECKED = 96  # tokens that are compared: the first and the last tile's and some between
+
+
+@dataclass
+class Compiling:
+    """torch.compile takes seconds for each shape: it stops when its share of the time is gone."""
+
+    seconds: float
+    mode: str = "max-autotune-no-cudagraphs"
+    spent: float = 0.0
+
+    def function(self, function: Callable[..., Any], *first: Any) -> Callable[..., Any] | str:
+        """The function compiled, called once with arguments `first`; or why it is not."""
+        if self.spent >= self.seconds:
+            return f"the {self.seconds:.0f} s for torch.compile were over"
+        begin = time.monotonic()
+        torch.compiler.reset()
+        compiled = torch.compile(function, mode=self.mode, dynamic=False)
+        try:
+            compiled(*first)
+        except RuntimeError as error:  # torch's own errors are RuntimeErrors
+            return f"torch.compile: {str(error).splitlines()[0]}"
+        finally:
+            self.spent += time.monotonic() - begin
+        return compiled
+
+
+def pack_fragments(codes: np.ndarray, fmt: Format) -> np.ndarray:
+    """Weights [N, K] in the order of the GPU's kernels, int32 [strips, words]; by 32 outputs at a time, in threads."""
+    pieces = [codes[i : i + 256] for i in range(0, len(codes), 256)]
+
+    def one(piece: np.ndarray) -> np.ndarray:
+        return kernel.relayout(fmt.name, pack(piece, fmt), piece.shape[1], layout=kernel.FRAGMENT_ORDER)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        return np.concatenate(list(pool.map(one, pieces)))
+
+
+@dataclass
+class Weights:
+    """Of one shape, on the device: codes int8 [N, K] and packed words by format, scales and bias, fp16."""
+
+    device: Device
+    shape: Shape
+    formats: tuple[Format, ...] = FORMATS
+    codes: dict[str, torch.Tensor] = field(default_factory=dict)
+    words: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n, k, random = self.shape.n, self.shape.k, np.random.default_rng(0)
+        for fmt in self.formats:
+            codes = random.integers(fmt.low, fmt.high, (n, k), dtype=np.int8, endpoint=True)
+            self.codes[fmt.name] = self.device.tensor(codes)
+            self.words[fmt.name] = self.device.tensor(pack_fragments(codes, fmt))
+        self.scale = self.device.tensor(random.uniform(0.01, 0.1, (n, 1)).astype(np.float32))
+        self.bias = self.device.tensor(random.standard_normal(n, dtype=np.float32))
+        self.half = torch.randn(n, k, device=self.device.name).half()
+
+
+class Case:
+    """One shape and number of tokens: the contestants, and what they must give."""
+
+    def __init__(self, device: Device, weights: Weights, tokens: int) -> None:
+        self.device, self.weights, self.m = device, weights, tokens
+        shape = weights.shape
+        self.q = torch.randint(-127, 128, (tokens, shape.k), dtype=torch.int8, device=device.name)
+        self.s = torch.rand(tokens, 1, device=device.name) * 0.09 + 0.01
+        self.y = torch.empty(tokens, shape.n, device=device.name)
+        self.half = torch.randn(tokens, shape.k, device=device.name).half()
+
+    def ours(self, fmt: Format) -> Contestant:
+        w = self.weights
+        inputs = [self.q, self.s, w.words[fmt.name], w.scale, w.bias]
+        attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER}
+        return Contestant(fmt.name, self.device.launcher(f"{fmt.title}Gemm", inputs, attributes, [self.y]))
+
+    def baselines(self, compiling: Compiling) -> tuple[list[Contestant], dict[str, str]]:
+        """Those that run, and why the others do not."""
+        w, reasons = self.weights, {}
+        transposed = w.half.T
+        found = [Contestant("cuBLAS fp16", lambda: torch.matmul(self.half, transposed))]
+        int8 = w.codes["int8"].T  # column-major, as cuBLASLt wants it
+        try:
+            torch._int_mm(self.q, int8)
+            found.append(Contestant("cuBLASLt int8", lambda: torch._int_mm(self.q, int8)))
+        except RuntimeError as error:  # it wants more than 16 tokens, and multiples of 8
+            reasons["cuBLASLt int8"] = f"torch._int_mm: {str(error).splitlines()[0]}"
+        arguments = self.half, w.half, w.bias.half()
+        compiled = compiling.function(torch.nn.functional.linear, *arguments)
+        if isinstance(compiled, str):
+            reasons["torch.compile fp16"] = compiled
+        else:
+            found.append(Contestant("torch.compile fp16", lambda: compiled(*arguments)))
+        return found, reasons
+
+    def check(self, fmt: Format) -> float:
+        """Largest error in units of its bound (below 1 is right). Raises Failed where y is not the product.
+
+        Integer sums are exact in float64; beside them y has five roundings of float32: int to float, ws, s, and bias.
+        """
+        w, tokens = self.weights, self._checked()
+        self.y.fill_(float("nan"))
+        self.ours(fmt).run()
+        self.device.synchronize()
+        sums = self.q[tokens].double() @ w.codes[fmt.name].double().T
+        scaled = sums * w.scale.double().T * self.s[tokens].double()
+        bound = 5 * 2.0**-24 * (scaled.abs() + w.bias.double().abs()) + 1e-30
+        worst = float(((self.y[tokens].double() - scaled - w.bias.double()).abs() / bound).max())
+        if not worst < 1 or not bool(torch.isfinite(self.y).all()):
+            shape = w.shape
+            raise Failed(
+                f"{fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}: off by {worst:.3g} times its bound.",
+                "Run `pytest -m gpu`, and the same shape on the host's emulator (tests/plugins/test_cuda_gemm.py).",
+            )
+        return worst
+
+    def _checked(self) -> torch.Tensor:
+        if self.m <= CHECKED:
+            return torch.arange(self.m, device=self.device.name)
+        third = CHECKED // 3
+        middle = torch.randint(0, self.m, (third,), device=self.device.name)
+        ends = torch.arange(third, device=self.device.name)
+        return torch.cat([ends, middle, self.m - 1 - ends])
+
+    def bytes_of(self, fmt: Format) -> int:
+        """The least that a call moves: codes and packed weights read, float32 y written."""
+        shape = self.weights.shape
+        return self.m * shape.k + shape.k * shape.n * FORMAT_BITS[fmt.name] // 8 + 4 * self.m * shape.n
+
+
+def measure(
+    device: Device,
+    *,
+    shapes: tuple[Shape, ...],
+    tokens: tuple[int, ...],
+    seconds: float,
+    compiling: Compiling,
+    formats: tuple[Format, ...] = FORMATS,
+) -> Iterator[Row]:
+    """Checks and times; a row for each of our formats."""
+    each = seconds / (len(shapes) * len(tokens))
+    for shape in shapes:
+        weights = Weights(device, shape, formats)
+        for m in tokens:
+            case = Case(device, weights, m)
+            errors = {fmt.name: case.check(fmt) for fmt in formats}
+            baselines, reasons = case.baselines(compiling)
+            contestants = [*(case.ours(fmt) for fmt in formats), *baselines]
+            cold = device.times(contestants, seconds=each)
+            hot = device.hot_times(contestants, cold)
+            for fmt in formats:
+                yield Row(
+                    what=f"{fmt.name} GEMM",
+                    of=f"{shape.model} {shape.layer}",
+                    shape={"m": m, "k": shape.k, "n": shape.n},
+                    operations=2 * m * shape.k * shape.n,
+                    bytes=case.bytes_of(fmt),
+                    cold=cold,
+                    hot=hot,
+                    name=fmt.name,
+                    baselines=tuple(baseline.name for baseline in baselines),
+                    reasons=reasons,
+                    error=errors[fmt.name],
+                )
+
+
+def bars(rows: list[dict[str, Any]]) -> list[str]:
+    """Which of the issue's bars hold, by what was measured; nothing of what was not."""
+    lines = []
+    for text, baseline, least, wanted in (
+        ("M >= 1024, ternary and int3, against cuBLAS fp16", "cuBLAS fp16", 1.5, lambda m: m >= 1024),
+        ("M >= 1024, ternary and int3, against cuBLASLt int8", "cuBLASLt int8", 0.9, lambda m: m >= 1024),
+        ("M <= 16, ternary and int3, against cuBLAS fp16", "cuBLAS fp16", 4.0, lambda m: m <= 16),
+    ):
+        found = [
+            row["cold"]["ratios"][baseline]["median"]
+            for row in rows
+            if row["name"] in ("ternary", "int3")
+            and row["of"].split()[0] in ("FLUX", "DiT-XL/2")
+            and wanted(row["shape"]["m"])
+            and baseline in row["cold"]["ratios"]
+        ]
+        if found:
+            held = sum(ratio >= least for ratio in found)
+            lines.append(f"{text}: at least {least} in {held} of {len(found)} (least {min(found):.2f}x)")
+    return lines
