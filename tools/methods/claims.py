@@ -84,6 +84,7 @@ CLAIMS = (
     *_both("trained GMB is above trained low rank", "TreeQ GMB, trained", "low rank 16, trained", ("W3A3",)),
     Claim("GMB keeps more fine detail", "GMB 4 x 4", "low rank 16", LOW, "high_frequency_error"),
     *_both("TQ-DiT is above PTQ4DiT", "TQ-DiT", "PTQ4DiT", ("W6A6", "W8A8")),
+    *_both("the same where both leave attention in float", "TQ-DiT, float attention", "PTQ4DiT", ("W6A6", "W8A8")),
     Claim("TQ-DiT is near full precision at W8A8: FD within 0.3", "TQ-DiT", FULL, ("W8A8",), "fd", -0.3),
     Claim("W4A4 is near lossless: FD within 0.3", "branch V3, no clip", FULL, ("W4A4",), "fd", -0.3),
     Claim("W4A4 is near lossless: accuracy within 1 point", "branch V3, no clip", FULL, ("W4A4",), "accuracy", -0.01),

@@ -205,7 +205,12 @@ ROWS = (
     ),
     Row("TQ-DiT, 1 group", "the same steps for all timesteps", partial(tq_dit, groups=1), SIX),
     Row("TQ-DiT, GELU by token", "two regions after softmax only", partial(tq_dit, groups=10, regions=False), SIX),
-    Row("TQ-DiT, float attention", "two regions after GELU only", partial(tq_dit, groups=10, attention=False), SIX),
+    Row(
+        "TQ-DiT, float attention",
+        "two regions after GELU only",
+        partial(tq_dit, groups=10, attention=False),
+        EIGHT + SIX,
+    ),
     Row("RobuQ baseline", "Hadamard, absmax tokens, V2 branch, nearest", baseline, TERNARY),
     Row("RobuQ PTQ", "Hadamard, clip, V2 branch, nearest; a mid-rise grid up to 2 bits", robuq, TERNARY + T1),
     Row("branch V1", "Hadamard, clip, GPTQ, branch of the residual", partial(branch, branch_init="residual"), T4 + T3),
