@@ -90,7 +90,7 @@ def main(options: argparse.Namespace) -> None:
         found = measured([sys.executable, "-c", CLI, *arguments, "--traceback"], longest=options.stop_after)
         case[stage] = found | {"out_bytes": path.stat().st_size if path.is_file() else size(path)}
         if (parts := path.with_name(f"{path.name}.parts")).is_dir():
-            case[stage] |= {"parts": len(list(parts.iterdir())), "parts_bytes": size(parts)}
+            case[stage] |= {"parts": len(list(parts.glob("*.safetensors"))), "parts_bytes": size(parts)}
         write_results(options.results, "memory", {"cases": held})
         print(f"{stage}: {json.dumps(case[stage])}", flush=True)
         if found["exit"]:

@@ -17,6 +17,7 @@ from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
+from dit2deploy.base.memory import give_back
 from dit2deploy.base.progress import note, report, track
 from dit2deploy.models.blocks import blocks_of
 from dit2deploy.models.load import ModelFolder, linears_of, load_transformer, open_model, skeleton
@@ -253,6 +254,7 @@ class Parts:
         write_tensors(self._path(name), tensors, {"layer": name, "seconds": f"{seconds:.4f}"})
         missing, total = [layer for layer in self._layers if layer not in self], len(self._layers)
         unfinished.tell(self._folder, "quantize", "layers", done=total - len(missing), total=total, missing=missing)
+        give_back()  # what the allocator keeps of a layer's arrays would grow from layer to layer
 
     def open(self, name: str) -> TensorFile:
         return TensorFile(self._path(name), cure=f"Remove {self._folder} and run again.")
