@@ -73,8 +73,8 @@ def sanitized(library: Path) -> tuple[Path, dict[str, str]]:
     return path, {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **options}
 
 
-# Left out for time: of the large tiles one format runs, 128 blocks that the plan asks for. The others' unpacking is that
-# of their small tiles.
+# Left out for time: of the large tiles one format runs, 128 blocks that the plan asks for. The others' unpacking is
+# that of their small tiles.
 LARGE = INT3
 LEFT_OUT = {f"{fmt.name}_gemm_128x128" for fmt in FORMATS if fmt is not LARGE}
 
