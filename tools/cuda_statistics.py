@@ -197,6 +197,13 @@ def unpack_of(kernel: Kernel) -> float | None:
     return kernel.loop.unpacking / (kernel.loop.products / 4 * 2)
 
 
+def others_of(kernel: Kernel) -> float | None:
+    """Instructions for each mma beside it; a loop over groups holds the end of one, which few steps reach."""
+    if kernel.loop is None or kernel.name.endswith("_groups"):
+        return None
+    return kernel.loop.others / kernel.loop.products
+
+
 def broken(kernel: Kernel, promised: dict[str, tuple[float, float]]) -> list[str]:
     """What a kernel does that it must not."""
     faults = []
@@ -224,8 +231,7 @@ def table(kernels: list[Kernel]) -> str:
         blocks = kernel.blocks()
         warps = "" if blocks is None else f"{blocks * kernel.threads // 32} of {kernel.sm.warps}"
         unpack = unpack_of(kernel)
-        grouped = kernel.name.endswith("_groups")  # its loop holds the end of a group, which few steps reach
-        others = None if kernel.loop is None or grouped else kernel.loop.others / kernel.loop.products
+        others = others_of(kernel)
         lines.append(
             f"{kernel.name:34}{kernel.sm.name:>6}{kernel.registers:>6}{kernel.spilled:>7}{kernel.shared:>8}"
             f"{'' if blocks is None else blocks:>8}{warps:>12}"
@@ -236,7 +242,7 @@ def table(kernels: list[Kernel]) -> str:
 
 def record(kernel: Kernel) -> dict[str, Any]:
     """Plain values, for the result file."""
-    blocks, loop = kernel.blocks(), kernel.loop
+    blocks = kernel.blocks()
     return {
         "kernel": kernel.name,
         "sm": kernel.sm.name,
@@ -248,7 +254,7 @@ def record(kernel: Kernel) -> dict[str, Any]:
         "resident_blocks": blocks,
         "resident_warps": None if blocks is None else blocks * kernel.threads // 32,
         "instructions_to_unpack_4_weights": unpack_of(kernel),
-        "others_a_mma": None if loop is None else loop.others / loop.products,
+        "others_a_mma": others_of(kernel),
     }
 
 

@@ -253,4 +253,12 @@ D2D_EXPORT int d2d_relayout(const char* format, int64_t layout, int64_t n, int64
     });
 }
 
+#ifdef D2D_HOST_CUDA
+// For tests: the kernels that nothing launched yet.
+D2D_EXPORT const char* d2d_never_launched(void) {
+    static std::string names;
+    return (names = gpu::host::never_launched()).c_str();
+}
+#endif
+
 D2D_EXPORT const char* d2d_last_error(void) { return last_error.c_str(); }

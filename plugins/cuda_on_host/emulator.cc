@@ -10,6 +10,9 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 namespace gpu {
 namespace host {
@@ -35,6 +38,8 @@ struct Fiber {
     void* out = nullptr;
     std::vector<Copy> open;                 // issued since the last commit
     std::vector<std::vector<Copy>> groups;  // committed, not waited for
+    unsigned char* stack = nullptr;
+    void* sanitizers = nullptr;  // what the address sanitizer keeps of a stack that is left
 #if defined(__x86_64__)
     void* stack_pointer = nullptr;
 #else
@@ -64,6 +69,9 @@ struct Block {
     Entry entry;
     const uint64_t* words;
     std::string mistake;
+    const void* scheduler_stack = nullptr;
+    size_t scheduler_bytes = 0;
+    void* sanitizers = nullptr;
 #if defined(__x86_64__)
     void* scheduler = nullptr;
 #else
@@ -83,6 +91,17 @@ struct Stop {};  // unwinds a fiber after a mistake
                          ") " + what;
     throw Stop{};
 }
+
+// The address sanitizer must know which stack is in use.
+#if defined(__SANITIZE_ADDRESS__)
+void leaves(void** keep, const void* to, size_t bytes) { __sanitizer_start_switch_fiber(keep, to, bytes); }
+void is_back(void* kept, const void** from, size_t* bytes) {
+    __sanitizer_finish_switch_fiber(kept, from, bytes);
+}
+#else
+void leaves(void**, const void*, size_t) {}
+void is_back(void*, const void**, size_t*) {}
+#endif
 
 void body() {
     try {
@@ -125,12 +144,9 @@ d2d_switch_fiber:
     ret
 )");
 
-void leave() { d2d_switch_fiber(&block->running->stack_pointer, block->scheduler); }
-
-void first_entry() {
-    body();
-    leave();
-}
+void switch_to_scheduler() { d2d_switch_fiber(&block->running->stack_pointer, block->scheduler); }
+void switch_to(Fiber& fiber) { d2d_switch_fiber(&block->scheduler, fiber.stack_pointer); }
+void first_entry();
 
 void prepare(Fiber& fiber, unsigned char* stack) {
     void** top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + kStackBytes) / 64 * 64);
@@ -140,17 +156,10 @@ void prepare(Fiber& fiber, unsigned char* stack) {
     fiber.stack_pointer = top;
 }
 
-void enter(Fiber& fiber) {
-    block->running = &fiber;
-    d2d_switch_fiber(&block->scheduler, fiber.stack_pointer);
-}
 #else
-void leave() { swapcontext(&block->running->context, &block->scheduler); }
-
-void first_entry() {
-    body();
-    leave();
-}
+void switch_to_scheduler() { swapcontext(&block->running->context, &block->scheduler); }
+void switch_to(Fiber& fiber) { swapcontext(&block->scheduler, &fiber.context); }
+void first_entry();
 
 void prepare(Fiber& fiber, unsigned char* stack) {
     getcontext(&fiber.context);
@@ -159,12 +168,28 @@ void prepare(Fiber& fiber, unsigned char* stack) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, first_entry, 0);
 }
+#endif
+
+void leave() {
+    Fiber& me = *block->running;
+    leaves(me.state == State::done ? nullptr : &me.sanitizers, block->scheduler_stack,
+           block->scheduler_bytes);
+    switch_to_scheduler();
+    is_back(me.sanitizers, nullptr, nullptr);
+}
+
+void first_entry() {
+    is_back(nullptr, &block->scheduler_stack, &block->scheduler_bytes);
+    body();
+    leave();
+}
 
 void enter(Fiber& fiber) {
     block->running = &fiber;
-    swapcontext(&block->scheduler, &fiber.context);
+    leaves(&block->sanitizers, fiber.stack, kStackBytes);
+    switch_to(fiber);
+    is_back(block->sanitizers, nullptr, nullptr);
 }
-#endif
 
 void wait(State state) {
     block->running->state = state;
@@ -220,9 +245,26 @@ std::map<std::string, Entry>& entries() {
     return all;
 }
 
+namespace {
+
+std::map<std::string, bool>& launched() {
+    static std::map<std::string, bool> all;
+    return all;
+}
+
+}  // namespace
+
+std::string never_launched() {
+    std::string names;
+    for (const auto& [name, entry] : entries())
+        if (!launched().count(name)) names += (names.empty() ? "" : " ") + name;
+    return names;
+}
+
 void launch(const std::string& name, const Grid& grid, const std::vector<uint64_t>& words) {
     const auto found = entries().find(name);
     if (found == entries().end()) throw std::runtime_error("there is no kernel " + name);
+    launched()[name] = true;
     const unsigned threads = grid.block[0];
     if (threads % kWarp || grid.block[1] != 1 || grid.block[2] != 1)
         throw std::runtime_error(name + ": blocks are one-dimensional, of whole warps");
@@ -246,7 +288,8 @@ void launch(const std::string& name, const Grid& grid, const std::vector<uint64_
         block = &state;
         for (unsigned id = 0; id < threads; ++id) {
             state.fibers[id].id = static_cast<int>(id);
-            prepare(state.fibers[id], stacks.get() + kStackBytes * id);
+            state.fibers[id].stack = stacks.get() + kStackBytes * id;
+            prepare(state.fibers[id], state.fibers[id].stack);
         }
         run_fibers(random);
         block = nullptr;

@@ -43,6 +43,9 @@ struct Grid {
 // Runs a kernel; throws std::runtime_error with the first mistake.
 void launch(const std::string& name, const Grid& grid, const std::vector<uint64_t>& words);
 
+// Names of the kernels that this process did not launch, separated by blanks.
+std::string never_launched();
+
 struct Place {
     const char* file;
     int line;
