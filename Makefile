@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 
 test: check $(TEST_LIBRARIES)/built $(OLD_ORT)/installed $(GPU_ORT)/installed
 	D2D_TEST_LIBRARIES=$(abspath $(TEST_LIBRARIES)) D2D_OLD_ORT=$(abspath $(OLD_ORT)) D2D_GPU_ORT=$(abspath $(GPU_ORT)) \
-	    OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+	    OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check dit2deploy tests tools

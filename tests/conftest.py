@@ -10,14 +10,20 @@ from dit2deploy.base.files import write_json
 from tests import packing
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """A file runs in one process, for its fixtures; so does tests/stages/export, whose files share what they export."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            folder = item.path.parent
-            shared = folder.name == "export"
-            item.add_marker(pytest.mark.xdist_group(str(folder if shared else item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file runs in one process, for its fixtures; so does tests/stages/export, whose files share what they export.
+
+    (xdist's own way to say so, groups, does nothing beside pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return str(file.parent if file.parent.name == "export" else file)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
