@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from dit2deploy.base.errors import Failed
@@ -18,7 +19,6 @@ from dit2deploy.ops.op import NUMPY
 
 # CPU models of qemu: NEON alone, with byte dot products, with byte matrix products. The last variant that runs is used.
 CPUS = ("cortex-a72", "neoverse-n1", "max")
-_NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
 
 
 @functools.cache
@@ -68,15 +68,6 @@ def run(
     return outputs
 
 
-def isas(cpu: str) -> tuple[str, ...]:
-    """The instruction sets that run on the CPU model, best last."""
-    process = _process(cpu)
-    process.stdin.write(_text("") + _text("") + _int(1) + 3 * _int(0))
-    process.stdin.flush()
-    _read(process, 4)
-    return tuple(_read_text(process).split())
-
-
 def _int(value: int) -> bytes:
     return struct.pack("<i", value)
 
@@ -86,7 +77,11 @@ def _text(value: str) -> bytes:
 
 
 def _tensor(dtype: np.dtype, shape: Sequence[int]) -> bytes:
-    return _int(_NUMBERS[np.dtype(dtype)]) + _int(len(shape)) + struct.pack(f"<{len(shape)}q", *shape)
+    return (
+        _int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+        + _int(len(shape))
+        + struct.pack(f"<{len(shape)}q", *shape)
+    )
 
 
 def _read(process: subprocess.Popen, count: int) -> bytes:

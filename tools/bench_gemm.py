@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,7 @@ from dit2deploy.ops import DOMAIN, GEMMS, HADAMARD_QUANTIZE, OPSET, VERSION
 from dit2deploy.ops.hadamard_quantize import block_size
 from dit2deploy.stages.profile.measure import METHOD, Contestant, race, ratios, statistics
 from dit2deploy.stages.profile.roofline import peaks
-from dit2deploy.stages.profile.summary import RATIO_COLUMNS, table
+from dit2deploy.stages.profile.summary import RATIO_COLUMNS, Column, table
 from dit2deploy.targets import kernel
 from dit2deploy.targets.ort import open_session
 
@@ -191,7 +191,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     return rows, {str(threads): vars(found) for threads, found in machine.items()}
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+COLUMNS: dict[str, Column] = {
     "ours": lambda row: row["name"],
     "against": lambda row: row["baseline"],
     "threads": lambda row: str(row["threads"]),

@@ -9,10 +9,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import onnx
 from blocks.engines import ENTRIES
@@ -28,12 +26,11 @@ from dit2deploy.base.machine import cores
 from dit2deploy.stages.profile.contestants import BASELINES, ENGINE, ORT_FLOAT, Entrant, entrant, inputs_of
 from dit2deploy.stages.profile.measure import METHOD, ratios, statistics
 from dit2deploy.stages.profile.profile import side_by_side
-from dit2deploy.stages.profile.summary import RATIO_COLUMNS, table
+from dit2deploy.stages.profile.summary import RATIO_COLUMNS, Column, table
 from dit2deploy.targets import kernel
 from dit2deploy.targets.ort import open_session
 
 ORT_INT8 = "ort-int8-dynamic"
-Column = Callable[[Mapping[str, Any]], str]  # what a table shows of a row
 
 EXAMPLE = """example:
   make demo && python tools/bench_model.py --quick

@@ -30,6 +30,11 @@ def size_label(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
+def graph_file(size: Size) -> str:
+    """The name of the ONNX file of another size than that of MODEL."""
+    return f"model.{size_label(size)}.onnx"
+
+
 class PortRecord(schema.Record):
     name: str
     dtype: str  # numpy's name
@@ -74,7 +79,7 @@ class OnnxModel:
     @property
     def graphs(self) -> dict[str, str]:
         """Names of the ONNX files, that of the inputs' own size first, by the label of their engine."""
-        return {"onnx": MODEL} | {label: f"model.{label}.onnx" for label in map(size_label, self.manifest.sizes)}
+        return {"onnx": MODEL} | {size_label(size): graph_file(size) for size in self.manifest.sizes}
 
     @property
     def config(self) -> dict[str, Any]:

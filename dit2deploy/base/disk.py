@@ -56,14 +56,18 @@ def writing(path: Path, size: int | None = None, *, cure: str = _CURE) -> Iterat
     except OSError as error:
         # numpy's writers give no number for a full disk.
         told = free if error.errno in (*_FULL, None) else None
-        raise _refusal(path, error.strerror or str(error), told, size, cure) from error
+        raise _refusal(path, reason(error), told, size, cure) from error
 
 
-def _refusal(path: Path, reason: str, free: int | None, size: int | None, cure: str) -> Misuse:
+def reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _refusal(path: Path, why: str, free: int | None, size: int | None, cure: str) -> Misuse:
     numbers = [] if free is None else [f"{amount(free)} were free"]
     numbers += [f"{amount(size)} are needed"] if size is not None and numbers else []
     shown = Path(*(_HIDDEN.sub(r"\1", part) for part in path.parts))
-    return Misuse(f"{shown}: cannot be written: {reason}{': ' if numbers else ''}{', '.join(numbers)}.", cure)
+    return Misuse(f"{shown}: cannot be written: {why}{': ' if numbers else ''}{', '.join(numbers)}.", cure)
 
 
 def amount(size: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dit2deploy.base.disk import sweep, temporary_name, writing
+from dit2deploy.base.disk import reason, sweep, temporary_name, writing
 from dit2deploy.base.errors import Misuse
 
 # safetensors writes these names; bfloat16 has no numpy dtype of its own and is read as its float32 value.
@@ -31,10 +31,6 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != "BF16"}
 _CHUNK = 1 << 20  # numbers that are widened at once
 _LARGEST_HEADER = 100 * 1024 * 1024
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 @contextmanager
@@ -91,7 +87,7 @@ def read_json(path: Path, *, cure: str = "") -> Any:
     except FileNotFoundError:
         raise Misuse(f"{path}: no such file.", cure) from None
     except OSError as error:
-        raise Misuse(f"{path}: cannot be read: {_reason(error)}.", cure) from None
+        raise Misuse(f"{path}: cannot be read: {reason(error)}.", cure) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Misuse(f"{path}: is not JSON: {error}.", cure) from None
 
@@ -148,7 +144,7 @@ class TensorFile:
         except FileNotFoundError:
             raise Misuse(f"{path}: no such file.", cure) from None
         except OSError as error:
-            raise Misuse(f"{path}: cannot be read: {_reason(error)}.", cure) from None
+            raise Misuse(f"{path}: cannot be read: {reason(error)}.", cure) from None
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise Misuse(f"{path}: its safetensors header is broken ({error}).", cure) from None
         self._start = 8 + length

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 
+from dit2deploy.artefacts.onnx_model import Size
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.family import BATCH, Config, Family, Inputs, random_inputs, spread
 from dit2deploy.models.folds import Fold, Linears, blocks, by_modulation, by_values
-from dit2deploy.models.positions import Size, resize_positions
+from dit2deploy.models.positions import resize_positions
 
 
 def _shape(config: Config) -> tuple[int, ...]:

@@ -3,9 +3,8 @@
 import torch
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 
+from dit2deploy.artefacts.onnx_model import Size
 from dit2deploy.base.errors import Misuse
-
-Size = tuple[int, int]  # height and width of the latents
 
 
 def resize_positions(embedding: PatchEmbed, size: Size) -> None:

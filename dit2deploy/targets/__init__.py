@@ -15,4 +15,13 @@ def by_name(name: str) -> Target:
     raise Misuse(f"unknown target {name!r}.", f"Known: {', '.join(target.name for target in TARGETS)}.")
 
 
-__all__ = ["TARGETS", "Availability", "Runner", "Target", "by_name"]
+def runnable(name: str) -> Target:
+    """The target of that name; Misuse with the reason where it cannot run here."""
+    target = by_name(name)
+    able = target.availability()
+    if not able.can_run:
+        raise Misuse(f"{name} cannot run here: {able.reason}", able.cure)
+    return target
+
+
+__all__ = ["TARGETS", "Availability", "Runner", "Target", "by_name", "runnable"]

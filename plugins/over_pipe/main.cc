@@ -1,10 +1,10 @@
 // Answers calls of the C entry that come in on standard input, until it ends. All numbers are little-endian; a text is
 // its length (int32) and its bytes.
-//   asked:    text op ("" asks for d2d_isas), text isa, int32 threads,
+//   asked:    text op, text isa, int32 threads,
 //             int32 count of attributes: text name, int32 is it a text, its text or int64
 //             int32 count of inputs:     int32 dtype, int32 rank, int64 dims.., bytes
 //             int32 count of outputs:    int32 dtype, int32 rank, int64 dims..
-//   answered: int32 status; where it is not 0, or the op is "", a text; otherwise the outputs' bytes
+//   answered: int32 status; where it is not 0, a text; otherwise the outputs' bytes
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -81,14 +81,9 @@ void answer_one() {
     for (size_t i = 0; i < names.size(); ++i)
         attributes.push_back({names[i].c_str(), texts[i].empty() ? nullptr : texts[i].c_str(), integers[i]});
     std::vector<Held> inputs = tensors(true), outputs = tensors(false);
-    int32_t status = 0;
-    if (op.empty()) {
-        write(&status, sizeof(status));
-        return answer(d2d_isas());
-    }
     const std::vector<d2d_tensor> in = views(inputs), out = views(outputs);
-    status = d2d_run(op.c_str(), isa.c_str(), threads, attributes.data(), attributes.size(), in.data(),
-                     in.size(), out.data(), out.size());
+    const int32_t status = d2d_run(op.c_str(), isa.c_str(), threads, attributes.data(), attributes.size(),
+                                   in.data(), in.size(), out.data(), out.size());
     write(&status, sizeof(status));
     if (status) return answer(d2d_last_error());
     for (const Held& tensor : outputs) write(tensor.bytes.data(), tensor.bytes.size());

@@ -14,7 +14,7 @@ from dit2deploy.base.files import sha256_of_file
 from dit2deploy.evaluate.generate import Call, Sampler
 from dit2deploy.evaluate.quality import Classifier
 from dit2deploy.nn import at_hand
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 _BATCH = 50
 _NOTE = (
@@ -45,11 +45,9 @@ def evaluate(
     opened = Bundle.load(Path(bundle))
     opened.target(target)
     sampler, judge = Sampler.of(opened), Classifier.load(Path(classifier))
-    able = by_name(target).availability()
-    if not able.can_run:
-        raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
+    chosen = runnable(target)
     settings = {"steps": steps, "guidance": guidance, "seed": seed}
-    engine, output = by_name(target).open(opened), opened.manifest.outputs[0].name
+    engine, output = chosen.open(opened), opened.manifest.outputs[0].name
     calls: dict[str, Call] = {"engine": lambda inputs: engine.run(inputs)[output]}
     reason = at_hand.why_no_full_precision(opened)
     if not reason:

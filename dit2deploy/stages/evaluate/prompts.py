@@ -8,7 +8,7 @@ from dit2deploy.artefacts.results import write_results
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import sha256_of_json
 from dit2deploy.base.progress import note, report
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 
 def evaluate_prompts(
@@ -36,9 +36,7 @@ def evaluate_prompts(
     """
     opened = Bundle.load(Path(bundle))
     opened.target(target)
-    able = by_name(target).availability()
-    if not able.can_run:
-        raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
+    chosen = runnable(target)
     from dit2deploy.models.pipeline import read_prompts
     from dit2deploy.nn.drawn import draw_both
     from dit2deploy.stages.evaluate.metrics import METRICS
@@ -47,7 +45,7 @@ def evaluate_prompts(
     texts = read_prompts(Path(prompts))
     settings = {"seed": seed, "steps": steps, "guidance": guidance}
     size = {"height": height, "width": width, "num_frames": frames}
-    drawn = draw_both(opened, texts, model=model, engine=lambda: by_name(target).open(opened), **settings, **size)
+    drawn = draw_both(opened, texts, model=model, engine=lambda: chosen.open(opened), **settings, **size)
     pairs = Pairs.of(drawn, texts, clip=clip, real=real)
     found = {}
     for done, metric in enumerate(METRICS):

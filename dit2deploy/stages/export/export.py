@@ -23,7 +23,7 @@ from dit2deploy.artefacts.onnx_model import (
     OnnxModel,
     PortRecord,
     Size,
-    size_label,
+    graph_file,
 )
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_folder, write_json
@@ -94,8 +94,7 @@ def export(
         for size, other in others.items():
             _write_beside(graph, _lower(other, family, *weights, form=form, size=size)[0], folder, size)
             if comparable:
-                file = folder / f"model.{size_label(size)}.onnx"
-                check.check_results(file, quantized, _calls(family, module, size), form)
+                check.check_results(folder / graph_file(size), quantized, _calls(family, module, size), form)
         manifest = _manifest(graph, layers, family, form=form, checkpoint=source.folder, digest=source.sha256)
         manifest = manifest.model_copy(update={"sizes": tuple(others)})
         _write_records(folder, manifest, source.config, source.scheduler_config)
@@ -189,7 +188,7 @@ def _write(model: ir.Model, folder: Path) -> None:
 
 def _write_beside(first: ir.Model, model: ir.Model, folder: Path, size: Size) -> None:
     """Writes the graph of another size over the data file of the first, whose weights it shares."""
-    path = folder / f"model.{size_label(size)}.onnx"
+    path = folder / graph_file(size)
     there = first.graph.initializers
     share_weights(
         model, first, [name for name, value in model.graph.initializers.items() if _same(value, there.get(name))]

@@ -39,7 +39,8 @@ class _Merger:
 
     def __init__(self) -> None:
         self._constant: set[ir.Value] = set()  # computed of weights alone, such as the transpose of one
-        self._alike: dict[Hashable, list[ir.Node]] = {}  # nodes that may differ in the contents of weights only
+        self._first: dict[Hashable, ir.Node] = {}  # of the nodes that may differ in the contents of weights only
+        self._kept: dict[Hashable, ir.Node] = {}  # of those that do differ
         self._contents: dict[ir.Value, bytes] = {}
 
     def kept_for(self, node: ir.Node) -> ir.Node | None:
@@ -50,14 +51,12 @@ class _Merger:
         told = self._told(node, exact=False)
         if told is None:
             return None
-        others = self._alike.setdefault(told, [])
-        if others:
-            exact = self._told(node, exact=True)
-            for other in others:
-                if self._told(other, exact=True) == exact:
-                    return other
-        others.append(node)
-        return None
+        first = self._first.setdefault(told, node)
+        if first is node:
+            return None
+        self._kept.setdefault(self._told(first, exact=True), first)
+        kept = self._kept.setdefault(self._told(node, exact=True), node)
+        return None if kept is node else kept
 
     def _is_constant(self, value: ir.Value) -> bool:
         return is_weight(value) or value in self._constant

@@ -18,7 +18,7 @@ from dit2deploy.stages.profile.measure import METHOD, Contestant, Told, race, ra
 from dit2deploy.stages.profile.ops import NodeTime, traced
 from dit2deploy.stages.profile.roofline import by_op as shares_by_op
 from dit2deploy.stages.profile.roofline import is_ours, peaks, placed
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 FOLDER = "profile"
 TRACE = "trace.json"
@@ -44,9 +44,7 @@ def profile(
     """
     opened = Bundle.load(Path(bundle))
     opened.target(target)
-    able = by_name(target).availability()
-    if not able.can_run:
-        raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
+    runnable(target)
     if not batches or min(batches) < 1 or min(threads, default=1) < 1 or runs < 1:
         raise Misuse("profile: threads, batches and runs must be positive.", "Leave them out for the defaults.")
     counts = sorted(set(threads)) or sorted({1, cores()})

@@ -59,13 +59,16 @@ def aligned(rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> str:
+Column = Callable[[Mapping[str, Any]], str]  # what a table shows of a row
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> str:
     """Lines of text: the titles, then what each column shows of each row."""
     return "\n".join(aligned([tuple(columns), *(tuple(show(row) for show in columns.values()) for row in rows)]))
 
 
 # Of rows with a baseline's time over an engine's, taken within each round (measure.py's `ratios`).
-RATIO_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+RATIO_COLUMNS: dict[str, Column] = {
     "as fast": lambda row: f"{row['ratio']:.2f}x",
     "quartiles": lambda row: f"{row['p25']:.2f}..{row['p75']:.2f}",
 }

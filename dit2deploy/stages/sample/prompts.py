@@ -9,7 +9,7 @@ from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_file
 from dit2deploy.evaluate.images import grid, write_png
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 FRAMES = 4  # of a clip in the picture: the first, the last, and what lies evenly between
 _PER_SECOND = 16  # Wan2.1's
@@ -40,18 +40,14 @@ def sample_prompts(
     """
     opened = Bundle.load(Path(bundle))
     opened.target(target)
-    able = by_name(target).availability()
-    if not able.can_run:
-        raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
+    chosen = runnable(target)
     from dit2deploy.models.pipeline import read_prompts
     from dit2deploy.nn.drawn import draw_both
 
     texts = read_prompts(Path(prompts))
     settings: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance}
     settings |= {"height": height, "width": width, "num_frames": frames}
-    drawn = draw_both(
-        opened, texts, model=model, engine=lambda: by_name(target).open(opened, threads=threads), **settings
-    )
+    drawn = draw_both(opened, texts, model=model, engine=lambda: chosen.open(opened, threads=threads), **settings)
     _write(Path(out), drawn, count=len(texts))
     return drawn
 

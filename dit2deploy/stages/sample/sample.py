@@ -9,7 +9,7 @@ from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.base.errors import Misuse
 from dit2deploy.evaluate.generate import Sampler
 from dit2deploy.evaluate.images import grid, write_png
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 
 def sample(
@@ -34,10 +34,7 @@ def sample(
     opened = Bundle.load(Path(bundle))
     opened.target(target)
     sampler = Sampler.of(opened)
-    chosen = by_name(target)
-    able = chosen.availability()
-    if not able.can_run:
-        raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
+    chosen = runnable(target)
     engine, output = chosen.open(opened, threads=threads), opened.manifest.outputs[0].name
     try:
         images = sampler.draw(
