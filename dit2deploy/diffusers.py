@@ -1,7 +1,8 @@
 """Quantized folders in diffusers: after `import dit2deploy.diffusers`, from_pretrained and save_pretrained know them.
 
-What is loaded is the PyTorch reference (packed weights, float32 arithmetic): exact and slow. For speed, build a bundle
-and use `dit2deploy.load`.
+What is loaded holds packed weights. On the CPU its linears compute by the compiled kernels; on another device as the
+ops are defined, in PyTorch, which is exact and slow. A bundle (`dit2deploy.load`) is faster still: what lies between
+the linears is fused there.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from dit2deploy.artefacts.checkpoint import METHOD, told_to_diffusers
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.attention import QuantAttention
-from dit2deploy.nn.convert import swap_linears
+from dit2deploy.nn.convert import swap_linears, use_kernels
 from dit2deploy.nn.quant_linear import QuantLinear
 
 
@@ -65,7 +66,7 @@ class Dit2DeployQuantizer(DiffusersQuantizer):
         model.config.quantization_config = self.quantization_config
 
     def _process_model_after_weight_loading(self, model: torch.nn.Module, **_unused: Any) -> torch.nn.Module:
-        return model
+        return use_kernels(model)
 
     def check_if_quantized_param(
         self, model: torch.nn.Module, param_value: torch.Tensor, param_name: str, state_dict: Any, **_unused: Any

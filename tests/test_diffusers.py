@@ -11,7 +11,8 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from dit2deploy.artefacts.checkpoint import CONFIG, TENSORS
 from dit2deploy.base.errors import Misuse
 from dit2deploy.diffusers import Dit2DeployConfig
-from dit2deploy.nn.convert import load_quantized
+from dit2deploy.nn import quant_linear
+from dit2deploy.nn.convert import load_quantized, quantized_linears
 
 
 def calls(model: torch.nn.Module) -> torch.Tensor:
@@ -30,9 +31,17 @@ def loaded(tiny_checkpoint):
     return diffusers.DiTTransformer2DModel.from_pretrained(tiny_checkpoint.folder)
 
 
-def test_a_quantized_folder_loads_as_the_reference(tiny_checkpoint, loaded):
+def test_a_quantized_folder_loads_and_computes_by_the_kernels(tiny_checkpoint, loaded, monkeypatch):
     reference = load_quantized(tiny_checkpoint)
-    assert torch.equal(calls(loaded), calls(reference))
+    seen = []
+    compute = quant_linear.compute
+    monkeypatch.setattr(
+        quant_linear,
+        "compute",
+        lambda op, *inputs, **attributes: seen.append(op.name) or compute(op, *inputs, **attributes),
+    )
+    torch.testing.assert_close(calls(loaded), calls(reference), rtol=1e-4, atol=1e-5)
+    assert seen.count("HadamardQuantize") >= len(quantized_linears(reference))
     want = reference.state_dict()
     assert {name: value.dtype for name, value in loaded.state_dict().items()} == {
         name: value.dtype for name, value in want.items()

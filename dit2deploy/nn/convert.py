@@ -96,3 +96,14 @@ def check_fits(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
 def quantized_linears(module: torch.nn.Module) -> dict[str, QuantLinear]:
     """The quantized layers by name, in order of registration."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, QuantLinear)}
+
+
+def use_kernels(module: torch.nn.Module) -> torch.nn.Module:
+    """The same module: its quantized layers and attentions compute by the compiled kernels on the CPU from now on.
+
+    Call it when the weights are loaded. Raises Misuse where there is no compiled library.
+    """
+    for part in module.modules():
+        if isinstance(part, QuantLinear | QuantAttention):
+            part.use_kernels()
+    return module

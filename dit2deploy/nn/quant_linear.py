@@ -1,11 +1,12 @@
 """A linear layer with packed weights and dynamically quantized activations, in the two forms that are exported."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.formats import by_name
+from dit2deploy.nn.kernels import compute, kernel_words
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops import (
     DEQUANTIZE_LINEARS,
@@ -16,8 +17,10 @@ from dit2deploy.ops import (
     MONARCH_ADD,
     MULTI_REGION_QUANTIZE,
     PER_TOKEN_QUANTIZE_LINEAR,
+    Op,
 )
 from dit2deploy.quantizers.branches import add_branches
+from dit2deploy.targets.kernel import INTERCHANGE, KERNEL_ORDER
 
 QuantForm = Literal["fused", "qdq"]
 
@@ -29,6 +32,7 @@ class QuantLinear(torch.nn.Module):
     Monarch branch; form "qdq" is Hadamard, PerTokenQuantizeLinear, <Format>DequantizeLinear around plain MatMuls. Both
     compute the same function, but for the rounding of floats. An input of two regions is MultiRegionQuantize, and in
     form "fused" two GEMMs of one weight.
+    It computes what the ops define, in PyTorch; after `use_kernels`, form "fused" on the CPU by the compiled kernels.
     """
 
     down: torch.Tensor
@@ -52,6 +56,7 @@ class QuantLinear(torch.nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.policy, self.groups, self.form = policy, groups, form
         self.format = by_name(policy.weight)
+        self._words: torch.Tensor | None = None  # the weight as the kernels read it
         scales = in_features // (policy.group_size or in_features)
         # Values come from a checkpoint; what is empty here costs no memory until then.
         self.register_buffer("weight", torch.empty(out_features, self.format.words(in_features), dtype=torch.int32))
@@ -76,6 +81,28 @@ class QuantLinear(torch.nn.Module):
         bits = "/".join(map(str, self.policy.activation_bits))
         return f"{self.in_features}, {self.out_features}, {self.policy.weight}, activations {bits} bits"
 
+    def use_kernels(self) -> None:
+        """From now on inputs on the CPU go through the compiled kernels; the weight must be there and stay as it is.
+
+        Its words in the kernels' layout are held beside those of the checkpoint. Raises Misuse without a library.
+        """
+        self._words = kernel_words(self.weight.cpu(), self.policy.weight, self.in_features)
+
+    def _words_for(self, device: torch.device) -> torch.Tensor | None:
+        return self._words if device.type == "cpu" else None
+
+    def _call(self, op: Op, *inputs: torch.Tensor, **attributes: int | str) -> Any:
+        by_kernels = self._words_for(inputs[0].device) is not None
+        return compute(op, *inputs, **attributes) if by_kernels else op.call(*inputs, **attributes)
+
+    def _gemm(self, q: torch.Tensor, s: torch.Tensor, bias: torch.Tensor, *low_rank: torch.Tensor) -> torch.Tensor:
+        op = (LOW_RANK_GEMMS if low_rank else GEMMS)[self.format.name]
+        words, layout = self._words_for(q.device), KERNEL_ORDER
+        if words is None:
+            words, layout = self.weight, INTERCHANGE
+        bits = self.policy.code_bits
+        return self._call(op, q, s, words, self.weight_scale, bias, *low_rank, bits=bits, layout=layout)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.policy.regions != "token":
             return self._of_regions(x)
@@ -83,16 +110,11 @@ class QuantLinear(torch.nn.Module):
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         policy, qmax = self.policy, self.groups.qmax(self.qmax)
-        q, s = HADAMARD_QUANTIZE.call(x, qmax, block=policy.hadamard, clip=policy.clip, grid=policy.grid)
-        arguments = q, s, self.weight, self.weight_scale, self.bias
-        bits = policy.code_bits
-        if policy.low_rank:
-            t = x @ self.down.float().T
-            y = LOW_RANK_GEMMS[self.format.name].call(*arguments, t, self.up.float(), bits=bits)
-        else:
-            y = GEMMS[self.format.name].call(*arguments, bits=bits)
-        if self.policy.monarch:
-            y = MONARCH_ADD.call(y, x, self.monarch_down.float(), self.monarch_up.float())
+        q, s = self._call(HADAMARD_QUANTIZE, x, qmax, block=policy.hadamard, clip=policy.clip, grid=policy.grid)
+        branch = (x @ self.down.float().T, self.up.float()) if policy.low_rank else ()
+        y = self._gemm(q, s, self.bias, *branch)
+        if policy.monarch:
+            y = self._call(MONARCH_ADD, y, x, self.monarch_down.float(), self.monarch_up.float())
         return y
 
     def _qdq(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,11 +127,8 @@ class QuantLinear(torch.nn.Module):
 
     def _of_regions(self, x: torch.Tensor) -> torch.Tensor:
         qmax, regions = self.groups.qmax(self.qmax), self.groups.qmax(self.regions)
-        q_low, q_high, s_low, s_high = MULTI_REGION_QUANTIZE.call(x, qmax, regions)
+        q_low, q_high, s_low, s_high = self._call(MULTI_REGION_QUANTIZE, x, qmax, regions)
         if self.form == "qdq":
             weight = DEQUANTIZE_LINEARS[self.format.name].call(self.weight, self.weight_scale, k=self.in_features)
             return (q_low.float() * s_low + q_high.float() * s_high) @ weight.T + self.bias
-        gemm, bits = GEMMS[self.format.name], self.policy.code_bits
-        low = gemm.call(q_low, s_low, self.weight, self.weight_scale, self.bias, bits=bits)
-        nothing = torch.zeros(self.out_features)
-        return low + gemm.call(q_high, s_high, self.weight, self.weight_scale, nothing, bits=bits)
+        return self._gemm(q_low, s_low, self.bias) + self._gemm(q_high, s_high, torch.zeros(self.out_features))

@@ -6,22 +6,27 @@ from typing import Any, NamedTuple
 import torch
 
 from dit2deploy.artefacts.policy import LayerPolicy, Policy
-from dit2deploy.formats import by_name, unpack
+from dit2deploy.formats import by_name
 from dit2deploy.models.load import linears_of
+from dit2deploy.nn.kernels import compute, kernel_words
 from dit2deploy.nn.timestep_groups import TimestepGroups
-from dit2deploy.ops.hadamard_quantize import hadamard_quantize
+from dit2deploy.ops import GEMMS, HADAMARD_QUANTIZE, LOW_RANK_GEMMS
+from dit2deploy.ops.unpack import unpack
 from dit2deploy.quantizers.branches import add_branches, total
 from dit2deploy.quantizers.gain import clip_gain
 from dit2deploy.quantizers.linear import quantize_linear, rotate
+from dit2deploy.quantizers.round_to_nearest import dequantize
+from dit2deploy.targets.kernel import KERNEL_ORDER
 
 
 class _Form(NamedTuple):
-    """A layer's weight in one format: y = (q . weight) * scale * s + bias, + branches of x."""
+    """A layer's weight in one format, as the kernels read it."""
 
-    weight: torch.Tensor  # float32 [N, K] in the rotated space: the codes; dequantized where groups share scales
-    scale: torch.Tensor  # float32 [N]
+    words: torch.Tensor  # int32, in the kernels' layout
+    scale: torch.Tensor  # float32 [N, G]
     bias: torch.Tensor  # float32 [N]
     branches: dict[str, torch.Tensor]  # float32 factors, by suffix
+    error: float  # |W - Q(W)|^2, branches being part of Q
 
 
 class _Codes:
@@ -35,8 +40,7 @@ class _Codes:
         how = {"block": policy.hadamard, "clip": policy.clip, "grid": policy.grid}
         same = self._asked and self._asked[0] is x and self._asked[2] == how
         if self._given is None or not same or not torch.equal(self._asked[1], qmax):
-            q, s = hadamard_quantize(x, qmax, **how)
-            self._asked, self._given = (x, qmax, how), (q.float(), s)
+            self._asked, self._given = (x, qmax, how), compute(HADAMARD_QUANTIZE, x, qmax, **how)
         return self._given
 
     def forget(self) -> None:
@@ -46,7 +50,7 @@ class _Codes:
 class SimulatedLinear(torch.nn.Module):
     """x float32 [.., K] -> y float32 [.., N] as QuantLinear computes it, for any LayerPolicy; at first unquantized.
 
-    A weight format is made when it is first asked for and kept as float32 [N, K]: four bytes a weight and format.
+    A weight format is made when it is first asked for and kept packed. The compiled kernels compute with it.
     Weights round to nearest and branches know nothing of the inputs, whatever the policy says of GPTQ and moments: a
     search tries formats more often than it can solve. Smoothing and permutations are left out: they change no
     full-precision function. Inputs have one step a token, also where the policy says two regions.
@@ -72,10 +76,7 @@ class SimulatedLinear(torch.nn.Module):
 
     def weight_error(self, policy: LayerPolicy) -> float:
         """|W - Q(W)|^2 of the weights, with what `policy` makes of them; branches count as part of Q."""
-        form, weight = self._made(policy), self.weight.detach()
-        if form.branches:
-            weight = weight - total(form.branches)
-        return float((rotate(weight, policy.hadamard) - form.weight * form.scale.unsqueeze(1)).double().square().sum())
+        return self._made(policy).error
 
     def _made(self, policy: LayerPolicy) -> _Form:
         # Forms serve every width of activations, and the gain goes with the width.
@@ -88,15 +89,17 @@ class SimulatedLinear(torch.nn.Module):
             with torch.inference_mode(False):
                 bias = None if self.bias is None else self.bias.detach().numpy()
                 tensors = quantize_linear(self.weight.detach().numpy(), bias, policy, seed=self._seed)
-                codes = torch.from_numpy(unpack(tensors["weight"], by_name(policy.weight), self.in_features)).float()
-                scales = torch.from_numpy(tensors["weight_scale"])
-                if scales.shape[1] == 1:  # codes times codes are exact, hence equal to the reference to the last bit
-                    weight, scale = codes, scales[:, 0]
-                else:
-                    weight = (codes.reshape(*scales.shape, -1) * scales.unsqueeze(-1)).reshape(codes.shape)
-                    scale = torch.ones(self.out_features)
+                words, scale = torch.from_numpy(tensors["weight"]), torch.from_numpy(tensors["weight_scale"])
                 factors = {leaf: torch.from_numpy(tensors[leaf]).float() for leaf in policy.branch_leaves}
-                self._forms[key] = _Form(weight, scale, torch.from_numpy(tensors["bias"]), factors)
+                rest = self.weight.detach() - total(factors) if factors else self.weight.detach()
+                made = dequantize(unpack(words, by_name(policy.weight), self.in_features).float(), scale)
+                self._forms[key] = _Form(
+                    kernel_words(words, policy.weight, self.in_features),
+                    scale,
+                    torch.from_numpy(tensors["bias"]),
+                    factors,
+                    float((rotate(rest, policy.hadamard) - made).double().square().sum()),
+                )
         return self._forms[key]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -104,7 +107,13 @@ class SimulatedLinear(torch.nn.Module):
             return torch.nn.functional.linear(x, self.weight, self.bias)
         form, policy = self._form, self._policy
         q, s = self._codes.of(x, self._groups.qmax(self._qmax), policy)
-        y = add_branches((q @ form.weight.T) * (form.scale * self._gain) * s + form.bias, x, form.branches)
+        given = [q, s, form.words, form.scale * self._gain, form.bias]
+        branches, gemm = dict(form.branches), GEMMS[policy.weight]
+        if policy.low_rank:
+            gemm = LOW_RANK_GEMMS[policy.weight]
+            given += [x @ branches.pop("down").T, branches.pop("up")]
+        y = compute(gemm, *given, bits=policy.code_bits, layout=KERNEL_ORDER)
+        y = add_branches(y, x, branches)
         if self._strength < 1:
             exact = torch.nn.functional.linear(x, self.weight, self.bias)
             y = exact + self._strength * (y - exact)

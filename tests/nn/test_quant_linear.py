@@ -7,7 +7,7 @@ from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid
 from dit2deploy.formats import FORMATS, unpack
 from dit2deploy.models import FAMILIES
 from dit2deploy.models.dit import DIT
-from dit2deploy.nn.convert import load_quantized
+from dit2deploy.nn.convert import load_quantized, use_kernels
 from dit2deploy.nn.quant_linear import QuantLinear
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard
@@ -75,7 +75,30 @@ def check_definition(form: str, policy: LayerPolicy) -> None:
     with torch.no_grad():
         y = made(x)
     assert y.dtype == torch.float32
-    assert (y - by_definition(made, x, policy)).abs().max() < 1e-4
+    exact = by_definition(made, x, policy)
+    assert (y - exact).abs().max() < 1e-4
+    made.use_kernels()
+    if form == "fused":
+        made.weight.zero_()  # the kernels read words of their own
+    with torch.no_grad():
+        assert (made(x) - exact).abs().max() < 1e-4
+
+
+def test_what_is_not_on_the_cpu_is_computed_as_the_ops_define_it():
+    made = layer("fused", LayerPolicy(weight="ternary", activation_bits=(4,), hadamard=32)).to("meta")
+    with pytest.raises(NotImplementedError):  # no weight to be packed anew
+        made.use_kernels()
+    made = layer("fused", LayerPolicy(weight="ternary", activation_bits=(4,), hadamard=32))
+    made.use_kernels()
+    assert made.to("meta")(torch.empty(2, K, device="meta")).shape == (2, N)
+
+
+def test_words_of_the_kernels_are_not_saved():
+    made = layer("fused", LayerPolicy(weight="int3", activation_bits=(4,)))
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    made.use_kernels()
+    after = made.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_it_stands_for_the_linear_it_was_made_of():
@@ -105,6 +128,9 @@ def test_bits_follow_the_timestep_of_each_sample(family, form, tmp_path):
     assert (results["low"] - results["high"]).abs().max() > 1e-2
     assert torch.allclose(results["both"][:2], results["low"][:2], atol=1e-5)
     assert torch.allclose(results["both"][2:], results["high"][2:], atol=1e-5)
+    with torch.no_grad():
+        by_kernels = use_kernels(load_quantized(checkpoint, form=form))(**inputs, return_dict=False)[0]
+    assert torch.allclose(by_kernels, results["both"], atol=1e-3 * float(results["both"].std()))
 
 
 def test_timestep_groups_are_known_only_within_a_call():

@@ -3,8 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +13,7 @@ from dit2deploy.artefacts.checkpoint import TENSORS
 from dit2deploy.evaluate import Classifier, psnr_db, sqnr_db
 from dit2deploy.evaluate.size import average_activation_bits, effective_weight_bits
 from dit2deploy.evaluate.spectrum import high_frequency_error
-from dit2deploy.nn.convert import load_quantized, quantized_linears
-from dit2deploy.nn.quant_linear import QuantLinear
-from dit2deploy.ops.hadamard_quantize import SMALLEST, gaussian_step, hadamard, rows_of
-from dit2deploy.ops.unpack import unpack
-from dit2deploy.quantizers.branches import add_branches
-from dit2deploy.quantizers.round_to_nearest import dequantize
+from dit2deploy.nn.convert import load_quantized, use_kernels
 from dit2deploy.sampling import Scheduler, initial_noise, trajectory
 from dit2deploy.stages.finetune import finetune
 from dit2deploy.stages.quantize import quantize
@@ -85,48 +79,6 @@ def ask(network: torch.nn.Module, values: Sequence[np.ndarray]) -> np.ndarray:
         return network(**inputs, return_dict=False)[0].numpy()
 
 
-def quicken(network: torch.nn.Module) -> torch.nn.Module:
-    """The same network with weights unpacked once, rotations as products, and one quantized input for q, k and v.
-
-    For speed: it differs from the reference by the rounding of floats alone. Layers whose inputs are quantized to two
-    regions, and attentions, stay as they are.
-    """
-    memory: dict[str, Any] = {}
-    for layer in quantized_linears(network).values():
-        if layer.policy.regions == "token":
-            layer.forward = partial(_quick, layer, _dequantized(layer), _rotation(layer), memory)
-    return network
-
-
-def _dequantized(layer: QuantLinear) -> torch.Tensor:
-    """float32 [N, K], of the rotated space."""
-    return dequantize(unpack(layer.weight, layer.format, layer.in_features).float(), layer.weight_scale)
-
-
-def _rotation(layer: QuantLinear) -> torch.Tensor:
-    return hadamard(torch.eye(layer.policy.hadamard), block=layer.policy.hadamard)
-
-
-def _quick(
-    layer: QuantLinear, weight: torch.Tensor, rotation: torch.Tensor, memory: dict[str, Any], x: torch.Tensor
-) -> torch.Tensor:
-    policy, qmax = layer.policy, layer.groups.qmax(layer.qmax)
-    how = policy.hadamard, policy.clip, policy.grid
-    if memory.get("x") is not x or memory["how"] != how or not torch.equal(memory["qmax"], qmax):
-        largest = rows_of(qmax, x)
-        rotated = (x.reshape(-1, policy.hadamard) @ rotation).reshape(x.shape) if policy.hadamard > 1 else x
-        if policy.clip == "gaussian":
-            rms = torch.linalg.vector_norm(rotated, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            step = rms * gaussian_step(largest, policy.grid)
-        else:
-            step = rotated.abs().amax(-1, keepdim=True) / largest
-        scaled = rotated / step.clamp_min(SMALLEST)
-        codes = scaled.mul_(0.5).floor_().mul_(2).add_(1) if policy.grid == "mid-rise" else scaled.round_()
-        memory.update(x=x, how=how, qmax=qmax, value=codes.clamp_(-largest, largest).mul_(step))
-    y = torch.nn.functional.linear(memory["value"], weight, layer.bias)
-    return add_branches(y, x, {leaf: getattr(layer, leaf).float() for leaf in policy.branch_leaves})
-
-
 def measure(
     row: Row, case: Case, reference: Drawn, judge: Classifier, scheduler: Scheduler, options: argparse.Namespace
 ) -> dict[str, float]:
@@ -141,7 +93,7 @@ def measure(
             case.model, checkpoint, trained, calibration=case.calibration, settings=row.training, seed=case.seed
         )
     seconds = time.monotonic() - begun
-    network = quicken(load_quantized(checkpoint))
+    network = use_kernels(load_quantized(checkpoint))
     found = draw(network, scheduler, options, case.seed)
     asked = [sqnr_db(exact, ask(network, values)) for values, exact in reference.calls]
     blocks = block_linears(case.model)
