@@ -78,6 +78,11 @@ class Family:
         """What the layer of that name is for."""
         return next((role for pattern, role in self.roles if re.fullmatch(pattern, layer)), "other")
 
+    def batch_axes(self, config: Config) -> dict[str, int]:
+        """The axis of the samples of each input that has one; the others (positions) are the same for all samples."""
+        axes = self.axes(config).items()
+        return {name: dim for name, dims in axes for dim, axis in dims.items() if axis == BATCH}
+
     def classes_and_shape(self, config: Config) -> tuple[int, tuple[int, ...]]:
         """(number of classes, which is the null label too; shape of one latent) of a class-conditional model.
 

@@ -1,4 +1,4 @@
-"""Where TQ-DiT's quantizers can go: attentions whose products are written out, and linears that read a GELU.
+"""Where TQ-DiT's quantizers can go: attentions whose products can be taken over, and linears that read a GELU.
 
 They are told by the classes of diffusers, which know better than patterns of names whether a config has a GELU there.
 """
@@ -6,28 +6,28 @@ They are told by the classes of diffusers, which know better than patterns of na
 import torch
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
+from dit2deploy.models.z_image import RealAttnProcessor
 
 _CURE = "Write the policy anew with `dit2deploy search`."
 
 
-def attentions_of(module: torch.nn.Module) -> list[str]:
-    """The attentions of a transformer that nn.attention can take over, by module name: DiT's and PixArt's.
+# They ask torch for one attention each, with one key a query head and no causal mask.
+_PROCESSORS = (AttnProcessor2_0, JointAttnProcessor2_0, FluxAttnProcessor, WanAttnProcessor, RealAttnProcessor)
 
-    Those of other families join two streams or rotate positions in processors of their own.
-    """
+
+def attentions_of(module: torch.nn.Module) -> list[str]:
+    """The attentions of a transformer whose products nn.attention can take over, by module name."""
     return [
         name
         for name, attention in module.named_modules()
-        if isinstance(attention, Attention)
-        and type(attention.processor) is AttnProcessor2_0
-        and attention.spatial_norm is None
-        and attention.group_norm is None
-        and not attention.norm_cross
-        and not attention.residual_connection
+        if type(getattr(attention, "processor", None)) in _PROCESSORS
+        and not (isinstance(attention, WanAttention) and attention.add_k_proj is not None)  # a second one, of an image
     ]
 
 

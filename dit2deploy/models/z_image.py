@@ -54,7 +54,7 @@ def _adapt(module: Any) -> None:
         module.register_buffer(f"rotary_{axis}", torch.view_as_real(table).contiguous(), persistent=False)
     for name in _BLOCKS:
         for block in module.get_submodule(name):
-            block.attention.set_processor(_Attend())
+            block.attention.set_processor(RealAttnProcessor())
     module.forward = partial(_forward, module)
 
 
@@ -125,7 +125,7 @@ def _image_rotary(module: Any, filled: torch.Tensor, size: tuple[int, int, int])
     return torch.cat(parts, 4).flatten(1, 3)
 
 
-class _Attend:
+class RealAttnProcessor:
     """diffusers' ZSingleStreamAttnProcessor with rotations as pairs of real numbers, `freqs_cis` [B, L, D / 2, 2]."""
 
     def __call__(

@@ -57,7 +57,8 @@ def swap_linears(module: torch.nn.Module, policy: Policy, *, form: QuantForm = "
             layers.append(QuantLinear(k, n, policy=policy.layers[name], groups=groups, form=form).eval())
             module.set_submodule(name, layers[-1])
     for name, attention in policy.attentions.items():
-        cast(Attention, module.get_submodule(name)).set_processor(QuantAttention(attention, groups))
+        place = cast(Attention, module.get_submodule(name))
+        place.set_processor(QuantAttention(attention, groups, place.processor))
     groups.attach(module)
     return layers
 

@@ -43,3 +43,14 @@ def test_a_tiny_member_is_compiled(family, tmp_path):
     engine.close()
     want = quantized(bundle)(feed)
     assert np.isfinite(want).all() and sqnr_db(want, got) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.name != "dit"], ids=lambda family: family.name
+)
+def test_a_tiny_member_is_compiled_with_integer_attention(family, tmp_path):
+    tiny_module(family).save_pretrained(tmp_path / "model")
+    bundle = compile(tmp_path / "model", tmp_path / "bundle", recipe="tq-dit", samples=2, steps=2, runs=1)
+    assert bundle.policy.attentions
+    assert json.loads((bundle.folder / PARITY).read_text())["status"] == "passed"

@@ -8,15 +8,16 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.models import FAMILIES
 from dit2deploy.models.dit import DIT
 from dit2deploy.models.places import after_gelu, attentions_of, check_places
+from dit2deploy.models.wan import WAN
 from tests.packing import policy_of, tiny_module, with_regions
 
 FOUND = {  # attentions, GELU layers of the tiny models
     "dit": (["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"], 2),
     "pixart": (["transformer_blocks.0.attn1", "transformer_blocks.0.attn2"], 1),
-    "sd3": ([], 1),
-    "flux": ([], 2),
-    "z-image": ([], 0),
-    "wan": ([], 1),
+    "sd3": (["transformer_blocks.0.attn"], 1),
+    "flux": (["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"], 2),
+    "z-image": (["noise_refiner.0.attention", "context_refiner.0.attention", "layers.0.attention"], 0),
+    "wan": (["blocks.0.attn1", "blocks.0.attn2"], 1),
 }
 
 
@@ -27,6 +28,11 @@ def test_places_of_the_families(family):
     assert attentions_of(module) == attentions
     found = after_gelu(module)
     assert len(found) == gelus and all(name.endswith(".net.2") for name in found)
+
+
+def test_an_attention_to_an_image_too_is_left_alone():
+    module = diffusers.WanTransformer3DModel(**{**WAN.tiny, "image_dim": 8, "added_kv_proj_dim": 24})
+    assert attentions_of(module) == ["blocks.0.attn1"]
 
 
 def test_a_gate_is_no_gelu():

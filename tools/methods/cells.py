@@ -27,7 +27,7 @@ QUALITY = (
     ("step_sqnr_db", "SQNR of the model's output on the trajectory of full precision, mean over steps, dB", 1),
     ("psnr_db", "PSNR of the final image, dB", 1),
     ("accuracy", "class accuracy", 3),
-    ("fd", "FD to real digits", 2),
+    ("fd", "FD to real pictures", 2),
     ("high_frequency_error", "error of the top quarter of spatial frequencies, share of their energy", 2),
 )
 COST = (

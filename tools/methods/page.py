@@ -18,7 +18,7 @@ def render(result: Mapping[str, Any]) -> str:
     most = len(result["full_precision"])
     fewer = sorted({len(seeds) for seeds in measured.values()} - {most})
     lines = [
-        "# Quantization methods on the demo model",
+        f"# Quantization methods on {result['model']}",
         "",
         f"Written by `{result['rendered_by']}` from a result file; do not edit.",
         f"Measured {result['date'][:10]} on {result['machine']['cpu']}, {result['machine']['cores']} cores, "
@@ -36,7 +36,7 @@ def render(result: Mapping[str, Any]) -> str:
         "the bits of activations at the column's average.",
         "",
         f"Full precision: class accuracy {_cell(full['accuracy'], 3)}, FD {_cell(full['fd'], 2)}. FD is a Fréchet "
-        "distance in the features of the demo's classifier, no FID: biased at so few samples, and comparable only "
+        "distance in the features of the model's own classifier, no FID: biased at so few samples, and comparable only "
         "within this page.",
         "",
         "| method | what it is |",

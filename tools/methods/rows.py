@@ -98,8 +98,8 @@ def timed(case: Case) -> Policy:
 
 def branch(case: Case, **changes: Any) -> Policy:
     """Hadamard, gaussian clip and a low-rank branch: RobuQ's layer."""
-    chosen = {"clip": "gaussian", "grid": None, "rounding": "gptq", **changes}
-    of_recipe = {name: chosen.pop(name) for name in ("clip", "grid", "rounding")}
+    chosen = {"clip": "gaussian", "grid": None, "rounding": "gptq", "modulation": None, **changes}
+    of_recipe = {name: chosen.pop(name) for name in ("clip", "grid", "rounding", "modulation")}
     return with_blocks(case, case.uniform(hadamard=None, low_rank=case.rank, **of_recipe), **chosen)
 
 
@@ -224,6 +224,12 @@ ROWS = (
         LOW + TERNARY + T1,
     ),
     Row("branch V3, no clip", "V3 with absmax tokens", partial(branch, clip="absmax"), LOW + T4 + T3),
+    Row(
+        "branch V3, ternary modulation",
+        "V3, the adaLN linears ternary too, as in RobuQ",
+        partial(branch, modulation="ternary"),
+        T4 + T2,
+    ),
     Row("branch weighted", "V3 in the norm of the inputs", partial(branch, branch_init="weighted"), T4 + T3),
     Row(
         "branch refit",

@@ -6,17 +6,21 @@ weighted by the squared gradient of a loss with respect to z (HO).
 """
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.artefacts.checkpoint import CONFIG
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
+from dit2deploy.base.memory import require
 from dit2deploy.base.progress import note, track
-from dit2deploy.nn.attention import attend
+from dit2deploy.models.load import known_family
+from dit2deploy.nn.attention import Processor, attend
 from dit2deploy.quantizers import multi_region
 from dit2deploy.quantizers.inputs import watch
 
@@ -37,11 +41,14 @@ def search_regions(
     in that code. A timestep group that the calibration set has no call of takes its nearest neighbour's steps. Raises
     Misuse for probabilities or GELU outputs that are not finite.
     """
+    batched = known_family(type(network).__name__, Path(CONFIG)).batch_axes(cast(Any, network).config)
     group_of = np.searchsorted(policy.timestep_bounds, calibration.manifest.timesteps, side="right")
     scores = _Scores(network, policy, _largest(network, policy, calibration, group_of), seed=seed)
     for index in track(range(len(calibration)), "search regions"):
-        rows = np.random.default_rng([seed, index]).permutation(len(calibration.call(index)["timestep"]))[:ITEMS]
-        call = {name: torch.from_numpy(value[np.sort(rows)]) for name, value in calibration.call(index).items()}
+        given = calibration.call(index)
+        rows = np.sort(np.random.default_rng([seed, index]).permutation(len(given["timestep"]))[:ITEMS])
+        few = {name: np.take(given[name], rows, axis=axis) for name, axis in batched.items()}
+        call = {name: torch.from_numpy(value) for name, value in {**given, **few}.items()}
         scores.add(call, int(group_of[index]), seed=seed + index)
     return scores.tables(sorted(set(group_of.tolist())))
 
@@ -125,7 +132,7 @@ class _Scores:
         attentions = {name: cast(Attention, self._network.get_submodule(name)) for name in self._policy.attentions}
         before = {name: attention.processor for name, attention in attentions.items()}
         for name, attention in attentions.items():
-            attention.set_processor(_Recorder(name, see))
+            attention.set_processor(_Recorder(name, attention.processor, see))
         try:
             with torch.enable_grad():
                 # No weight takes part in the gradients: the latents do, so that every z is part of a graph.
@@ -166,23 +173,30 @@ class _Scores:
 
 
 class _Recorder:
-    """A processor that computes attention in full precision and tells `see` of P, V and P V."""
+    """In the place of `processor`: computes attention in full precision, and tells `see` of P, V and P V."""
 
-    def __init__(self, name: str, see: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]) -> None:
-        self._name, self._see = name, see
-
-    def __call__(
+    def __init__(
         self,
-        attention: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return attend(attention, hidden_states, encoder_hidden_states, attention_mask, self._products)
+        name: str,
+        processor: Processor,
+        see: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None],
+    ) -> None:
+        self._name, self._processor, self._see = name, processor, see
+        self.__call__ = processor.__call__  # as in QuantAttention
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return attend(self._processor, self._products, *args, **kwargs)
 
     def _products(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float, bias: torch.Tensor | float
     ) -> torch.Tensor:
+        # All attentions' P are held until the gradients are there.
+        require(
+            f"search regions: the probabilities of {self._name}",
+            4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2],
+            None,
+            cure="Calibrate at fewer tokens (a smaller size), or keep attention in float (a uniform recipe).",
+        )
         probabilities = (q @ k.transpose(-1, -2) * factor + bias).softmax(-1)
         z = probabilities @ v
         self._see(self._name, probabilities, v, z)

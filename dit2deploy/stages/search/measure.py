@@ -8,7 +8,7 @@ import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.models.blocks import blocks_of, recording, replaying
-from dit2deploy.models.family import BATCH, Family
+from dit2deploy.models.family import Family
 from dit2deploy.nn.simulate import Simulation
 from dit2deploy.stages.search.journal import Journal
 from dit2deploy.stages.search.tss import OPEN, Configuration
@@ -30,9 +30,7 @@ def items_of(
     """
     calls, rng = len(calibration), np.random.default_rng(seed)
     which = [(index * calls // count if count < calls else index % calls) for index in range(count)]
-    axes = family.axes(config)
-    # The one axis of the batch of each input; inputs without one (positions) are the same for all samples.
-    batched = {name: next((dim for dim, axis in dims.items() if axis == BATCH), None) for name, dims in axes.items()}
+    batched = family.batch_axes(config)
     items = []
     opened, call = -1, {}
     for index in sorted(which):
@@ -41,7 +39,7 @@ def items_of(
         row = int(rng.integers(len(call["timestep"])))
         items.append(
             {
-                name: value if batched.get(name) is None else np.take(value, [row], axis=batched[name])
+                name: np.take(value, [row], axis=batched[name]) if name in batched else value
                 for name, value in call.items()
             }
         )
@@ -51,9 +49,7 @@ def items_of(
     return [
         {
             name: torch.from_numpy(
-                np.concatenate([item[name] for item in part], axis=axis)
-                if (axis := batched.get(name)) is not None
-                else part[0][name]
+                np.concatenate([item[name] for item in part], axis=batched[name]) if name in batched else part[0][name]
             )
             for name in part[0]
         }

@@ -49,10 +49,10 @@ def test_what_does_not_fit_is_refused(tiny_dit_folder, tmp_path, overrides, text
         search(tiny_dit_folder, tmp_path / "policy.json", recipe="tq-dit", **overrides)
 
 
-def test_attentions_of_other_families_stay_in_float(tmp_path):
+def test_attentions_of_two_streams(tmp_path):
     tiny_module(FLUX).save_pretrained(tmp_path / "model")
     policy = search(tmp_path / "model", tmp_path / "policy.json", recipe="tq-dit", groups=2)
-    assert not policy.attentions
+    assert list(policy.attentions) == ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
     assert [name for name, layer in policy.layers.items() if layer.regions == "gelu"] == [
         "transformer_blocks.0.ff.net.2",
         "transformer_blocks.0.ff_context.net.2",
