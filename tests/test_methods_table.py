@@ -26,6 +26,7 @@ SEARCHED = (
     "AMPN",
     "TSS",
     "AdaTSQ",
+    "time knapsack",
     "RobuQ, trained",
     "QueST-like",
     "low rank 16, trained",
@@ -90,8 +91,8 @@ def test_rows_of_tq_dit(tool, model, calibration, tmp_path):
 
 def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
     blocks = tool.block_linears(model)
-    weights = {"W1.58A3": "ternary", "W3A3": "int3", "W4A4": "int4", "W6A6": "int8"}
-    made = {}
+    weights = {"W1.58A3": "ternary", "W3A3": "int3", "W4A4": "int4", "W6A6": "int8", "W1.58A4": "ternary"}
+    made, around = {}, {}
     for row in tool.ROWS:
         at = next(name for name in weights if name in row.columns)
         bits = int(at[-1])
@@ -100,9 +101,11 @@ def test_rows_are_what_they_say(tool, model, calibration, tmp_path):
         policy = row.make(tool.Case(model, column(tool, at), calibration, tmp_path, rank=2, seed=0))
         policy.check_covers("DiTTransformer2DModel", linears(open_model(model)))
         made[row.name] = [policy.layers[name] for name in blocks]
+        around[row.name] = policy.layers["transformer_blocks.0.norm1.linear"].weight
         assert {layer.weight for layer in made[row.name]} == {"int8" if row.name == "LRQ-DiT-like" else weights[at]}
         if row.name != "TR-DQ-like":  # its widths have a mean of 3
             assert {max(layer.activation_bits) for layer in made[row.name]} == {bits}
+    assert around["branch V3"] == "int4" and around["branch V3, ternary modulation"] == "ternary"
     plain = LayerPolicy(weight="ternary", activation_bits=(3,))
     assert set(made["RTN"]) == {plain}
     assert {layer.clip for layer in made["RobuQ baseline"]} == {"absmax"}
@@ -197,6 +200,8 @@ def test_a_table_is_measured_once_and_goes_on(tool, model, tmp_path, monkeypatch
     assert cells["branch V3", "W1.58A2"]["0"]["weight_bits"] > cells["RTN", "W1.58A2"]["0"]["weight_bits"] > 1.6
     assert cells["RTN", "W4A4"]["0"]["sqnr_db"] != cells["RTN", "W4A4"]["1"]["sqnr_db"]
 
+    picture = (tmp_path / "methods.svg").read_text()
+    assert "branch V3" in picture and "W1.58A2" in picture
     document = (tmp_path / "methods.md").read_text()
     (tmp_path / "methods.md").unlink()
     assert tool.main(arguments(model, tmp_path, "--render")) == 0
@@ -212,6 +217,7 @@ def test_the_document_shows_the_result(tool):
     values = {"0": dict.fromkeys(keys, 1.0), "1": dict.fromkeys(keys, 1.5)}
     text = tool.render(
         {
+            "model": "some/model",
             "rendered_by": "cmd",
             "date": "2026-01-02T03:04:05",
             "machine": {"cpu": "C", "cores": 2},
@@ -222,8 +228,10 @@ def test_the_document_shows_the_result(tool):
             "full_precision": {"0": {"accuracy": 1.0, "fd": 1.5}, "1": {"accuracy": 1.0, "fd": 2.5}},
             "rows": {"R": "what R is", "S": "what S is"},
             "cells": [{"row": "R", "column": "A", "seeds": values}, {"row": "S", "column": "B", "seeds": values}],
-        }
+        },
+        picture="chart.svg",
     )
+    assert "methods on some/model" in text and "](chart.svg)" in text
     assert "| R | 1.2 ± 0.4 |  |" in text and "| S |  | 1.2 ± 0.4 |" in text
     assert "| R | what R is |" in text
     assert "class accuracy 1.000, FD 2.00 ± 0.71" in text

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from methods import chart
 from methods.cases import COLUMNS, Case, block_linears
 from methods.cells import ask, draw, judged, measure
 from methods.claims import FULL
@@ -168,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif not (options.out / RESULT).exists():
             raise Misuse(f"{options.out / RESULT}: no such file.", "Measure first, without --render.")
         result = json.loads((options.out / RESULT).read_text())
-        write_bytes(options.document, render(result).encode())
+        picture = options.document.with_suffix(".svg")
+        chart.draw(result, picture)
+        write_bytes(options.document, render(result, picture=picture.name).encode())
     except Misuse as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

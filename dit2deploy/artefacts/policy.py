@@ -138,8 +138,11 @@ class LayerPolicy(schema.Record):
     @property
     def needs_moments(self) -> bool:
         """Whether the second moments of the layer's inputs decide about its tensors."""
-        weighted = bool(self.branch_leaves) and self.branch_init in _OF_MOMENTS
-        return self.is_quantized and (self.rounding == "gptq" or weighted)
+        return self.is_quantized and (self.rounding == "gptq" or self.branch_needs_moments)
+
+    @property
+    def branch_needs_moments(self) -> bool:
+        return bool(self.branch_leaves) and self.branch_init in _OF_MOMENTS
 
     @property
     def branch_leaves(self) -> tuple[str, ...]:

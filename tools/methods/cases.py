@@ -46,6 +46,7 @@ class Case:
         """The column's recipe without what a method may add, and with what this one adds."""
         grid = "mid-tread" if self.column.activation_bits > 1 else "mid-rise"
         plain = {"hadamard": 1, "low_rank": 0, "rounding": "nearest", "clip": "absmax", "grid": grid, "gain": "none"}
+        plain["branch_init"] = "alternating"
         return search(
             self.model,
             self.folder / "policy.json",

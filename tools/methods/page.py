@@ -8,8 +8,8 @@ from methods.cells import COST, QUALITY
 from methods.claims import CLAIMS, FULL, SURE, Cells, told
 
 
-def render(result: Mapping[str, Any]) -> str:
-    """docs/methods.md: a table for each value, methods down and bit-widths across."""
+def render(result: Mapping[str, Any], *, picture: str) -> str:
+    """The document: a table for each value, methods down and bit-widths across; `picture` is what it shows first."""
     columns = list(dict.fromkeys(cell["column"] for cell in result["cells"]))
     rows = list(dict.fromkeys(cell["row"] for cell in result["cells"]))
     measured: Cells = {(cell["row"], cell["column"]): cell["seeds"] for cell in result["cells"]}
@@ -38,6 +38,8 @@ def render(result: Mapping[str, Any]) -> str:
         f"Full precision: class accuracy {_cell(full['accuracy'], 3)}, FD {_cell(full['fd'], 2)}. FD is a Fréchet "
         "distance in the features of the model's own classifier, no FID: biased at so few samples, and comparable only "
         "within this page.",
+        "",
+        f"![SQNR of the methods at each bit-width]({picture})",
         "",
         "| method | what it is |",
         "|---|---|",

@@ -156,6 +156,7 @@ def mixed(case: Case, recipe: str, **options: Any) -> Policy:
         low_rank=case.rank,
         rounding="gptq",
         gain="none",
+        branch_init="alternating",
         seed=case.seed,
         **options,
     )
@@ -257,6 +258,12 @@ ROWS = (
         "V3, widths by layer and timestep group, Fisher-weighted GPTQ",
         partial(mixed, recipe="adatsq", hessian="fisher"),
         LOW + T3,
+    ),
+    Row(
+        "time knapsack",
+        "V3, widths by layer and step: one knapsack, weighted by what a step's error does to the image (ours)",
+        partial(mixed, recipe="time-knapsack"),
+        THREE + T3,
     ),
     Row("RobuQ, trained", f"branch V3 and {TRAINED} steps of training", branch, TERNARY, TRAINING),
     Row(

@@ -31,11 +31,12 @@ def workspace(shape: tuple[int, int], layer: LayerPolicy) -> int:
     """Peak bytes of `quantize_linear` of a layer (N, K) that the policy quantizes, its Hessian included.
 
     Counted in the code and measured (tools/bench_memory.py): copies of the float32 weight, and for GPTQ the Hessian,
-    its rotation and the float64 factor.
+    its rotation and the float64 factor. A branch in the norm of the inputs makes that factor while the Hessian, damped,
+    is there twice in float64.
     """
     n, k = shape
     copies = 3 if not layer.branch_leaves else 7
-    moments = 28 if layer.rounding == "gptq" else 20 if layer.needs_moments else 0
+    moments = 40 if layer.branch_needs_moments else 28 if layer.rounding == "gptq" else 0
     return 4 * n * k * copies + moments * k * k + _CHUNKS
 
 

@@ -139,16 +139,18 @@ class _Scores:
                 latents = call["hidden_states"].requires_grad_(True)
                 output = self._network(**{**call, "hidden_states": latents}, return_dict=False)[0]
                 v = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))
-                products = [z for _, _, z in seen.values()]
-                gradients = torch.autograd.grad((output * v).sum(), products, allow_unused=True)
+                # Text that is refined before it meets the latents (Z-Image) is no part of the graph.
+                products = {name: z for name, (_, _, z) in seen.items() if z.requires_grad}
+                taken = torch.autograd.grad((output * v).sum(), list(products.values()), allow_unused=True)
+                gradients = dict(zip(products, taken, strict=True))
         finally:
             for handle in handles:
                 handle.remove()
             for name, attention in attentions.items():
                 attention.set_processor(before[name])
         return {
-            name: (x, other, torch.zeros_like(z) if gradient is None else gradient.square())
-            for (name, (x, other, z)), gradient in zip(seen.items(), gradients, strict=True)
+            name: (x, other, torch.zeros_like(z) if (gradient := gradients.get(name)) is None else gradient.square())
+            for name, (x, other, z) in seen.items()
         }
 
     def tables(self, groups: list[int]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Searched recipes: RobuQ's AMPN, TreeQ's TSS, AdaTSQ's beam, Q-DiT's group sizes; a uniform recipe and a budget."""
+"""Searched recipes: AMPN, TSS, AdaTSQ's beam, our own by timestep, Q-DiT's group sizes; a base and a budget."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -157,6 +157,12 @@ def _adatsq(task: Task) -> Found:
     return beam(task)
 
 
+def _time_knapsack(task: Task) -> Found:
+    from dit2deploy.stages.search.time_knapsack import search
+
+    return search(task)
+
+
 def _hawq(task: Task) -> Found:
     from dit2deploy.stages.search.traces import knapsack
 
@@ -188,6 +194,13 @@ RECIPES = (
         (*_COMMON, "groups", "beam", "trajectories", "probes"),
         "activation bits by timestep group, Pareto beam (AdaTSQ)",
         _adatsq,
+    ),
+    MixedRecipe(
+        "time-knapsack",
+        (*_COMMON, "groups", "items", "trajectories"),
+        "activation bits by layer and timestep group, one knapsack",
+        _time_knapsack,
+        defaults={"groups": 10, "items": 80},
     ),
     MixedRecipe(
         "hawq",
