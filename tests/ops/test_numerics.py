@@ -9,11 +9,11 @@ with a float64 evaluation E of the same formula: a face may be off by at most
 where reference is PyTorch in float32, S the sum of the magnitudes of the terms that the face adds in float32, and n the
 number of roundings that a term meets at most (Higham, Accuracy and Stability, 3.1: any order of summation is off by at
 most n u S / (1 - n u)). A kernel sums the integers of a group exactly: its terms are s ws I_g, bias and t_r up_r, and
-n = G + r + 6 (int to float, times ws, times s, G - 1 sums, the bias; r products and sums; the last sum). With a residual
-all of these are multiplied by the gate, the residual is one more, and n is greater by 2. A function
+n = G + r + 6 (int to float, times ws, times s, G - 1 sums, the bias; r products and sums; the last sum). A function
 body multiplies dequantized weights, so its terms are the s ws q_k w_k, of which K are added: n = 4 sqrt(K) + r + 6, the
-probabilistic bound with lambda = 4 (Higham and Mary 2019, Theorem 2.4), since K itself would hide a wrong code. A
-Monarch branch is two float sums one after the other, of K / A and of A r terms: n = 4 sqrt(K / A) + 4 sqrt(A r) + 6.
+probabilistic bound with lambda = 4 (Higham and Mary 2019, Theorem 2.4), since K itself would hide a wrong code. With a
+residual all terms are multiplied by the gate, the residual is one more, and n is greater by 2. A Monarch branch is two
+float sums one after the other, of K / A and of A r terms: n = 4 sqrt(K / A) + 4 sqrt(A r) + 6.
 """
 
 import ctypes

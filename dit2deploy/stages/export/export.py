@@ -69,8 +69,9 @@ def export(
     Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, GeluHadamardQuantize behind a GELU)
     and one <Format>Gemm for all layers of a block that share an input, with gate and residual where they follow. Form
     "qdq": custom QDQ and Hadamard ops around plain MatMuls. Both run in any ONNX runtime by their function bodies.
-    Weights are never in memory but one by one; `max_memory` is what the process may own, in bytes (None: what the machine has free). Where a graph fixes the size
-    of the latents, `sizes` (height, width) asks for graphs of others beside the config's own, over one data file.
+    Weights are never in memory but one by one; `max_memory` is what the process may own, in bytes (None: what the
+    machine has free). Where a graph fixes the size of the latents, `sizes` (height, width) asks for graphs of others
+    beside the config's own, over one data file.
 
     Raises Misuse for a checkpoint that is broken or whose family's inputs are unknown, for sizes that the model cannot
     have or that one graph serves anyway, and for a ceiling that cannot be kept, Failed where the model cannot be traced
