@@ -98,7 +98,7 @@ def move_one_weight(folder: Path, target: str, layer: str) -> None:
 
 
 def take_another_gate(folder: Path, target: str, layer: str, other: str) -> None:
-    """The GEMM of a layer in a bundle's engine, which gates its output and adds a residual, takes the gate of another."""
+    """A layer's GEMM with gate and residual, in a bundle's engine, takes the gate of another layer's."""
     bundle = Bundle.load(folder)
     engine = bundle.path(bundle.target(target).engines["onnx"])
     model = onnx.load(engine, load_external_data=False)
