@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from dit2deploy.artefacts import schema
@@ -20,6 +21,7 @@ from dit2deploy.models.load import open_model
 from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.export import export
 from dit2deploy.targets import by_name, kernel
+from dit2deploy.targets.graph import JOINED
 from tests.packing import pack_checkpoint, policy_of, tiny_module
 
 SCHEDULER = {
@@ -92,6 +94,24 @@ def move_one_weight(folder: Path, target: str, layer: str) -> None:
     content[stored.offset : stored.offset + stored.length] = np.ascontiguousarray(words).tobytes()
     assert bytes(content) != data.read_bytes()
     write_bytes(data, bytes(content))
+    _vouch(folder, data)
+
+
+def take_another_gate(folder: Path, target: str, layer: str, other: str) -> None:
+    """A layer's GEMM with gate and residual, in a bundle's engine, takes the gate of another layer's."""
+    bundle = Bundle.load(folder)
+    engine = bundle.path(bundle.target(target).engines["onnx"])
+    model = onnx.load(engine, load_external_data=False)
+    first, second = (
+        next(node for node in model.graph.node if f"{name}{JOINED}" in node.output) for name in (layer, other)
+    )
+    assert first.op_type.endswith("Residual") and first.input[-1] != second.input[-1]
+    first.input[-1] = second.input[-1]
+    write_bytes(engine, model.SerializeToString())
+    _vouch(folder, engine)
+
+
+def _vouch(folder: Path, changed: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["sha256"][str(data.relative_to(folder))] = sha256_of_file(data)
+    manifest["sha256"][str(changed.relative_to(folder))] = sha256_of_file(changed)
     write_json(folder / MANIFEST, manifest)

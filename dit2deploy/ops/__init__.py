@@ -6,13 +6,21 @@ from dit2deploy.ops.hadamard_quantize import HADAMARD, HADAMARD_QUANTIZE, PER_TO
 from dit2deploy.ops.monarch import MONARCH_ADD
 from dit2deploy.ops.multi_region_quantize import MULTI_REGION_QUANTIZE
 from dit2deploy.ops.op import DOMAIN, OPSET, VERSION, Op, register
-from dit2deploy.ops.quant_gemm import DEQUANTIZE_LINEARS, GEMMS, LOW_RANK_GEMMS
+from dit2deploy.ops.quant_gemm import (
+    DEQUANTIZE_LINEARS,
+    GEMMS,
+    LOW_RANK_GEMMS,
+    LOW_RANK_RESIDUAL_GEMMS,
+    RESIDUAL_GEMMS,
+)
 from dit2deploy.ops.quant_matmul import QUANT_MATMUL
 
 OPS: tuple[Op, ...] = (
     HADAMARD_QUANTIZE,
     *GEMMS.values(),
     *LOW_RANK_GEMMS.values(),
+    *RESIDUAL_GEMMS.values(),
+    *LOW_RANK_RESIDUAL_GEMMS.values(),
     MONARCH_ADD,
     MULTI_REGION_QUANTIZE,
     QUANT_MATMUL,
@@ -38,12 +46,14 @@ __all__ = [
     "HADAMARD",
     "HADAMARD_QUANTIZE",
     "LOW_RANK_GEMMS",
+    "LOW_RANK_RESIDUAL_GEMMS",
     "MONARCH_ADD",
     "MULTI_REGION_QUANTIZE",
     "OPS",
     "OPSET",
     "PER_TOKEN_QUANTIZE_LINEAR",
     "QUANT_MATMUL",
+    "RESIDUAL_GEMMS",
     "VERSION",
     "Op",
 ]

@@ -10,15 +10,7 @@ import torch
 
 from dit2deploy.ops.hadamard_quantize import QUANTIZE_BODY, hadamard_quantize, rotate_body
 from dit2deploy.ops.op import Case, Op, OutputRule, Port
-
-
-def rows_like(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """rows [.., K], R in all, as [.., K] over the rows of x: R divides their number M, row i has rows[i // (M / R)]."""
-    k = x.shape[-1]
-    rows = rows.reshape(-1, k)
-    if len(rows) == 1 or x.numel() == 0:
-        return rows[:1].expand_as(x)
-    return rows.repeat_interleave(x.numel() // k // len(rows), 0).reshape(x.shape)
+from dit2deploy.ops.sample_rows import rows_like, rows_like_text
 
 
 def ada_ln(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -65,12 +57,6 @@ _ADA_LN = """
   a_one = Constant <value = float {1}> ()
   a_wide_one = Constant <value = double {1}> ()
   a_last = Constant <value_ints = [-1]> ()
-  a_axis1 = Constant <value_ints = [1]> ()
-  a_full = Shape (x)
-  a_lead = Shape <start = 0, end = -1> (x)
-  a_k = Shape <start = -1> (x)
-  a_rows = ReduceProd <keepdims = 1> (a_lead)
-  a_table = Concat <axis = 0> (a_last, a_k)
   a_wide = Cast <to = 11> (x)
   a_wide_mean = ReduceMean <keepdims = 1> (a_wide, a_last)
   a_mean = Cast <to = 1> (a_wide_mean)
@@ -83,21 +69,12 @@ _ADA_LN = """
   a_root = Sqrt (a_guarded)
   a_wide_inverse = Div (a_wide_one, a_root)
   a_inverse = Cast <to = 1> (a_wide_inverse)
-  a_normal = Mul (a_deviation, a_inverse)""" + "".join(
-    f"""
-  a_{name}_table = Reshape ({name}, a_table)
-  a_{name}_count = Shape <start = 0, end = 1> (a_{name}_table)
-  a_{name}_repeats = Div (a_rows, a_{name}_count)
-  a_{name}_runs = Unsqueeze (a_{name}_table, a_axis1)
-  a_{name}_to = Concat <axis = 0> (a_{name}_count, a_{name}_repeats, a_k)
-  a_{name}_expanded = Expand (a_{name}_runs, a_{name}_to)
-  a_{name} = Reshape <allowzero = 1> (a_{name}_expanded, a_full)"""
-    for name in ("scale", "shift")
-)
+  a_normal = Mul (a_deviation, a_inverse)"""
+_ADA_LN += rows_like_text("x", "shift", "scale")
 _ADA_LN += """
-  a_gain = Add (a_one, a_scale)
+  a_gain = Add (a_one, scale_rows)
   a_scaled = Mul (a_normal, a_gain)
-  y = Add (a_scaled, a_shift)"""
+  y = Add (a_scaled, shift_rows)"""
 
 
 def cases() -> list[Case]:

@@ -1,4 +1,9 @@
-"""TernaryGemm, Int3Gemm, Int4Gemm, Int8Gemm, each plain and with a low-rank branch: one definition over FORMATS."""
+"""TernaryGemm, Int3Gemm, Int4Gemm, Int8Gemm: one definition over FORMATS.
+
+Each is four ops: <Format>Gemm, <Format>GemmLowRank with a low-rank branch, <Format>GemmResidual with the gate and the
+residual of a DiT's block, <Format>GemmLowRankResidual with both. Variants are ops of their own, since ONNX Runtime 1.18
+and onnx.reference know no functions with absent inputs.
+"""
 
 from functools import partial
 
@@ -7,6 +12,7 @@ import torch
 
 from dit2deploy.formats import FORMATS, Format, pack
 from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.sample_rows import rows_like, rows_like_text
 from dit2deploy.ops.unpack import dequantize_text, unpack
 
 
@@ -22,16 +28,21 @@ def quant_gemm(
     w: torch.Tensor,
     ws: torch.Tensor,
     bias: torch.Tensor,
-    *low_rank: torch.Tensor,
+    *more: torch.Tensor,
     fmt: Format,
+    low_rank: bool,
+    residual: bool,
     bits: int,
     layout: int,
 ) -> torch.Tensor:
-    """y[m, n] = s[m] * sum_g ws[n, g] * (sum over k of group g of q[m, k] w[n, k]) + bias[n], + sum_r t[m, r] up[n, r].
+    """y[m, n] = s[m] * sum_g ws[n, g] * (sum over k of group g of q[m, k] w[n, k]) + bias[n], + sum_r t[m, r] up[n, r];
+    with a residual, residual[m, n] + gate[m, n] times that.
 
     q int8 [.., K] with |q| <= 2**(bits - 1) - 1; s float32 [.., 1]; w int32 words of `fmt` [N, words(K)] (layout 0, the
     interchange layout, is the only one that PyTorch reads); ws float32 [N, G], G divides K; bias float32 [N]; with a
-    low-rank branch (SVDQuant; RobuQ) t float32 [.., r] and up float32 [N, r]. Returns float32 [.., N].
+    low-rank branch (SVDQuant; RobuQ) t float32 [.., r] and up float32 [N, r]; with a residual (AdaLN-Zero, Peebles and
+    Xie 2022) residual float32 [.., N] and gate float32 [.., N], a row for each run of M / R rows of q: [B, N] or
+    [B, 1, N], one a sample. Returns float32 [.., N].
     The inner sum is an exact integer. Raises ValueError for another layout.
     """
     if layout != 0:
@@ -50,8 +61,11 @@ def quant_gemm(
         )
     y = y * s + bias
     if low_rank:
-        t, up = low_rank
+        t, up, *more = more
         y = y + t @ up.T
+    if residual:
+        before, gate = more
+        y = before + rows_like(gate, y) * y
     return y
 
 
@@ -65,11 +79,28 @@ _GEMM = """
 """
 
 
-def gemm_cases(fmt: Format, low_rank: bool) -> list[Case]:
-    """Odd shapes, K and N with tails, every activation width, groups, one token, none, extremes of codes and scales."""
+# Cases of the sums alone: the ops with a residual are left to those of their epilogue.
+_OF_SUMS = ("bits2", "bits3", "bits5", "bits6", "bits7", "largest", "zero", "dit-fc1", "dit-fc2", "dit-xl")
+
+
+def gemm_cases(fmt: Format, *, low_rank: bool, residual: bool) -> list[Case]:
+    """Odd shapes, K and N with tails, every activation width, groups, one token, none, extremes of codes and scales;
+    gates of one sample, of several, of every token."""
     out = []
 
-    def add(name: str, lead: tuple[int, ...], n: int, k: int, *, bits: int = 4, groups: int = 1, fill: str = "random"):
+    def add(
+        name: str,
+        lead: tuple[int, ...],
+        n: int,
+        k: int,
+        *,
+        bits: int = 4,
+        groups: int = 1,
+        fill: str = "random",
+        gates: tuple[int, ...] = (),
+    ):
+        if residual and name in _OF_SUMS:
+            return
         rng = np.random.default_rng(len(out))
         largest = 2 ** (bits - 1) - 1
         q = rng.integers(-largest, largest, (*lead, k), endpoint=True)
@@ -93,6 +124,11 @@ def gemm_cases(fmt: Format, low_rank: bool) -> list[Case]:
             rank = 1 + 5 * (len(out) % 4)
             inputs["t"] = rng.standard_normal((*lead, rank)).astype(np.float32)
             inputs["up"] = rng.standard_normal((n, rank)).astype(np.float32)
+        if residual:
+            samples = gates or ((lead[0] or 1) if len(lead) > 1 else 1, *(1,) * (len(lead) - 1))
+            inputs["residual"] = rng.standard_normal((*lead, n)).astype(np.float32)
+            gate = rng.uniform(0.5, 1.5, (*samples, n)) * rng.choice((-1, 1), (*samples, n))
+            inputs["gate"] = gate.astype(np.float32)
         out.append(Case(name, inputs, {"bits": bits}))
 
     for bits in range(2, 9):
@@ -115,26 +151,40 @@ def gemm_cases(fmt: Format, low_rank: bool) -> list[Case]:
     add("few-tokens-tail", (16,), 35, 528, bits=8)
     add("many-groups", (33,), 70, 288, groups=9)
     add("long-k", (17,), 33, 64 * 64 + 16, bits=8)  # split among blocks
+    if residual:
+        add("one-gate", (3, 4), 40, 64, gates=(1, 1))
+        add("a-gate-a-token", (6,), 33, 96, gates=(6,))
+        add("two-leads", (2, 3, 4), 20, 48)
+        add("samples", (3, 23), 130, 208)  # that end inside of a tile
+        add("samples-long-k", (2, 9), 33, 64 * 64 + 16, bits=8)
     return out
 
 
-def define(fmt: Format, *, low_rank: bool) -> Op:
-    body = _GEMM % dequantize_text(fmt, "y_k")
+def define(fmt: Format, *, low_rank: bool = False, residual: bool = False) -> Op:
+    ports = [Port("q", "i8"), Port("s", "f32"), Port("w", "i32"), Port("ws", "f32"), Port("bias", "f32")]
+    plain = "y_plain" if low_rank or residual else "y"
+    branched = plain if not low_rank else "y_branched" if residual else "y"
+    body = _GEMM % dequantize_text(fmt, "y_k") + f"  {plain} = Add (y_scaled, bias)"
     if low_rank:
-        body += "  up_t = Transpose <perm = [1, 0]> (up)\n  branch = MatMul (t, up_t)\n"
-        body += "  y_plain = Add (y_scaled, bias)\n  y = Add (y_plain, branch)"
-    else:
-        body += "  y = Add (y_scaled, bias)"
-    ports = (Port("q", "i8"), Port("s", "f32"), Port("w", "i32"), Port("ws", "f32"), Port("bias", "f32"))
+        ports += [Port("t", "f32"), Port("up", "f32")]
+        body += f"""
+  up_t = Transpose <perm = [1, 0]> (up)
+  branch = MatMul (t, up_t)
+  {branched} = Add ({plain}, branch)"""
+    if residual:
+        ports += [Port("residual", "f32"), Port("gate", "f32")]
+        body += f"""{rows_like_text("residual", "gate")}
+  y_gated = Mul (gate_rows, {branched})
+  y = Add (residual, y_gated)"""
     return Op(
-        f"{fmt.title}Gemm{'LowRank' if low_rank else ''}",
-        inputs=ports + ((Port("t", "f32"), Port("up", "f32")) if low_rank else ()),
+        f"{fmt.title}Gemm{'LowRank' if low_rank else ''}{'Residual' if residual else ''}",
+        inputs=tuple(ports),
         outputs=(Port("y", "f32"),),
         attributes={"bits": 8, "layout": 0},
         shapes=(OutputRule(0, last_input=3, last_dim=0),),
-        reference=partial(quant_gemm, fmt=fmt),
+        reference=partial(quant_gemm, fmt=fmt, low_rank=low_rank, residual=residual),
         body=body,
-        cases=partial(gemm_cases, fmt, low_rank),
+        cases=partial(gemm_cases, fmt, low_rank=low_rank, residual=residual),
     )
 
 
@@ -146,7 +196,7 @@ def dequantize_linear(w: torch.Tensor, ws: torch.Tensor, *, k: int, fmt: Format)
 def _dequantize_cases(fmt: Format) -> list[Case]:
     return [
         Case(case.name, {"w": case.inputs["w"], "ws": case.inputs["ws"]}, {"k": case.inputs["q"].shape[-1]})
-        for case in gemm_cases(fmt, False)
+        for case in gemm_cases(fmt, low_rank=False, residual=False)
         if not case.name.startswith("bits")
     ]
 
@@ -166,6 +216,8 @@ def define_dequantize(fmt: Format) -> Op:
     )
 
 
-GEMMS = {fmt.name: define(fmt, low_rank=False) for fmt in FORMATS}
+GEMMS = {fmt.name: define(fmt) for fmt in FORMATS}
 LOW_RANK_GEMMS = {fmt.name: define(fmt, low_rank=True) for fmt in FORMATS}
+RESIDUAL_GEMMS = {fmt.name: define(fmt, residual=True) for fmt in FORMATS}
+LOW_RANK_RESIDUAL_GEMMS = {fmt.name: define(fmt, low_rank=True, residual=True) for fmt in FORMATS}
 DEQUANTIZE_LINEARS = {fmt.name: define_dequantize(fmt) for fmt in FORMATS}

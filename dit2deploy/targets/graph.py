@@ -3,6 +3,7 @@
 # onnx_ir types every name, shape and constant as optional.
 # pyright: reportArgumentType=false, reportReturnType=false
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -18,22 +19,26 @@ from dit2deploy.base.progress import track
 from dit2deploy.targets import kernel
 
 DOMAIN = "dit2deploy"
-# Ports of the <Format>Gemm and <Format>GemmLowRank nodes, by position.
+# Names of the GEMM ops: format, with a low-rank branch, with gate and residual (dit2deploy/ops/quant_gemm.py).
+GEMM_NAME = re.compile(r"(?P<format>\w+)Gemm(?P<low_rank>LowRank)?(?P<residual>Residual)?")
+# Their first ports, by position: T and UP are a low-rank branch's; residual and gate come last.
 Q, S, W, WS, BIAS, T, UP = range(7)
+# A GEMM with a residual makes the value LAYER + JOINED; the layer's own output, before gate and residual, is nowhere.
+JOINED = ".joined"
 _INLINE = 256  # bytes: smaller tensors stay in the model file, where runtimes need shapes and axes
 _PAGE, _LINE = 4096, 64
 
 
 def is_gemm(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type.endswith(("Gemm", "GemmLowRank"))
+    return node.domain == DOMAIN and GEMM_NAME.fullmatch(node.op_type) is not None
 
 
 def weight_format(node: ir.Node) -> str:
     """Name of the format whose packed words a node of our domain reads; "" where it reads none."""
-    for suffix in ("GemmLowRank", "Gemm", "DequantizeLinear"):
-        if node.op_type.endswith(suffix):
-            return node.op_type.removesuffix(suffix).lower()
-    return ""
+    if found := GEMM_NAME.fullmatch(node.op_type):
+        return found["format"].lower()
+    name = node.op_type.removesuffix("DequantizeLinear")
+    return "" if name == node.op_type else name.lower()
 
 
 def columns_of(node: ir.Node) -> int:
@@ -185,16 +190,32 @@ def float32_bytes(model: ir.Model) -> int:
 
 
 def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
-    """Makes inner values outputs of the graph; Misuse where there is no such value."""
+    """Makes inner values outputs of the graph; Misuse where there is no such value.
+
+    What a GEMM with a residual computes before that is made beside it, from the same inputs, by the op without.
+    """
     there = {value.name for value in model.graph.outputs}
     inner = {value.name: value for node in model.graph for value in node.outputs}
     for name in names:
         if name in there:
             continue
+        if name not in inner and name + JOINED in inner:
+            inner[name] = _without_residual(model.graph, inner[name + JOINED].producer(), name)
         if name not in inner:
             raise Misuse(f"the engine has no value {name!r}.", "Build the bundle anew.")
         model.graph.outputs.append(inner[name])
         there.add(name)
+
+
+def _without_residual(graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
+    """The value `name`: what the GEMM computes before gate and residual."""
+    attributes = {key: attribute.value for key, attribute in node.attributes.items()}
+    op_type = node.op_type.removesuffix("Residual")
+    plain = ir.node(op_type, node.inputs[:-2], attributes, domain=DOMAIN, name=f"{node.name}.plain")
+    (value,), (joined,) = plain.outputs, node.outputs
+    value.name, value.type, value.shape = name, joined.type, joined.shape
+    graph.insert_after(node, plain)
+    return value
 
 
 def _roles(graph: ir.Graph) -> Iterator[tuple[str, str]]:
@@ -210,7 +231,7 @@ def _roles(graph: ir.Graph) -> Iterator[tuple[str, str]]:
         elif is_gemm(node):
             yield from _initializers([node.inputs[W]], fmt)
             yield from _initializers([node.inputs[WS]], "scales")
-            if len(node.inputs) > UP:
+            if GEMM_NAME.fullmatch(node.op_type)["low_rank"]:
                 product = node.inputs[T].producer()
                 factors = [node.inputs[UP], *(product.inputs[1:2] if product is not None else ())]
                 yield from _initializers(_sources(factors), "low_rank")

@@ -18,7 +18,7 @@ _CURE = "Build it anew."
 # A plugin's name (group 2), preceded by its length in 8 bytes.
 PLUGIN_NAME = re.compile(
     rb"(?s)(.)\0{7}((?:AdaLn|Gelu)?HadamardQuantize(?:Keep)?|MonarchAdd|MultiRegionQuantize|QuantMatMul"
-    rb"|[A-Z][A-Za-z0-9]{0,30}Gemm(?:LowRank)?)(?![A-Za-z0-9_])"
+    rb"|[A-Z][A-Za-z0-9]{0,30}Gemm(?:LowRank)?(?:Residual)?)(?![A-Za-z0-9_])"
 )
 _LEAST = 64  # bytes: smaller tensors are folded into shapes, or found by chance
 

@@ -31,6 +31,11 @@ struct Shape {
         return rows;
     }
     int64_t count() const { return rank ? rows() * last() : 1; }
+    bool is_known() const {
+        for (int i = 0; i < rank; ++i)
+            if (dims[i] < 0) return false;
+        return rank >= 0;
+    }
 };
 
 // A dense row-major view; owns nothing.
@@ -163,6 +168,20 @@ inline std::vector<Shape> output_shapes(const Definition& definition, const std:
         shapes.push_back(shape);
     }
     return shapes;
+}
+
+// What is wrong with a port that holds rows as long as those of `tensor`, R in all, one for each run of M / R of its rows
+// (one a sample, one for all), or "".
+inline std::string check_sample_rows(const std::string& name, const Shape& rows, const std::string& tensor,
+                                     const Shape& shape) {
+    if (rows.rank == 0) return name + " must have at least one dimension";
+    if (!rows.is_known() || !shape.is_known()) return "";
+    if (rows.last() != shape.last())
+        return name + " must have the " + std::to_string(shape.last()) + " columns of " + tensor;
+    if (shape.rows() > 0 && (rows.rows() < 1 || shape.rows() % rows.rows()))
+        return name + " has " + std::to_string(rows.rows()) + " rows, which do not divide the " +
+               std::to_string(shape.rows()) + " rows of " + tensor;
+    return "";
 }
 
 // Attribute values before a node's own are read.

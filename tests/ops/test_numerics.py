@@ -11,13 +11,15 @@ number of roundings that a term meets at most (Higham, Accuracy and Stability, 3
 most n u S / (1 - n u)). A kernel sums the integers of a group exactly: its terms are s ws I_g, bias and t_r up_r, and
 n = G + r + 6 (int to float, times ws, times s, G - 1 sums, the bias; r products and sums; the last sum). A function
 body multiplies dequantized weights, so its terms are the s ws q_k w_k, of which K are added: n = 4 sqrt(K) + r + 6, the
-probabilistic bound with lambda = 4 (Higham and Mary 2019, Theorem 2.4), since K itself would hide a wrong code. A
-Monarch branch is two float sums one after the other, of K / A and of A r terms: n = 4 sqrt(K / A) + 4 sqrt(A r) + 6.
+probabilistic bound with lambda = 4 (Higham and Mary 2019, Theorem 2.4), since K itself would hide a wrong code. With a
+residual all terms are multiplied by the gate, the residual is one more, and n is greater by 2. A Monarch branch is two
+float sums one after the other, of K / A and of A r terms: n = 4 sqrt(K / A) + 4 sqrt(A r) + 6.
 """
 
 import ctypes
 import functools
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +41,7 @@ from tests import over_pipe
 
 ISAS = ("portable", "avx2", "avx512_vnni", "neon")
 WEIGHT_PORTS = ("w", "ws", "bias", "up", "down")
+GEMM_NAME = re.compile(r"(?P<format>\w+)Gemm(LowRank)?(Residual)?")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def library(name: str = "") -> Path:
 
 
 def format_of(op: Op) -> Format | None:
-    return next((fmt for fmt in FORMATS if op.name in (f"{fmt.title}Gemm", f"{fmt.title}GemmLowRank")), None)
+    found = GEMM_NAME.fullmatch(op.name)
+    return next(fmt for fmt in FORMATS if fmt.title == found["format"]) if found else None
 
 
 def in_kernel_order(op: Op, case: Case, path: Path, layout: int = kernel.KERNEL_ORDER) -> Case:
@@ -223,6 +227,11 @@ def exact_gemm(fmt: Format, case: Case, *, body: bool) -> tuple[np.ndarray, np.n
         value = value + t @ up.T
         magnitude = magnitude + abs(t) @ abs(up).T
     roundings = (4 * np.sqrt(k) if body else groups) + rank + 6
+    if "residual" in case.inputs:
+        before = case.inputs["residual"].astype(np.float64).reshape(-1, n)
+        gate = case.inputs["gate"].astype(np.float64).reshape(-1, n)
+        gate = gate[np.arange(len(before)) * len(gate) // max(1, len(before))]
+        value, magnitude, roundings = before + gate * value, abs(before) + abs(gate) * magnitude, roundings + 2
     return value.reshape(*lead, n), (roundings * 2.0**-24 * magnitude).reshape(*lead, n)
 
 

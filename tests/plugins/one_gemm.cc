@@ -1,5 +1,5 @@
 // ternary_gemm_64x64 on the emulator: 70 tokens, 70 outputs, K 208, a branch of
-// rank 5; whole, or in slices of K.
+// rank 5, two gates and a residual; whole, or in slices of K.
 #include <cstdio>
 #include <fstream>
 #include <vector>
@@ -33,19 +33,29 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < q.size(); ++i)
     q[i] = static_cast<int8_t>(1 + i % k / 64);
   const std::vector<float> s(m, 1), ws(n, 1), bias(n, 1), t(m * rank, 1),
-      up(n * rank, 1);
+      up(n * rank, 1), residual(m * n, 3);
+  std::vector<float> gate(n, 2); // of the first 35 tokens
+  gate.resize(2 * n, 4);
   for (unsigned seed = 0; seed < 3; ++seed) {
     const std::vector<float> y(m * n, -1e9f);
     std::vector<uint64_t> words = {
-        word(q), word(s), word(w), word(ws), word(bias), word(t), word(up),
-        word(y), m,       n,       k,        1,          rank};
+        word(q),    word(s), word(w),  word(ws),
+        word(bias), word(t), word(up), word(residual),
+        word(gate), word(y), m,        n,
+        k,          1,       rank,     m / 2};
     const auto launch = [&](const char *name, gpu::host::Grid grid,
                             const std::vector<uint64_t> &words) {
       grid.seed = seed;
-      grid.memory = {{q.data(), q.size()},           {s.data(), 4 * s.size()},
-                     {w.data(), 4 * w.size()},       {ws.data(), 4 * ws.size()},
-                     {t.data(), 4 * t.size()},       {up.data(), 4 * up.size()},
-                     {bias.data(), 4 * bias.size()}, {y.data(), 4 * y.size()}};
+      grid.memory = {{q.data(), q.size()},
+                     {s.data(), 4 * s.size()},
+                     {w.data(), 4 * w.size()},
+                     {ws.data(), 4 * ws.size()},
+                     {t.data(), 4 * t.size()},
+                     {up.data(), 4 * up.size()},
+                     {bias.data(), 4 * bias.size()},
+                     {y.data(), 4 * y.size()},
+                     {residual.data(), 4 * residual.size()},
+                     {gate.data(), 4 * gate.size()}};
       gpu::host::launch(name, grid, words);
     };
     try {
@@ -63,11 +73,14 @@ int main(int argc, char **argv) {
       std::printf("%s", error.what());
       return 1;
     }
-    for (size_t i = 0; i < m * n; ++i)
-      if (y[i] != sums[i % n] + 1 + rank) {
-        std::printf("y[%zu] is %g, not %g", i, y[i], sums[i % n] + 1 + rank);
+    for (size_t i = 0; i < m * n; ++i) {
+      const float want =
+          3 + gate[i / (m / 2 * n) * n] * (sums[i % n] + 1 + rank);
+      if (y[i] != want) {
+        std::printf("y[%zu] is %g, not %g", i, y[i], want);
         return 1;
       }
+    }
   }
   return 0;
 }

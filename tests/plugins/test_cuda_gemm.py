@@ -133,6 +133,7 @@ def test_a_split_k_gives_the_bits_of_its_formula(fmt: Format, library):
 BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
 ADD = "gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);"
 STORE = "gpu::store(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);"
+FINISHED = "    gpu::store(y, stream_of(p, token).joined(output, value));\n"
 # What is changed in the kernels' sources, whole or in how many slices K is, and what the emulator says to it.
 PLANTED = {
     "none": ("", "", 0, ""),
@@ -140,7 +141,8 @@ PLANTED = {
     "no barrier a step": ("        gpu::sync_block();\n        fetch(", "        fetch(", 0, "nobody wrote"),
     "the stage that is read is overwritten": ("T::stages - 1, stage_before)", "T::stages - 1, stage)", 0, "copy_async"),
     "K beyond the row": ("inside && there[i]", "there[i]", 0, "outside of every tensor"),
-    "outputs beyond N": ("if (token >= p.m || output >= p.n)", "if (token >= p.m)", 0, "touches global memory"),
+    "outputs beyond N": ("                if (output >= p.n) continue;\n", "", 0, "touches global memory"),
+    "another token's residual": ("stream_of(p, token);", "stream_of(p, token ^ 1);", 0, " is "),
     "no barrier before the branch": (BRANCH, BRANCH.partition("\n")[2], 0, "a barrier is missing"),
     "none, in slices": ("", "", 3, ""),
     "a slice stores its sums": (ADD, STORE, 3, "another block of the launch changes"),
@@ -149,7 +151,7 @@ PLANTED = {
     "weights of the first slice": ("all_steps + step) * W::pieces", "all_steps) * W::pieces", 3, " is "),
     "activations of the first slice": ("* p.k + 64 * step + 16", "* p.k + 16", 3, " is "),
     "sums are not set to 0": ("if (i < count) gpu::store(sums + i, 0);", "", 3, " is "),
-    "sums are not finished": ("gpu::store(y, value);\n}\n\n}", "}\n\n}", 3, " is "),
+    "sums are not finished": (FINISHED, "", 3, " is "),
 }
 
 

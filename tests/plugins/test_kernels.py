@@ -83,7 +83,17 @@ def at_odd_address(array: np.ndarray) -> np.ndarray:
 
 
 def gemm_inputs(
-    fmt: Format, largest: int, m: int, k: int, n: int, groups: int, *, fill: str, rank: int, library: Path
+    fmt: Format,
+    largest: int,
+    m: int,
+    k: int,
+    n: int,
+    groups: int,
+    *,
+    fill: str,
+    rank: int,
+    gates: int = 0,
+    library: Path,
 ) -> list[np.ndarray]:
     rng = np.random.default_rng(m * k + n)
     low, high = -fmt.offset, fmt.levels - 1 - fmt.offset
@@ -104,14 +114,19 @@ def gemm_inputs(
     ]
     if rank:
         inputs += [rng.standard_normal((m, rank), np.float32), rng.standard_normal((n, rank), np.float32)]
+    if gates:
+        inputs += [rng.standard_normal((m, n), np.float32), rng.standard_normal((gates, n), np.float32)]
     return inputs
 
 
 def gemm(
     run: Callable[..., list[np.ndarray]], fmt: Format, inputs: list[np.ndarray], bits: int, threads: int = 1
 ) -> np.ndarray:
-    name = f"{fmt.title}Gemm{'LowRank' if len(inputs) > 5 else ''}"
     shape = (inputs[0].shape[0], inputs[3].shape[0])
+    name = f"{fmt.title}Gemm"
+    if len(inputs) > 5:
+        joined = inputs[-2].shape == shape  # else it is t [M, 3], whose rank no N here is
+        name += ("LowRank" if len(inputs) > 7 or not joined else "") + ("Residual" if joined else "")
     attributes = {"bits": bits, "layout": 1}
     return run(name, inputs, attributes, [shape], threads=threads)[0]
 
@@ -121,9 +136,9 @@ def gemm(
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_gemms_agree_bit_for_bit(face, oracle, library: Path, fmt: Format, bits: int, fill: str):
     for index, (m, k, n, groups) in enumerate(SHAPES):
-        rank = (0, 3)[index % 2]
+        rank, gates = (0, 3)[index % 2], (0, 1, m)[index % 3]
         largest = 2 ** (bits - 1) - 1
-        inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, library=library)
+        inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, gates=gates, library=library)
         got = gemm(face, fmt, inputs, bits, threads=1 + index % 3)
         want = gemm(oracle, fmt, inputs, bits)
         np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=str((m, k, n, groups)))
@@ -135,8 +150,8 @@ def test_gemms_agree_bit_for_bit(face, oracle, library: Path, fmt: Format, bits:
 def test_codes_narrower_than_bits_agree_bit_for_bit(face, oracle, library: Path, fmt: Format, largest: int, fill: str):
     """`bits` bounds the codes, kernels choose by those of the call. All at the edge: sums as large as can be."""
     for index, (m, k, n, groups) in enumerate(LOOKUP_SHAPES):
-        rank = (0, 3)[index % 2]
-        inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, library=library)
+        rank, gates = (0, 3)[index % 2], (m, 0, 1)[index % 3]
+        inputs = gemm_inputs(fmt, largest, m, k, n, groups, fill=fill, rank=rank, gates=gates, library=library)
         got = gemm(face, fmt, inputs, 8, threads=1 + index % 3)
         want = gemm(oracle, fmt, inputs, 8)
         np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=str((m, k, n, groups)))

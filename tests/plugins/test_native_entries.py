@@ -69,6 +69,12 @@ def gemm(*, low_rank: bool = False, **changes) -> dict[str, np.ndarray]:
     return {**inputs, **changes}
 
 
+def gated(**changes) -> dict[str, np.ndarray]:
+    """Beside those of `gemm`: a residual, and the gates of two samples."""
+    stream = {"residual": np.ones((M, N), np.float32), "gate": np.ones((2, 1, N), np.float32)}
+    return gemm(**stream | changes)
+
+
 def branch(**changes) -> dict[str, np.ndarray]:
     """A 2 x 2 grid of rank 3, K 8 and N 6."""
     shapes = {"plain": (5, 6), "x": (5, 8), "down": (8, 3, 2), "up": (2, 3, 6)}
@@ -172,6 +178,25 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         ("TernaryGemm", gemm(s=np.ones((M + 1, 1), np.float32)), {}, "s must have the rows of q"),
         ("TernaryGemm", gemm(ws=np.ones((N, 3), np.float32)), {}, "3 groups do not divide the 40 columns of q"),
         ("TernaryGemmLowRank", gemm(low_rank=True, up=np.ones((N, 9), np.float32)), {}, "t must be [.., r]"),
+        ("TernaryGemmResidual", gated(residual=np.ones((M, N + 1), np.float32)), {}, "residual must be [.., 35]"),
+        (
+            "TernaryGemmResidual",
+            gated(residual=np.ones((M - 1, N), np.float32)),
+            {},
+            "residual must have the rows of q",
+        ),
+        (
+            "TernaryGemmResidual",
+            gated(gate=np.ones((2, 1), np.float32)),
+            {},
+            "gate must have the 35 columns of residual",
+        ),
+        (
+            "TernaryGemmResidual",
+            gated(gate=np.ones((4, N), np.float32)),
+            {},
+            "gate has 4 rows, which do not divide the 6",
+        ),
         ("HadamardQuantize", quantizer(), {"block": 128}, "block 128 does not divide the 64 columns of x"),
         ("HadamardQuantize", quantizer(qmax=np.full(4, 7, np.float32)), {}, "which do not divide the 6 rows of x"),
         ("AdaLnHadamardQuantize", modulated(shift=np.ones((3, 64), np.float32)), {}, "shift has 3 rows and scale 2"),
@@ -201,6 +226,10 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         "steps",
         "groups",
         "rank",
+        "residual-columns",
+        "residual-rows",
+        "gate-columns",
+        "gate-samples",
         "block",
         "qmax",
         "modulation-rows",

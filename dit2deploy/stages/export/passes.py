@@ -24,10 +24,22 @@ def simplify(model: ir.Model) -> None:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
         common.IdentityEliminationPass(),
+        skip_divisions_by_one,
         common.CommonSubexpressionEliminationPass(),
     ):
         with quiet():
             step(model)
+
+
+def skip_divisions_by_one(model: ir.Model) -> None:
+    """Readers of x / 1 read x: diffusers' attention divides by `rescale_output_factor`."""
+    for node in list(model.graph):
+        if node.domain or node.op_type != "Div" or node.outputs[0].is_graph_output():
+            continue
+        divisor = node.inputs[1].const_value
+        if divisor is not None and tuple(divisor.shape) == () and divisor.numpy() == 1:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            model.graph.remove(node, safe=True)
 
 
 def tidy(model: ir.Model) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from dit2deploy.targets.graph import GEMM_NAME, UP
+
 Port = tuple[str, list[int]]  # ONNX Runtime's name of the dtype, and the shape
 
 _BYTES = {
@@ -34,11 +36,9 @@ def cost_of(op: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> Cost:
     moved = sum(prod(shape) * _BYTES.get(dtype, 1) for dtype, shape in (*inputs, *outputs))
     shapes = [shape for _, shape in inputs]
     out = outputs[0][1] if outputs else []
-    if op.endswith(("GemmLowRank",)) and len(shapes) >= 7:
-        rows = prod(out[:-1])
-        return Cost(rows * shapes[0][-1] * out[-1], rows * shapes[6][-1] * out[-1], moved)
-    if op.endswith("Gemm") and op != "Gemm" and shapes and shapes[0]:
-        return Cost(prod(out) * shapes[0][-1], 0, moved)
+    if (gemm := GEMM_NAME.fullmatch(op)) and shapes and shapes[0]:
+        rank = shapes[UP][-1] if gemm["low_rank"] else 0
+        return Cost(prod(out) * shapes[0][-1], prod(out) * rank, moved)
     if op == "MonarchAdd" and len(shapes) == 4:
         return Cost(0, prod(out[:-1]) * (prod(shapes[2]) + prod(shapes[3])), moved)
     if op == "MatMulInteger":

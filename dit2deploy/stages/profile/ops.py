@@ -14,6 +14,7 @@ from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.stages.profile.costs import Cost, Port, cost_of
+from dit2deploy.targets.graph import JOINED
 from dit2deploy.targets.kernel import LIBRARY_NAME
 from dit2deploy.targets.ort import open_session
 
@@ -70,7 +71,8 @@ def layers_of_nodes(engine: Path, bundle: Bundle) -> dict[str, str]:
         by_output.setdefault(record.output, []).append(layer)
     found: dict[str, str] = {}
     for node in ir.load(engine).graph:
-        names = [layer for value in node.outputs for layer in by_output.get(value.name or "", ())]
+        outputs = [(value.name or "").removesuffix(JOINED) for value in node.outputs]
+        names = [layer for output in outputs for layer in by_output.get(output, ())]
         if not names or node.name is None:
             continue
         found[node.name] = joined(names)

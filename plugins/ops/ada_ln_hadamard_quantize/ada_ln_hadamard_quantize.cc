@@ -1,8 +1,8 @@
 // AdaLnHadamardQuantize and AdaLnHadamardQuantizeKeep: ports, checks and dispatch.
 #include "ada_ln_hadamard_quantize.h"
 
-#include <algorithm>
 #include <string>
+#include <utility>
 
 #include "hadamard_quantize/prepared_rows.h"
 
@@ -11,26 +11,18 @@ namespace {
 
 enum Input { kX, kShift, kScale, kEps, kQmax };
 
-bool is_known(const Shape& shape) {
-    return shape.rank >= 0 &&
-           std::all_of(shape.dims, shape.dims + shape.rank, [](int64_t dim) { return dim >= 0; });
-}
-
 std::string check_shapes(const Attributes& attributes, const std::vector<Shape>& shapes) {
     const Shape &x = shapes[kX], &shift = shapes[kShift], &scale = shapes[kScale], &eps = shapes[kEps];
     const std::string wrong = check_row_shapes(attributes, x, shapes[kQmax]);
     if (!wrong.empty()) return wrong;
-    if (is_known(eps) && (eps.rank != 1 || eps.dims[0] != 1)) return "eps must have the shape [1]";
-    if (shift.rank == 0 || scale.rank == 0) return "shift and scale must have at least one dimension";
-    if (!is_known(x) || !is_known(shift) || !is_known(scale)) return "";
-    if (shift.last() != x.last() || scale.last() != x.last())
-        return "shift and scale must have the " + std::to_string(x.last()) + " columns of x";
-    if (shift.rows() != scale.rows())
+    if (eps.is_known() && (eps.rank != 1 || eps.dims[0] != 1)) return "eps must have the shape [1]";
+    for (const auto& [name, rows] : {std::pair("shift", shift), std::pair("scale", scale)}) {
+        const std::string fault = check_sample_rows(name, rows, "x", x);
+        if (!fault.empty()) return fault;
+    }
+    if (shift.is_known() && scale.is_known() && shift.rows() != scale.rows())
         return "shift has " + std::to_string(shift.rows()) + " rows and scale " +
                std::to_string(scale.rows());
-    if (x.rows() > 0 && (shift.rows() < 1 || x.rows() % shift.rows()))
-        return "shift has " + std::to_string(shift.rows()) + " rows, which do not divide the " +
-               std::to_string(x.rows()) + " rows of x";
     return "";
 }
 

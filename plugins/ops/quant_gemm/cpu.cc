@@ -12,11 +12,11 @@ constexpr int64_t kOutputsATask = 16;
 
 class Kernel : public CpuKernel {
   public:
-    Kernel(const FormatSpec& format, const Attributes& attributes, bool low_rank)
-        : format_(format), layout_(attributes.integer("layout")), low_rank_(low_rank) {}
+    Kernel(const FormatSpec& format, const Attributes& attributes, GemmTerms terms)
+        : format_(format), layout_(attributes.integer("layout")), terms_(terms) {}
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
-        const GemmProblem p(inputs, outputs, low_rank_);
+        const GemmProblem p(inputs, outputs, terms_);
         if (p.m == 0) return;
         parallel.run((p.n + kOutputsATask - 1) / kOutputsATask, [&](size_t task) {
             int16_t* weights = scratch<int16_t>(p.k);
@@ -44,19 +44,20 @@ class Kernel : public CpuKernel {
         }
         y = y * p.s[m] + p.bias[n];
         for (int64_t r = 0; r < p.rank; ++r) y += p.t[m * p.rank + r] * p.up[n * p.rank + r];
+        if (p.residual) y = p.residual[m * p.n + n] + p.gate[m / p.tokens_a_gate * p.n + n] * y;
         return y;
     }
 
     FormatSpec format_;
     int64_t layout_;
-    bool low_rank_;
+    GemmTerms terms_;
 };
 
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_quant_gemm_portable(const FormatSpec& format, const Attributes& attributes,
-                                                    bool low_rank) {
-    return std::make_unique<Kernel>(format, attributes, low_rank);
+                                                    GemmTerms terms) {
+    return std::make_unique<Kernel>(format, attributes, terms);
 }
 
 }  // namespace d2d

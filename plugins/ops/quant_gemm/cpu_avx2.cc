@@ -89,12 +89,12 @@ class Micro {
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_quant_gemm_avx2(const FormatSpec& format, const Attributes& attributes,
-                                                bool low_rank) {
+                                                GemmTerms terms) {
 #if defined(D2D_AVXVNNI)
     if (avxvnni_runs_here())
-        return make_lookup_avx2(format, make_quant_gemm_avxvnni(format, attributes, low_rank), low_rank);
+        return make_lookup_avx2(format, make_quant_gemm_avxvnni(format, attributes, terms), terms);
 #endif
-    return make_lookup_avx2(format, make_tiled<Micro>(format, attributes, low_rank), low_rank);
+    return make_lookup_avx2(format, make_tiled<Micro>(format, attributes, terms), terms);
 }
 
 }  // namespace d2d

@@ -60,9 +60,9 @@ class Micro {
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_quant_gemm_avx512(const FormatSpec& format, const Attributes& attributes,
-                                                  bool low_rank) {
-    auto tiled = make_tiled<Micro>(format, attributes, low_rank);
-    return vbmi_runs_here() ? make_lookup_avx512(format, std::move(tiled), low_rank) : std::move(tiled);
+                                                  GemmTerms terms) {
+    auto tiled = make_tiled<Micro>(format, attributes, terms);
+    return vbmi_runs_here() ? make_lookup_avx512(format, std::move(tiled), terms) : std::move(tiled);
 }
 
 }  // namespace d2d

@@ -70,8 +70,8 @@ class Micro {
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_quant_gemm_dotprod(const FormatSpec& format, const Attributes& attributes,
-                                                   bool low_rank) {
-    return make_tiled<Micro>(format, attributes, low_rank);
+                                                   GemmTerms terms) {
+    return make_tiled<Micro>(format, attributes, terms);
 }
 
 }  // namespace d2d

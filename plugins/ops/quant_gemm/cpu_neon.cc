@@ -70,10 +70,10 @@ class Micro {
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_quant_gemm_neon(const FormatSpec& format, const Attributes& attributes,
-                                                bool low_rank) {
-    if (i8mm_runs_here()) return make_quant_gemm_i8mm(format, attributes, low_rank);
-    if (dotprod_runs_here()) return make_quant_gemm_dotprod(format, attributes, low_rank);
-    return make_lookup_neon(format, make_tiled<Micro>(format, attributes, low_rank), low_rank);
+                                                GemmTerms terms) {
+    if (i8mm_runs_here()) return make_quant_gemm_i8mm(format, attributes, terms);
+    if (dotprod_runs_here()) return make_quant_gemm_dotprod(format, attributes, terms);
+    return make_lookup_neon(format, make_tiled<Micro>(format, attributes, terms), terms);
 }
 
 }  // namespace d2d

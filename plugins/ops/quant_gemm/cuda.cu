@@ -1,4 +1,4 @@
-// <Format>Gemm and <Format>GemmLowRank. Example: DiT-XL/2 fc1, M 512, K 1152, N 4608, ternary, RTX 4090.
+// <Format>Gemm, plain, LowRank, Residual and LowRankResidual. Example: DiT-XL/2 fc1, M 512, K 1152, N 4608, ternary, RTX 4090.
 //   operations 2 M N K = 5.44 G / 660 T/s (int8 tensor cores)      = 8.2 us
 //   bytes w 1.33 + q 0.59 + y 9.44 = 11.4 MB / 1.0 TB/s            = 11 us with float32 outputs
 // M 1 (modulation, N 6912): bytes w 2.0 MB / 1.0 TB/s = 2.0 us against 16 us of float16 weights.
@@ -54,7 +54,7 @@ GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
         float value = mine * p.s[first + lane] + p.bias[output];
         for (int64_t r = 0; r < p.rank; ++r)
             value += p.t[(first + lane) * p.rank + r] * p.up[output * p.rank + r];
-        p.y[(first + lane) * p.n + output] = value;
+        p.y[(first + lane) * p.n + output] = stream_of(p, first + lane).joined(output, value);
     }
 }
 
@@ -69,7 +69,7 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare) {
     for (int64_t r = 0; r < p.rank; ++r)
         value = gpu::multiply_add(gpu::load(p.t + token * p.rank + r), gpu::load(p.up + output * p.rank + r),
                                   value);
-    gpu::store(y, value);
+    gpu::store(y, stream_of(p, token).joined(output, value));
 }
 
 }  // namespace
@@ -83,9 +83,10 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare) {
 
 #define PORTS                                                                                              \
     const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
-        const float *up, float *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank
+        const float *up, const float *residual, const float *gate, float *y, int64_t m, int64_t n,         \
+        int64_t k, int64_t groups, int64_t rank, int64_t tokens_a_gate
 #define GIVEN \
-    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank }
+    Ports { q, s, w, ws, bias, t, up, residual, gate, y, m, n, k, groups, rank, tokens_a_gate }
 
 #define QUANT_GEMM(name, index)                                                                              \
     GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); }   \

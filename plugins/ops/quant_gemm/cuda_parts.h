@@ -17,9 +17,33 @@ struct Ports {
     const float* bias;
     const float* t;
     const float* up;
+    const float* residual;
+    const float* gate;
     float* y;
-    int64_t m, n, k, groups, rank;
+    int64_t m, n, k, groups, rank, tokens_a_gate;
 };
+
+// Of a token: where its rows of residual and gate are.
+struct Stream {
+    const float* residual;
+    const float* gate;
+
+    // y of values v of outputs from `output`: residual + gate v, or v.
+    GPU_DEVICE float joined(int64_t output, float v) const {
+        return residual ? gpu::load(residual + output) + gpu::load(gate + output) * v : v;
+    }
+    GPU_DEVICE gpu::Float2 joined(int64_t output, const gpu::Float2& v) const {
+        if (!residual) return v;
+        const auto before = gpu::load(reinterpret_cast<const gpu::Float2*>(residual + output));
+        const auto factor = gpu::load(reinterpret_cast<const gpu::Float2*>(gate + output));
+        return {before.x + factor.x * v.x, before.y + factor.y * v.y};
+    }
+};
+
+GPU_DEVICE Stream stream_of(const Ports& p, int64_t token) {
+    if (!p.residual) return {nullptr, nullptr};
+    return {p.residual + token * p.n, p.gate + (uint32_t)token / (uint32_t)p.tokens_a_gate * p.n};
+}
 
 // One unit's weights of a lane (fragments.h), packed; unpacked a register, that is four weights, at a time.
 template <int Index>

@@ -2,7 +2,7 @@
 //
 // The rule, first line that holds:
 //   any        layout 0; K no multiple of 16; groups of no multiple of 32; K >= 131072 (sums of weights at the top of
-//              their bytes would leave int32); q or w not 16-byte aligned
+//              their bytes would leave int32); q, w, residual or gate not 16-byte aligned
 //   16         M <= 16, and K and its groups multiples of 64
 //   64x64      groups
 //   128x128    where it makes at least 128 blocks, about one for each SM of a large card; weights are then read from
@@ -60,7 +60,7 @@ int64_t slices_of(const GemmProblem& p) {
 Variant variant_of(const GemmProblem& p, int64_t layout) {
     const int64_t size = p.k / p.groups;
     if (layout != kFragmentOrder || p.k % 16 || (p.groups > 1 && size % 32) || p.k >= kMostDepth ||
-        !aligned(p.q) || !aligned(p.w))
+        !aligned(p.q) || !aligned(p.w) || !aligned(p.residual) || !aligned(p.gate))
         return any;
     if (p.m <= kFewTokens && size % 64 == 0) return p.groups == 1 ? few : few_groups;
     if (p.groups > 1) return small_groups;
@@ -104,14 +104,14 @@ CudaLaunch finished(const GemmProblem& p, int64_t spare, std::vector<uint64_t> w
 
 }  // namespace
 
-std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, bool low_rank, const Attributes& attributes,
-                                        const std::vector<Tensor>& inputs,
+std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms terms,
+                                        const Attributes& attributes, const std::vector<Tensor>& inputs,
                                         const std::vector<Tensor>& outputs) {
     const int64_t layout = attributes.integer("layout");
     if (layout == kCpuOrder)
         throw std::invalid_argument(
             "the CUDA kernels read layouts 0 (interchange) and 2 (theirs), not layout 1, the CPU kernels'");
-    const GemmProblem p(inputs.data(), outputs.data(), low_rank);
+    const GemmProblem p(inputs.data(), outputs.data(), terms);
     if (p.m == 0) return {};
     const size_t index = static_cast<size_t>(
         std::find_if(std::begin(kFormats), std::end(kFormats),
@@ -120,10 +120,17 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, bool low_rank,
     const Variant variant = variant_of(p, layout);
     const Tile tile = tile_of(variant);
     const int64_t rows = blocks(p.m, tile.rows), columns = blocks(p.n, tile.columns);
+    const bool is_tiled = variant != any && variant != few && variant != few_groups;
+    if ((is_tiled && columns > kMostBlocksY) || p.m > INT32_MAX - 128)
+        throw std::invalid_argument(
+            "the CUDA kernels take up to 4 million outputs and 2 billion tokens, got " + std::to_string(p.n) +
+            " and " + std::to_string(p.m));
     CudaLaunch launch{};
     launch.function = kFunctions[index][variant];
-    launch.words = {word(p.q), word(p.s), word(p.w), word(p.ws), word(p.bias),   word(p.t),   word(p.up),
-                    word(p.y), word(p.m), word(p.n), word(p.k),  word(p.groups), word(p.rank)};
+    launch.words = {word(p.q),    word(p.s),      word(p.w),    word(p.ws),
+                    word(p.bias), word(p.t),      word(p.up),   word(p.residual),
+                    word(p.gate), word(p.y),      word(p.m),    word(p.n),
+                    word(p.k),    word(p.groups), word(p.rank), word(p.tokens_a_gate)};
     launch.grid[1] = launch.grid[2] = 1;
     if (variant == any) {
         launch.grid[0] = static_cast<unsigned>(columns);
@@ -132,10 +139,6 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, bool low_rank,
     } else if (variant == few || variant == few_groups) {
         launch.grid[0] = static_cast<unsigned>(columns);
     } else {
-        if (columns > kMostBlocksY || p.m > INT32_MAX - 128)
-            throw std::invalid_argument(
-                "the CUDA kernels take up to 4 million outputs and 2 billion tokens, got " +
-                std::to_string(p.n) + " and " + std::to_string(p.m));
         launch.grid[0] = static_cast<unsigned>(rows);
         launch.grid[1] = static_cast<unsigned>(columns);
     }

@@ -131,20 +131,24 @@ GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles
 #pragma unroll
     for (int i = 0; i < RowTiles; ++i)
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int half = 0; half < 2; ++half) {
+            const int token = row + 16 * i + 8 * half;
+            if (token >= p.m) continue;
+            const Stream stream = stream_of(p, token);
 #pragma unroll
             for (int tile = 0; tile < 4; ++tile) {
-                const int token = row + 16 * i + 8 * half, output = column + 8 * tile;
-                if (token >= p.m || output >= p.n) continue;
+                const int output = column + 8 * tile;
+                if (output >= p.n) continue;
                 float* y = p.y + (int64_t)token * p.n + output;
-                const float first = value.at[i][tile][2 * half], second = value.at[i][tile][2 * half + 1];
+                const gpu::Float2 v{value.at[i][tile][2 * half], value.at[i][tile][2 * half + 1]};
                 if (pairs) {
-                    gpu::store(reinterpret_cast<gpu::Float2*>(y), gpu::Float2{first, second});
+                    gpu::store(reinterpret_cast<gpu::Float2*>(y), stream.joined(output, v));
                 } else {
-                    gpu::store(y, first);
-                    if (output + 1 < p.n) gpu::store(y + 1, second);
+                    gpu::store(y, stream.joined(output, v.x));
+                    if (output + 1 < p.n) gpu::store(y + 1, stream.joined(output + 1, v.y));
                 }
             }
+        }
 }
 
 // Adds the sums to y, which holds integers.

@@ -1,4 +1,5 @@
-// What all fast CPU kernels do with their integers: scales, bias, branch, and y, 16 outputs of a token at a time.
+// What all fast CPU kernels do with their integers: scales, bias, branch, gate and residual, and y, 16 outputs of a token
+// at a time.
 //
 // In an anonymous namespace: each instruction set's file compiles its own copy with its own flags, and the
 // linker must not merge them.
@@ -67,10 +68,43 @@ inline TileScales scales_of(const GemmProblem& p, int64_t tile, float* values) {
     return {values, bias, up, first, last};
 }
 
-// Adds the exact sums of a tile of token m, group `group`, to y; after the last group come s and bias. y[.., tile] is at
-// `to`, or a copy of it.
+// Of a token and a tile: where 16 values of residual and gate are, nullptr where y takes none (yet).
+struct Stream {
+    const float* residual;
+    const float* gate;
+
+    Floats joined(int half, const Floats& y) const {
+        return residual ? load_half<Floats>(residual, half) + load_half<Floats>(gate, half) * y : y;
+    }
+};
+
+inline Stream stream_of(const GemmProblem& p, int64_t tile, int64_t m) {
+    if (!p.residual) return {nullptr, nullptr};
+    const auto gate = static_cast<uint32_t>(m) / static_cast<uint32_t>(p.tokens_a_gate);
+    return {p.residual + m * p.n + tile * kTile, p.gate + gate * p.n + tile * kTile};
+}
+
+// The tile at N's border: copies of `outputs` values, zeros beyond.
+struct BorderTile {
+    float row[kTile] = {}, residual[kTile] = {}, gate[kTile] = {};
+    Stream stream;
+    size_t bytes;
+
+    BorderTile(const Stream& of, int64_t outputs)
+        : stream{of.residual ? residual : nullptr, gate},
+          bytes(static_cast<size_t>(outputs) * sizeof(float)) {
+        if (!of.residual) return;
+        std::memcpy(residual, of.residual, bytes);
+        std::memcpy(gate, of.gate, bytes);
+    }
+};
+
+inline bool has_branch(const TileScales& scales) { return scales.first_rank < scales.last_rank; }
+
+// Adds the exact sums of a tile of token m, group `group`, to y; after the last group come s and bias, and gate and
+// residual unless a branch is added first. y[.., tile] is at `to`, or a copy of it.
 inline void finish(const GemmProblem& p, const TileScales& scales, int64_t group, int64_t m, const Ints& low,
-                   const Ints& high, float* to) {
+                   const Ints& high, const Stream& stream, float* to) {
     const float* const ws = scales.ws + group * kTile;
     Floats first = __builtin_convertvector(low, Floats) * load_half<Floats>(ws, 0);
     Floats second = __builtin_convertvector(high, Floats) * load_half<Floats>(ws, 1);
@@ -81,6 +115,8 @@ inline void finish(const GemmProblem& p, const TileScales& scales, int64_t group
     if (group + 1 == p.groups) {
         first = first * p.s[m] + load_half<Floats>(scales.bias, 0);
         second = second * p.s[m] + load_half<Floats>(scales.bias, 1);
+        first = stream.joined(0, first);
+        second = stream.joined(1, second);
     }
     store_half(to, 0, first);
     store_half(to, 1, second);
@@ -90,19 +126,21 @@ inline void finish_tile(const GemmProblem& p, const TileScales& scales, int64_t 
                         int64_t m, const Ints& low, const Ints& high) {
     const int64_t outputs = least(kTile, p.n - tile * kTile);
     float* const y = p.y + m * p.n + tile * kTile;
-    if (outputs == kTile) return finish(p, scales, group, m, low, high, y);
-    float row[kTile] = {};
-    const auto bytes = static_cast<size_t>(outputs) * sizeof(float);
-    if (group) std::memcpy(row, y, bytes);
-    finish(p, scales, group, m, low, high, row);
-    std::memcpy(y, row, bytes);
+    const bool is_last = group + 1 == p.groups && !has_branch(scales);
+    const Stream stream = is_last ? stream_of(p, tile, m) : Stream{};
+    if (outputs == kTile) return finish(p, scales, group, m, low, high, stream, y);
+    BorderTile border(stream, outputs);
+    if (group) std::memcpy(border.row, y, border.bytes);
+    finish(p, scales, group, m, low, high, border.stream, border.row);
+    std::memcpy(y, border.row, border.bytes);
 }
 
 // Tokens side by side: 8 sums hide the latency of additions, and share a load of `up`.
 constexpr int64_t kBranchTokens = 4;
 
 template <int Tokens>
-inline void add_terms(const float* t, int64_t rank, const TileScales& scales, float* y, int64_t stride) {
+inline void add_terms(const float* t, int64_t rank, const TileScales& scales, const Stream (&streams)[Tokens],
+                      float* y, int64_t stride) {
     Floats sums[Tokens][2];
 #pragma GCC unroll 4
     for (int i = 0; i < Tokens; ++i)
@@ -118,29 +156,32 @@ inline void add_terms(const float* t, int64_t rank, const TileScales& scales, fl
     }
 #pragma GCC unroll 4
     for (int i = 0; i < Tokens; ++i)
-        for (int half = 0; half < 2; ++half) store_half(y + i * stride, half, sums[i][half]);
+        for (int half = 0; half < 2; ++half)
+            store_half(y + i * stride, half, streams[i].joined(half, sums[i][half]));
 }
 
-// Adds the branch of a tile to y of tokens [m, m + tokens), after finish_tile. (A term that is left out is t * 0: 0,
-// unless t is not finite.)
+// Adds the branch of a tile, then gate and residual, to y of tokens [m, m + tokens), after finish_tile. (A term that is
+// left out is t * 0: 0, unless t is not finite.)
 inline void add_branch(const GemmProblem& p, const TileScales& scales, int64_t tile, int64_t m,
                        int64_t tokens) {
-    if (scales.first_rank >= scales.last_rank) return;
+    if (!has_branch(scales)) return;
     const int64_t outputs = least(kTile, p.n - tile * kTile);
     const float* t = p.t + m * p.rank;
     float* y = p.y + m * p.n + tile * kTile;
     if (outputs == kTile)
         for (; tokens >= kBranchTokens; tokens -= kBranchTokens) {
-            add_terms<kBranchTokens>(t, p.rank, scales, y, p.n);
+            Stream streams[kBranchTokens];
+            for (int i = 0; i < kBranchTokens; ++i) streams[i] = stream_of(p, tile, m + i);
+            add_terms<kBranchTokens>(t, p.rank, scales, streams, y, p.n);
+            m += kBranchTokens;
             t += kBranchTokens * p.rank;
             y += kBranchTokens * p.n;
         }
-    const auto bytes = static_cast<size_t>(outputs) * sizeof(float);
-    for (; tokens; --tokens, t += p.rank, y += p.n) {
-        float row[kTile] = {};
-        std::memcpy(row, y, bytes);
-        add_terms<1>(t, p.rank, scales, row, kTile);
-        std::memcpy(y, row, bytes);
+    for (; tokens; --tokens, ++m, t += p.rank, y += p.n) {
+        BorderTile border(stream_of(p, tile, m), outputs);
+        std::memcpy(border.row, y, border.bytes);
+        add_terms<1>(t, p.rank, scales, {border.stream}, border.row, kTile);
+        std::memcpy(y, border.row, border.bytes);
     }
 }
 

@@ -177,11 +177,11 @@ struct TablesBesideVnni : Tables {
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_lookup_avx2(const FormatSpec& format, std::unique_ptr<CpuKernel> rest,
-                                            bool low_rank) {
+                                            GemmTerms terms) {
     if (format.radix != 3) return rest;
     if (avxvnni_runs_here())
-        return std::unique_ptr<CpuKernel>(new LookupGemm<TablesBesideVnni>(std::move(rest), low_rank));
-    return std::unique_ptr<CpuKernel>(new LookupGemm<Tables>(std::move(rest), low_rank));
+        return std::unique_ptr<CpuKernel>(new LookupGemm<TablesBesideVnni>(std::move(rest), terms));
+    return std::unique_ptr<CpuKernel>(new LookupGemm<Tables>(std::move(rest), terms));
 }
 
 }  // namespace d2d

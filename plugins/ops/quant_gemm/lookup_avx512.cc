@@ -253,11 +253,11 @@ struct Int3Tables : Steps<Int3Table> {
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_lookup_avx512(const FormatSpec& format, std::unique_ptr<CpuKernel> rest,
-                                              bool low_rank) {
+                                              GemmTerms terms) {
     if (format.radix == 3)
-        return std::unique_ptr<CpuKernel>(new LookupGemm<TernaryTables>(std::move(rest), low_rank));
+        return std::unique_ptr<CpuKernel>(new LookupGemm<TernaryTables>(std::move(rest), terms));
     if (format.planes == 3)
-        return std::unique_ptr<CpuKernel>(new LookupGemm<Int3Tables>(std::move(rest), low_rank));
+        return std::unique_ptr<CpuKernel>(new LookupGemm<Int3Tables>(std::move(rest), terms));
     return rest;
 }
 

@@ -112,9 +112,9 @@ struct Tables {
 }  // namespace
 
 std::unique_ptr<CpuKernel> make_lookup_neon(const FormatSpec& format, std::unique_ptr<CpuKernel> rest,
-                                            bool low_rank) {
+                                            GemmTerms terms) {
     if (format.radix != 3) return rest;
-    return std::unique_ptr<CpuKernel>(new LookupGemm<Tables>(std::move(rest), low_rank));
+    return std::unique_ptr<CpuKernel>(new LookupGemm<Tables>(std::move(rest), terms));
 }
 
 }  // namespace d2d

@@ -48,11 +48,10 @@ template <class Tables>
 class LookupGemm : public CpuKernel {
   public:
     // `rest` computes what look-ups cannot, or not faster.
-    LookupGemm(std::unique_ptr<CpuKernel> rest, bool low_rank)
-        : rest_(std::move(rest)), low_rank_(low_rank) {}
+    LookupGemm(std::unique_ptr<CpuKernel> rest, GemmTerms terms) : rest_(std::move(rest)), terms_(terms) {}
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
-        const GemmProblem p(inputs, outputs, low_rank_);
+        const GemmProblem p(inputs, outputs, terms_);
         if (p.m == 0) return;
         const int largest = suits(p) ? largest_code(p, parallel) : kLargestCode;
         if (largest > Tables::kMostLargest) return rest_->run(inputs, outputs, parallel);
@@ -236,7 +235,7 @@ class LookupGemm : public CpuKernel {
     };
 
     std::unique_ptr<CpuKernel> rest_;
-    bool low_rank_;
+    GemmTerms terms_;
 };
 
 }  // namespace

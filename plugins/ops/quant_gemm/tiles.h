@@ -62,11 +62,11 @@ inline void unpack_wide(const uint8_t* tile, int64_t first, int64_t count, uint8
 template <int Index, class Micro>
 class TiledGemm : public CpuKernel {
   public:
-    TiledGemm(const Attributes& attributes, bool low_rank)
-        : low_rank_(low_rank), slow_(make_quant_gemm_portable(kFormat, attributes, low_rank)) {}
+    TiledGemm(const Attributes& attributes, GemmTerms terms)
+        : terms_(terms), slow_(make_quant_gemm_portable(kFormat, attributes, terms)) {}
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
-        const GemmProblem p(inputs, outputs, low_rank_);
+        const GemmProblem p(inputs, outputs, terms_);
         if (p.m == 0) return;
         // A group that ends inside a quad would need the quad twice: no such size is worth it.
         if (p.groups > 1 && p.k / p.groups % 4) return slow_->run(inputs, outputs, parallel);
@@ -160,16 +160,17 @@ class TiledGemm : public CpuKernel {
         if (group + 1 == p.groups) add_branch(p, scales, tile, first, tokens);
     }
 
-    bool low_rank_;
+    GemmTerms terms_;
     std::unique_ptr<CpuKernel> slow_;
 };
 
 template <class Micro>
-std::unique_ptr<CpuKernel> make_tiled(const FormatSpec& format, const Attributes& attributes, bool low_rank) {
-    if (format.planes == 3) return std::unique_ptr<CpuKernel>(new TiledGemm<1, Micro>(attributes, low_rank));
-    if (format.radix == 3) return std::unique_ptr<CpuKernel>(new TiledGemm<0, Micro>(attributes, low_rank));
-    if (format.radix == 16) return std::unique_ptr<CpuKernel>(new TiledGemm<2, Micro>(attributes, low_rank));
-    return std::unique_ptr<CpuKernel>(new TiledGemm<3, Micro>(attributes, low_rank));
+std::unique_ptr<CpuKernel> make_tiled(const FormatSpec& format, const Attributes& attributes,
+                                      GemmTerms terms) {
+    if (format.planes == 3) return std::unique_ptr<CpuKernel>(new TiledGemm<1, Micro>(attributes, terms));
+    if (format.radix == 3) return std::unique_ptr<CpuKernel>(new TiledGemm<0, Micro>(attributes, terms));
+    if (format.radix == 16) return std::unique_ptr<CpuKernel>(new TiledGemm<2, Micro>(attributes, terms));
+    return std::unique_ptr<CpuKernel>(new TiledGemm<3, Micro>(attributes, terms));
 }
 
 }  // namespace

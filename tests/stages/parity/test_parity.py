@@ -24,7 +24,7 @@ from dit2deploy.stages.quantize import quantize
 from dit2deploy.stages.report import parity_charts
 from dit2deploy.stages.search import search
 from dit2deploy.targets import Availability, Target, by_name
-from tests.bundles import engines, move_one_weight, sources
+from tests.bundles import engines, move_one_weight, sources, take_another_gate
 
 POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"  # what its script does
 LAYER = "transformer_blocks.1.attn1.to_k"
@@ -129,6 +129,15 @@ def test_one_wrong_weight_is_seen_and_its_layer_named(target: str, folder):
     assert layers["status"] == "failed" and layers["first_diverging"] == LAYER
     wrong = [value["layer"] for value in layers["values"] if value["worst_channel_db"] < layers["channel_threshold_db"]]
     assert wrong == [LAYER], "a wrong layer must not be blamed on those behind it"
+
+
+@pytest.mark.parametrize("target", engines())
+def test_a_wrong_gate_is_seen_by_the_next_layer(target: str, folder):
+    """What a GEMM with gate and residual makes is no layer's output: the layer behind it reads it."""
+    layer, behind = (f"transformer_blocks.0.{name}" for name in ("attn1.to_out.0", "ff.net.0.proj"))
+    take_another_gate(folder, target, layer, "transformer_blocks.0.ff.net.2")
+    with pytest.raises(Failed, match=f"layer {behind} is the first that diverges"):
+        parity(folder, target=target, steps=3)
 
 
 def test_a_changed_file_is_refused_before_anything_runs(folder):

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from dit2deploy.ops import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP
-from dit2deploy.stages.export.fuse.quantizer import is_read_once, quantizers, replace_quantizer
+from dit2deploy.stages.export.fuse.quantizer import quantizers, replace_quantizer
+from dit2deploy.stages.export.fuse.values import dims, is_read_once, is_row_a_sample, operands
 
 _EPSILON = 1e-5  # of LayerNormalization, where the attribute is not written
 _LARGEST_CONSTANT = 65536  # numbers: a norm's ones are fewer
@@ -45,26 +46,17 @@ def fuse_ada_ln(model: ir.Model) -> None:
 
 
 def _modulation(y: ir.Value) -> Modulation | None:
-    for scaled, shift in _operands(y, "Add"):
-        for normal, gain in _operands(scaled, "Mul") if is_read_once(scaled) else ():
-            for one, scale in _operands(gain, "Add"):
+    for scaled, shift in operands(y, "Add"):
+        for normal, gain in operands(scaled, "Mul") if is_read_once(scaled) else ():
+            for one, scale in operands(gain, "Add"):
                 norm = _plain_norm(normal)
                 if norm and _is_filled(one, 1.0):
                     x, rows = norm.inputs[0], (shift, scale)
-                    if all(_is_row_a_sample(row, x) for row in rows) and _dims(shift) == _dims(scale):
+                    if all(is_row_a_sample(row, x) for row in rows) and dims(shift) == dims(scale):
                         attribute = norm.attributes.get("epsilon")
                         epsilon = attribute.as_float() if attribute else _EPSILON
                         return Modulation(x, shift, scale, epsilon)
     return None
-
-
-def _operands(value: ir.Value, op_type: str) -> list[tuple[ir.Value, ir.Value]]:
-    """The two inputs of the `op_type` node that makes `value`, in both orders; empty where another op makes it."""
-    node = value.producer()
-    if node is None or node.domain or node.op_type != op_type:
-        return []
-    a, b = node.inputs
-    return [(a, b), (b, a)]
 
 
 def _plain_norm(value: ir.Value) -> ir.Node | None:
@@ -84,18 +76,6 @@ def _is_filled(value: ir.Value, number: float) -> bool:
     """Whether it is a constant that holds `number` everywhere."""
     tensor = value.const_value
     return tensor is not None and tensor.size <= _LARGEST_CONSTANT and bool(np.all(tensor.numpy() == number))
-
-
-def _dims(value: ir.Value) -> list[int | str | None]:
-    return [dim if isinstance(dim, int) else dim.value for dim in value.shape] if value.shape is not None else []
-
-
-def _is_row_a_sample(row: ir.Value, x: ir.Value) -> bool:
-    """Whether `row` is [.., 1, K] and else of x's dims, or of ones: broadcasting is then what the op does."""
-    rows, full = _dims(row), _dims(x)
-    if len(rows) != len(full) or len(full) < 2 or rows[-2:] != [1, full[-1]] or None in (*rows, *full):
-        return False
-    return rows[:-2] == full[:-2] or set(rows[:-2]) <= {1}
 
 
 def _constant(graph: ir.Graph, number: float) -> ir.Value:

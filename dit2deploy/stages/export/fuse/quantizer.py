@@ -5,15 +5,12 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from dit2deploy.ops import DOMAIN, HADAMARD_QUANTIZE, Op
+from dit2deploy.stages.export.fuse.values import is_read_once
 
 
 def quantizers(graph: ir.Graph) -> list[ir.Node]:
     """The HadamardQuantize nodes."""
     return [node for node in graph if node.domain == DOMAIN and node.op_type == HADAMARD_QUANTIZE.name]
-
-
-def is_read_once(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def replace_quantizer(
