@@ -29,13 +29,15 @@ Kernel make_multi_region_quantize_avx512() { return nullptr; }
 Kernel make_quant_matmul_portable() { return nullptr; }
 Kernel make_quant_matmul_avx2() { return nullptr; }
 Kernel make_quant_matmul_avx512() { return nullptr; }
-Kernel make_quant_gemm_portable(const FormatSpec &, const Attributes &, bool) {
+Kernel make_quant_gemm_portable(const FormatSpec &, const Attributes &,
+                                GemmTerms) {
   return nullptr;
 }
-Kernel make_quant_gemm_avx2(const FormatSpec &, const Attributes &, bool) {
+Kernel make_quant_gemm_avx2(const FormatSpec &, const Attributes &, GemmTerms) {
   return nullptr;
 }
-Kernel make_quant_gemm_avx512(const FormatSpec &, const Attributes &, bool) {
+Kernel make_quant_gemm_avx512(const FormatSpec &, const Attributes &,
+                              GemmTerms) {
   return nullptr;
 }
 

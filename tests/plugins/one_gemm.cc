@@ -39,10 +39,9 @@ int main(int argc, char **argv) {
   for (unsigned seed = 0; seed < 3; ++seed) {
     const std::vector<float> y(m * n, -1e9f);
     std::vector<uint64_t> words = {
-        word(q),    word(s), word(w),  word(ws),
-        word(bias), word(t), word(up), word(residual),
-        word(gate), word(y), m,        n,
-        k,          1,       rank,     m / 2};
+        word(q),  word(s),        word(w),    word(ws), word(bias), word(t),
+        word(up), word(y),        m,          n,        k,          1,
+        rank,     word(residual), word(gate), m / 2};
     const auto launch = [&](const char *name, gpu::host::Grid grid,
                             const std::vector<uint64_t> &words) {
       grid.seed = seed;

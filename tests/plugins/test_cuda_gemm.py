@@ -141,7 +141,7 @@ PLANTED = {
     "no barrier a step": ("        gpu::sync_block();\n        fetch(", "        fetch(", 0, "nobody wrote"),
     "the stage that is read is overwritten": ("T::stages - 1, stage_before)", "T::stages - 1, stage)", 0, "copy_async"),
     "K beyond the row": ("inside && there[i]", "there[i]", 0, "outside of every tensor"),
-    "outputs beyond N": ("                if (output >= p.n) continue;\n", "", 0, "touches global memory"),
+    "outputs beyond N": ("if (token >= p.m || output >= p.n)", "if (token >= p.m)", 0, "touches global memory"),
     "another token's residual": ("stream_of(p, token);", "stream_of(p, token ^ 1);", 0, " is "),
     "no barrier before the branch": (BRANCH, BRANCH.partition("\n")[2], 0, "a barrier is missing"),
     "none, in slices": ("", "", 3, ""),

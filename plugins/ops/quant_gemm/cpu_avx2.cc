@@ -2,7 +2,8 @@
 //   operations 1.36 G multiply-adds, two multiplier pipes                                            <- the bound
 //     ternary .. int4: 32 by vpmaddubsw and vpaddw; 12 of each were measured to take 7.5 cycles: 166 G/s = 8.2 ms
 //     int8 by 8 bits: 16 by vpmaddwd and vpaddd: 83 G/s = 16.3 ms
-//   bytes w 1.3 MB (ternary) .. 5.3 MB (int8) + q 0.3 MB + y 4.7 MB: below 0.6 ms at 20 GB/s
+//   bytes w 1.3 MB (ternary) .. 5.3 MB (int8) + q 0.3 MB + y 4.7 MB: below 0.6 ms at 20 GB/s; a residual is read as y is
+//     written (fc2, N 1152: 1.2 MB more), where Mul and Add of their own would read and write y twice
 // vpmaddubsw multiplies unsigned codes by signed activations and adds pairs in int16: exact as long as the
 // sums fit, which the largest code of the call decides: |sum of n quads| <= 2 n (levels - 1) max |q| < 2^15.
 // They add up in int16 over many quads before they are widened, where a usual int8 kernel widens each (3

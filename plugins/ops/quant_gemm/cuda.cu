@@ -1,6 +1,8 @@
 // <Format>Gemm, plain, LowRank, Residual and LowRankResidual. Example: DiT-XL/2 fc1, M 512, K 1152, N 4608, ternary, RTX 4090.
 //   operations 2 M N K = 5.44 G / 660 T/s (int8 tensor cores)      = 8.2 us
 //   bytes w 1.33 + q 0.59 + y 9.44 = 11.4 MB / 1.0 TB/s            = 11 us with float32 outputs
+// With a residual, fc2, K 4608, N 1152: w 1.33 + q 2.36 + y 2.36 + residual 2.36 = 8.4 MB = 8.4 us; Mul and Add of their own
+// would move y four times more.
 // M 1 (modulation, N 6912): bytes w 2.0 MB / 1.0 TB/s = 2.0 us against 16 us of float16 weights.
 // Three kernels a format; cuda_plan.cc chooses, by a rule that is written there:
 //   tiles (cuda_tiles.h)            int8 tensor cores over block tiles, layout 2; in slices of K where tiles are few
@@ -83,10 +85,10 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare) {
 
 #define PORTS                                                                                              \
     const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
-        const float *up, const float *residual, const float *gate, float *y, int64_t m, int64_t n,         \
-        int64_t k, int64_t groups, int64_t rank, int64_t tokens_a_gate
+        const float *up, float *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank,          \
+        const float *residual, const float *gate, int64_t tokens_a_gate
 #define GIVEN \
-    Ports { q, s, w, ws, bias, t, up, residual, gate, y, m, n, k, groups, rank, tokens_a_gate }
+    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate }
 
 #define QUANT_GEMM(name, index)                                                                              \
     GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); }   \

@@ -17,10 +17,11 @@ struct Ports {
     const float* bias;
     const float* t;
     const float* up;
+    float* y;
+    int64_t m, n, k, groups, rank;
     const float* residual;
     const float* gate;
-    float* y;
-    int64_t m, n, k, groups, rank, tokens_a_gate;
+    int64_t tokens_a_gate;
 };
 
 // Of a token: where its rows of residual and gate are.

@@ -127,10 +127,10 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
             " and " + std::to_string(p.m));
     CudaLaunch launch{};
     launch.function = kFunctions[index][variant];
-    launch.words = {word(p.q),    word(p.s),      word(p.w),    word(p.ws),
-                    word(p.bias), word(p.t),      word(p.up),   word(p.residual),
-                    word(p.gate), word(p.y),      word(p.m),    word(p.n),
-                    word(p.k),    word(p.groups), word(p.rank), word(p.tokens_a_gate)};
+    launch.words = {word(p.q),    word(p.s),        word(p.w),    word(p.ws),
+                    word(p.bias), word(p.t),        word(p.up),   word(p.y),
+                    word(p.m),    word(p.n),        word(p.k),    word(p.groups),
+                    word(p.rank), word(p.residual), word(p.gate), word(p.tokens_a_gate)};
     launch.grid[1] = launch.grid[2] = 1;
     if (variant == any) {
         launch.grid[0] = static_cast<unsigned>(columns);

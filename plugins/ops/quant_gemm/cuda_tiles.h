@@ -125,9 +125,11 @@ GPU_DEVICE void scale_tokens(const Ports& p, int row, int column, Values<RowTile
         }
 }
 
+// value = residual + gate value
 template <int RowTiles>
-GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles>& value) {
-    const bool pairs = p.n % 2 == 0;  // then both outputs of a lane lie in one aligned store
+GPU_DEVICE void join(const Ports& p, int row, int column, Values<RowTiles>& value) {
+    if (!p.residual) return;
+    const bool pairs = p.n % 2 == 0;  // as in `write`
 #pragma unroll
     for (int i = 0; i < RowTiles; ++i)
 #pragma unroll
@@ -139,16 +141,39 @@ GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles
             for (int tile = 0; tile < 4; ++tile) {
                 const int output = column + 8 * tile;
                 if (output >= p.n) continue;
-                float* y = p.y + (int64_t)token * p.n + output;
-                const gpu::Float2 v{value.at[i][tile][2 * half], value.at[i][tile][2 * half + 1]};
+                float &first = value.at[i][tile][2 * half], &second = value.at[i][tile][2 * half + 1];
                 if (pairs) {
-                    gpu::store(reinterpret_cast<gpu::Float2*>(y), stream.joined(output, v));
+                    const gpu::Float2 both = stream.joined(output, gpu::Float2{first, second});
+                    first = both.x;
+                    second = both.y;
                 } else {
-                    gpu::store(y, stream.joined(output, v.x));
-                    if (output + 1 < p.n) gpu::store(y + 1, stream.joined(output + 1, v.y));
+                    first = stream.joined(output, first);
+                    if (output + 1 < p.n) second = stream.joined(output + 1, second);
                 }
             }
         }
+}
+
+template <int RowTiles>
+GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles>& value) {
+    const bool pairs = p.n % 2 == 0;  // then both outputs of a lane lie in one aligned store
+#pragma unroll
+    for (int i = 0; i < RowTiles; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile) {
+                const int token = row + 16 * i + 8 * half, output = column + 8 * tile;
+                if (token >= p.m || output >= p.n) continue;
+                float* y = p.y + (int64_t)token * p.n + output;
+                const float first = value.at[i][tile][2 * half], second = value.at[i][tile][2 * half + 1];
+                if (pairs) {
+                    gpu::store(reinterpret_cast<gpu::Float2*>(y), gpu::Float2{first, second});
+                } else {
+                    gpu::store(y, first);
+                    if (output + 1 < p.n) gpu::store(y + 1, second);
+                }
+            }
 }
 
 // Adds the sums to y, which holds integers.
@@ -273,6 +298,7 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     if constexpr (of == Of::whole) finish_group<Index>(p, column, 0, sums, value);
     scale_tokens(p, row, column, value);
     add_branch<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
+    join(p, row, column, value);
     write(p, row, column, value);
 }
 
