@@ -61,10 +61,10 @@ def quant_gemm(
         )
     y = y * s + bias
     if low_rank:
-        t, up, *more = more
+        t, up = more[:2]
         y = y + t @ up.T
     if residual:
-        before, gate = more
+        before, gate = more[-2:]
         y = before + rows_like(gate, y) * y
     return y
 
