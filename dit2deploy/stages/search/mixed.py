@@ -200,7 +200,7 @@ RECIPES = (
         (*_COMMON, "groups", "items", "trajectories"),
         "activation bits by layer and timestep group, one knapsack",
         _time_knapsack,
-        defaults={"groups": 10, "items": 80},
+        defaults={"groups": 10, "items": 80, "bits": (2, 3, 4, 5, 6)},  # up to 7 a mid-rise grid has
     ),
     MixedRecipe(
         "hawq",
