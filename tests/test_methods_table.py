@@ -26,7 +26,6 @@ SEARCHED = (
     "AMPN",
     "TSS",
     "AdaTSQ",
-    "time knapsack",
     "RobuQ, trained",
     "QueST-like",
     "low rank 16, trained",

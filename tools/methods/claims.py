@@ -74,8 +74,6 @@ CLAIMS = (
     *_both("Fisher-weighted GPTQ is above plain GPTQ", "AdaTSQ GPTQ", "branch V3", (*LOW, "W1.58A4")),
     *_both("widths by timestep are above the best static search", "AdaTSQ", "TSS", ("W3A3", "W1.58A3")),
     *_both("widths by timestep are above one width for all", "AdaTSQ", "branch V3", ("W3A3", "W1.58A3")),
-    *_both("our widths by timestep are above the best static search", "time knapsack", "TSS", ("W3A3", "W1.58A3")),
-    *_both("our widths by timestep are above one width for all", "time knapsack", "branch V3", ("W3A3", "W1.58A3")),
     *_both("RobuQ is above its own baseline", "RobuQ PTQ", "RobuQ baseline", TERNARY),
     *_both("mixed precision (AMPN) is above one width for all", "AMPN", "branch V3", ("W3A3", "W1.58A3", "W1.58A2")),
     Claim("W1.58A4 is usable: accuracy within 2 points", "branch V3", FULL, ("W1.58A4",), "accuracy", -0.02),

@@ -1,4 +1,4 @@
-"""Searched recipes: AMPN, TSS, AdaTSQ's beam, our own by timestep, Q-DiT's group sizes; a base and a budget."""
+"""Searched recipes: RobuQ's AMPN, TreeQ's TSS, AdaTSQ's beam, Q-DiT's group sizes; a uniform recipe and a budget."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -157,12 +157,6 @@ def _adatsq(task: Task) -> Found:
     return beam(task)
 
 
-def _time_knapsack(task: Task) -> Found:
-    from dit2deploy.stages.search.time_knapsack import search
-
-    return search(task)
-
-
 def _hawq(task: Task) -> Found:
     from dit2deploy.stages.search.traces import knapsack
 
@@ -194,13 +188,7 @@ RECIPES = (
         (*_COMMON, "groups", "beam", "trajectories", "probes"),
         "activation bits by timestep group, Pareto beam (AdaTSQ)",
         _adatsq,
-    ),
-    MixedRecipe(
-        "time-knapsack",
-        (*_COMMON, "groups", "items", "trajectories"),
-        "activation bits by layer and timestep group, one knapsack",
-        _time_knapsack,
-        defaults={"groups": 10, "items": 80, "bits": (2, 3, 4, 5, 6)},  # up to 7 a mid-rise grid has
+        defaults={"bits": (2, 3, 4, 5, 6)},  # all of a layer share a grid, and 8 bits have no mid-rise one
     ),
     MixedRecipe(
         "hawq",

@@ -16,11 +16,11 @@ from dit2deploy.nn.timestep_groups import bounds_of, runs_of
 from dit2deploy.nn.units import Unit
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.stages.search import adatsq, uniform
-from dit2deploy.stages.search.budget import check_is_possible
+from dit2deploy.stages.search.budget import check_is_possible, rising
 from dit2deploy.stages.search.journal import Journal
 from dit2deploy.stages.search.pareto import Point
 from dit2deploy.stages.search.task import Found, Task
-from dit2deploy.stages.search.units import at_widths, prepare, widths_of
+from dit2deploy.stages.search.units import Layers, at_widths, prepare
 from dit2deploy.stages.search.walk import Walk, check_walks, latent_error, samples_of
 
 
@@ -102,7 +102,7 @@ def beam(task: Task) -> Found:
     """
     options = task.options
     check_walks(task.source, "adatsq")
-    uniform.rule_of(task.base_overrides, options.bits, options.bits[-1])  # refuses bits before work begins
+    widest = uniform.rule_of(task.base_overrides, options.bits, options.bits[-1])  # refuses bits before work begins
     runs = runs_of(task.calibration, options.groups)
     bounds = bounds_of(task.calibration, runs, task.problem.training_steps)
     calls = [_call_of(task.calibration, run[len(run) // 2]) for run in runs]  # the middle stands for its group
@@ -116,10 +116,19 @@ def beam(task: Task) -> Found:
         )
         for run, call in zip(runs, calls, strict=True)
     ]
-    widths = widths_of(task, layers)
-    fixed, rule, prices, alike = layers.prices.fixed, widths.rule, widths.prices, widths.alike
+    fixed = layers.prices.fixed
+    # Candidates are tiers of bits around the average that the budget buys where all layers are alike.
+    average = task.budget.amount
+    if task.budget.unit != "bits":
+        wide = _prices(layers, options.bits, widest)
+        uniform_costs = [fixed + sum(row[width] for row in wide) for width in options.bits]
+        average = float(np.interp(task.budget.amount, uniform_costs, options.bits))
+    # One clip and grid hold for all groups of a layer, so they cannot follow the bits of one of them.
+    rule = uniform.rule_of(task.base_overrides, options.bits, average)
+    prices = _prices(layers, options.bits, rule)
+    alike = [fixed + sum(row[width] for row in prices) for width in options.bits]
     check_is_possible(task.budget, min(alike), alike)
-    tiers = [adatsq.candidates(scores, layers.shares, options.bits, widths.average) for scores in fisher]
+    tiers = [adatsq.candidates(scores, layers.shares, options.bits, average) for scores in fisher]
     lengths = [len(run) / len(task.calibration) for run in runs]
     costs = [
         [length * sum(row[width] for row, width in zip(prices, widths, strict=True)) for widths in row_of_tiers]
@@ -151,7 +160,7 @@ def beam(task: Task) -> Found:
     paths += [
         (cost, [(width,) * len(layers.units)] * len(runs))
         for cost, width in zip(alike, options.bits, strict=True)
-        if abs(width - widths.average) <= 1
+        if abs(width - average) <= 1
     ]
     judged = [Point(cost, judge.walk_all(path), path) for cost, path in track(paths, "search: survivors")]
     note(f"search: {task.journal.measured} measurements")
@@ -165,6 +174,24 @@ def beam(task: Task) -> Found:
 
     named = [Point(point.cost, point.error, policies(point.what)) for point in judged]
     return Found(layers.base, named, named[len(found) :])
+
+
+def _prices(layers: Layers, bits: Sequence[int], rule: Mapping[str, str]) -> list[dict[int, float]]:
+    """For each unit, what each width costs if it holds in all time groups, with the clip and grid of `rule`.
+
+    Groups add up by their lengths: a step costs what its own widths cost. That holds in milliseconds for kernels that
+    take a layer's width at run time; a GEMM that is built for the widest of its layer takes that one's time throughout.
+    """
+    found = []
+    for index, unit in enumerate(layers.units):
+        costs = [
+            layers.cost(
+                index, {name: at_widths(layers.base.layers[name], [width], rule) for name in unit.layers}, width
+            )
+            for width in bits
+        ]
+        found.append(dict(zip(bits, rising(costs), strict=True)))
+    return found
 
 
 def _call_of(calibration: CalibrationSet, index: int) -> dict[str, Any]:

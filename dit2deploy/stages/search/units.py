@@ -14,7 +14,7 @@ from dit2deploy.models.load import load_transformer
 from dit2deploy.nn.simulate import Simulation
 from dit2deploy.nn.units import Unit, units_of
 from dit2deploy.stages.search import uniform
-from dit2deploy.stages.search.budget import Prices, rising
+from dit2deploy.stages.search.budget import Prices
 from dit2deploy.stages.search.task import Task
 
 
@@ -90,48 +90,3 @@ def _prices(
 def at_widths(policy: LayerPolicy, bits: Sequence[int], rule: Mapping[str, str]) -> LayerPolicy:
     """The layer with these activation bits, one a timestep group, and with the clip and grid of `uniform.rule_of`."""
     return policy.model_copy(update={"activation_bits": tuple(bits), **rule})
-
-
-@dataclass(frozen=True)
-class Widths:
-    """Activation widths of a search by timestep groups: one clip and grid hold for all groups of a layer, so they
-    cannot follow the bits of one of them."""
-
-    average: float  # the bits that the budget buys where all layers are alike
-    rule: Mapping[str, str]  # clip, grid and gain, see uniform.rule_of
-    prices: list[dict[int, float]]  # of each unit, what each width costs if it holds in all groups
-    alike: list[float]  # what each width costs if all units have it, `fixed` included
-
-
-def widths_of(task: Task, layers: Layers) -> Widths:
-    """What the widths of `task.options.bits` cost. Raises Misuse for a grid that does not have one of them."""
-    bits, budget, fixed = task.options.bits, task.budget, layers.prices.fixed
-
-    def alike(prices: list[dict[int, float]]) -> list[float]:
-        return [fixed + sum(row[width] for row in prices) for width in bits]
-
-    average = budget.amount
-    if budget.unit != "bits":
-        widest = uniform.rule_of(task.base_overrides, bits, bits[-1])
-        average = float(np.interp(budget.amount, alike(_prices_of(layers, bits, widest)), bits))
-    rule = uniform.rule_of(task.base_overrides, bits, average)
-    prices = _prices_of(layers, bits, rule)
-    return Widths(average, rule, prices, alike(prices))
-
-
-def _prices_of(layers: Layers, bits: Sequence[int], rule: Mapping[str, str]) -> list[dict[int, float]]:
-    """For each unit, what each width costs if it holds in all time groups, with the clip and grid of `rule`.
-
-    Groups add up by their lengths: a step costs what its own widths cost. That holds in milliseconds for kernels that
-    take a layer's width at run time; a GEMM that is built for the widest of its layer takes that one's time throughout.
-    """
-    found = []
-    for index, unit in enumerate(layers.units):
-        costs = [
-            layers.cost(
-                index, {name: at_widths(layers.base.layers[name], [width], rule) for name in unit.layers}, width
-            )
-            for width in bits
-        ]
-        found.append(dict(zip(bits, rising(costs), strict=True)))
-    return found

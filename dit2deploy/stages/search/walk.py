@@ -1,6 +1,6 @@
 """A few trajectories of a calibration set, walked anew from their noise by a network in any state; latent errors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ class Walk:
         self._network = network
         self._steps, self._guidance = manifest.steps, np.float32(manifest.guidance)
         self._scheduler = Scheduler.from_config(manifest.scheduler)
-        self.timesteps = manifest.timesteps
+        self._timesteps = manifest.timesteps
         first = calibration.call(0)
         guided, held = manifest.guidance != 1, len(manifest.seeds)
         kept = np.asarray(samples)
@@ -32,24 +32,16 @@ class Walk:
         rows = np.concatenate([kept, kept + held]) if guided else kept
         self._labels = torch.from_numpy(first["class_labels"][rows])
 
-    def steps(
-        self,
-        latents: np.ndarray,
-        run: Sequence[int],
-        change: Callable[[int, np.ndarray], np.ndarray] = lambda _step, output: output,
-    ) -> np.ndarray:
-        """The latents after the sampler steps `run` (indices), by the network as it is switched now.
-
-        `change` makes of a step's output what is used of it.
-        """
+    def steps(self, latents: np.ndarray, run: Sequence[int]) -> np.ndarray:
+        """The latents after the sampler steps `run` (indices), by the network as it is switched now."""
         for step in run:
-            timestep, repeat = self.timesteps[step], len(self._labels) // len(latents)
+            timestep, repeat = self._timesteps[step], len(self._labels) // len(latents)
             inputs = {
                 "hidden_states": torch.from_numpy(np.concatenate([latents] * repeat)),
                 "timestep": torch.full((len(self._labels),), timestep, dtype=torch.int64),
                 "class_labels": self._labels,
             }
-            output = change(step, self._network.call(inputs).numpy()[:, : latents.shape[1]])
+            output = self._network.call(inputs).numpy()[:, : latents.shape[1]]
             if repeat == 2:
                 conditional, unconditional = np.split(output, 2)
                 output = unconditional + self._guidance * (conditional - unconditional)

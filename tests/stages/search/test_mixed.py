@@ -31,9 +31,7 @@ TINY = {
     "robuq-ampn": {"items": 8},
     "treeq-tss": {"bits": (2, 3, 4), "items": 20, "survivors": 3, "refine": True},
     "adatsq": {"bits": (2, 3, 4, 6), "groups": 2, "beam": 3, "trajectories": 2},
-    "time-knapsack": {"bits": (2, 3, 4), "groups": 2, "items": 8, "trajectories": 1},
 }
-BY_TIME = ("adatsq", "time-knapsack")
 WEIGHTS = {
     "hawq": {"items": 6},
     "q-dit": {"budget": 4.9, "trajectories": 2, "population": 6, "generations": 2},
@@ -68,8 +66,8 @@ def test_a_search_meets_its_budget_and_leaves_its_front(recipe, model, calibrati
     assert Policy.load(out) == policy
     policy.check_covers("DiTTransformer2DModel", shapes)
     assert policy.method == recipe
-    lengths = np.diff([0, *policy.timestep_bounds]) if recipe in BY_TIME else [1]
-    assert len(policy.timestep_bounds) == len(lengths) == (2 if recipe in BY_TIME else 1)
+    lengths = np.diff([0, *policy.timestep_bounds]) if recipe == "adatsq" else [1]
+    assert len(policy.timestep_bounds) == len(lengths) == (2 if recipe == "adatsq" else 1)
     mean = average(policy, shapes, lambda layer: np.mean(layer.activation_bits))
     assert mean <= 3.0 + 1e-9
     assert policy.options["average_bits"] == pytest.approx(mean, abs=1e-5)
