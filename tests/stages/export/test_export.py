@@ -155,7 +155,8 @@ def test_q_k_and_v_share_one_quantization_and_one_gemm(exported):
         "AdaLnHadamardQuantizeKeep": 2 * blocks,
         "GeluHadamardQuantizeKeep": blocks,
         "Int8Gemm": 3 * blocks,
-        "TernaryGemmLowRank": 4 * blocks,
+        "TernaryGemmLowRank": 2 * blocks,
+        "TernaryGemmLowRankResidual": 2 * blocks,
     }
     for i in range(blocks):
         attention = f"transformer_blocks.{i}.attn1"

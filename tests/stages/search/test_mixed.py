@@ -310,7 +310,7 @@ def test_formats_by_trace_are_the_best_sum_that_the_budget_allows(model, calibra
 
 
 def weight_error(network: Simulation, base: Policy, name: str, weight: str) -> float:
-    layer = base.layers[name].model_copy(update={"weight": weight, "rounding": "nearest"})
+    layer = base.layers[name].model_copy(update={"weight": weight}).without_moments
     matrix = network.layers[name].weight.detach()
     tensors = quantize_linear(matrix.numpy(), None, layer)
     codes = unpack(tensors["weight"], by_name(weight), matrix.shape[1]) * tensors["weight_scale"]
