@@ -33,8 +33,8 @@ def render(result: Mapping[str, Any], *, picture: str) -> str:
         "one dynamic scale; methods are rebuilt from their papers in these formats, hence “like”. Every row compiles.",
         "Smoothing is folded into the layers before, so the second linear of the MLP, after GELU, goes without. Of",
         "Q-DiT only the groups of weights are here. Bits are those of the block linears. AMPN, TSS and AdaTSQ choose",
-        "the bits of activations at the column's average. Checkpoints compute by the compiled CPU kernels; the cells of the",
-        "demo's first seeds were computed in PyTorch: the same codes, other rounding of floats.",
+        "the bits of activations at the column's average. Checkpoints compute by the compiled CPU kernels; the demo's",
+        "first seeds were computed in PyTorch: the same codes, other rounding of floats.",
         "",
         f"Full precision: class accuracy {_cell(full['accuracy'], 3)}, FD {_cell(full['fd'], 2)}. FD is a Fréchet "
         "distance in the features of the model's own classifier, no FID: biased at so few samples, and comparable only "
