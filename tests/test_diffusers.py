@@ -11,7 +11,7 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from dit2deploy.artefacts.checkpoint import CONFIG, TENSORS
 from dit2deploy.base.errors import Misuse
 from dit2deploy.diffusers import Dit2DeployConfig
-from dit2deploy.nn import quant_linear
+from dit2deploy.nn import kernels
 from dit2deploy.nn.convert import load_quantized, quantized_linears
 
 
@@ -34,9 +34,9 @@ def loaded(tiny_checkpoint):
 def test_a_quantized_folder_loads_and_computes_by_the_kernels(tiny_checkpoint, loaded, monkeypatch):
     reference = load_quantized(tiny_checkpoint)
     seen = []
-    compute = quant_linear.compute
+    compute = kernels.compute
     monkeypatch.setattr(
-        quant_linear,
+        kernels,
         "compute",
         lambda op, *inputs, **attributes: seen.append(op.name) or compute(op, *inputs, **attributes),
     )

@@ -211,25 +211,26 @@ def test_a_table_is_measured_once_and_goes_on(tool, model, tmp_path, monkeypatch
     assert 0 < len(json.loads((tmp_path / tool.RESULT).read_text())["cells"]) < 4
 
 
-def test_the_document_shows_the_result(tool):
+def test_the_document_shows_the_result(tool, tmp_path):
     keys = [key for key, *_ in (*tool.QUALITY, *tool.COST)]
     values = {"0": dict.fromkeys(keys, 1.0), "1": dict.fromkeys(keys, 1.5)}
-    text = tool.render(
-        {
-            "model": "some/model",
-            "rendered_by": "cmd",
-            "date": "2026-01-02T03:04:05",
-            "machine": {"cpu": "C", "cores": 2},
-            "versions": {"torch": "2"},
-            "samples": 5,
-            "steps": 4,
-            "guidance": 1.5,
-            "full_precision": {"0": {"accuracy": 1.0, "fd": 1.5}, "1": {"accuracy": 1.0, "fd": 2.5}},
-            "rows": {"R": "what R is", "S": "what S is"},
-            "cells": [{"row": "R", "column": "A", "seeds": values}, {"row": "S", "column": "B", "seeds": values}],
-        },
-        picture="chart.svg",
-    )
+    result = {
+        "model": "some/model",
+        "rendered_by": "cmd",
+        "date": "2026-01-02T03:04:05",
+        "machine": {"cpu": "C", "cores": 2},
+        "versions": {"torch": "2"},
+        "samples": 5,
+        "steps": 4,
+        "guidance": 1.5,
+        "full_precision": {"0": {"accuracy": 1.0, "fd": 1.5}, "1": {"accuracy": 1.0, "fd": 2.5}},
+        "rows": {"R": "what R is", "S": "what S is"},
+        "cells": [{"row": "R", "column": "A", "seeds": values}, {"row": "S", "column": "B", "seeds": values}],
+    }
+    text = tool.render(result, picture="chart.svg")
+    tool.chart.draw(result, tmp_path / "chart.svg")
+    picture = (tmp_path / "chart.svg").read_text()
+    assert all(f">{name}</text>" in picture for name in "ABRS")
     assert "methods on some/model" in text and "](chart.svg)" in text
     assert "| R | 1.2 ± 0.4 |  |" in text and "| S |  | 1.2 ± 0.4 |" in text
     assert "| R | what R is |" in text

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from dit2deploy.artefacts.policy import AttentionPolicy
-from dit2deploy.nn.kernels import compute
+from dit2deploy.nn.kernels import call
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops import HADAMARD_QUANTIZE, MULTI_REGION_QUANTIZE, QUANT_MATMUL, Op
 
@@ -93,8 +93,7 @@ class QuantAttention(torch.nn.Module):
         self._by_kernels = True
 
     def _call(self, op: Op, *inputs: torch.Tensor, **attributes: int | str) -> Any:
-        by_kernels = self._by_kernels and inputs[0].device.type == "cpu"
-        return compute(op, *inputs, **attributes) if by_kernels else op.call(*inputs, **attributes)
+        return call(op, *inputs, by_kernels=self._by_kernels, **attributes)
 
     def _products(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: float, bias: torch.Tensor | float

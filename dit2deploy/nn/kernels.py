@@ -22,6 +22,12 @@ def compute(op: Op, *inputs: torch.Tensor, **attributes: int | str) -> Any:
     return made[0] if len(made) == 1 else made
 
 
+def call(op: Op, *inputs: torch.Tensor, by_kernels: bool, **attributes: int | str) -> Any:
+    """`compute` where that is asked for and the inputs are on the CPU, else `op.call`."""
+    is_served = by_kernels and inputs[0].device.type == "cpu"
+    return compute(op, *inputs, **attributes) if is_served else op.call(*inputs, **attributes)
+
+
 def kernel_words(words: torch.Tensor, fmt: str, k: int) -> torch.Tensor:
     """Packed interchange words, int32 [N, words(k)] of weight format `fmt`, in the layout KERNEL_ORDER."""
     return torch.from_numpy(kernel.relayout(fmt, words.numpy(), k))

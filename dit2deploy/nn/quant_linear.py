@@ -6,7 +6,7 @@ import torch
 
 from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.formats import by_name
-from dit2deploy.nn.kernels import compute, kernel_words
+from dit2deploy.nn.kernels import call, kernel_words
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops import (
     DEQUANTIZE_LINEARS,
@@ -88,18 +88,14 @@ class QuantLinear(torch.nn.Module):
         """
         self._words = kernel_words(self.weight.cpu(), self.policy.weight, self.in_features)
 
-    def _words_for(self, device: torch.device) -> torch.Tensor | None:
-        return self._words if device.type == "cpu" else None
-
     def _call(self, op: Op, *inputs: torch.Tensor, **attributes: int | str) -> Any:
-        by_kernels = self._words_for(inputs[0].device) is not None
-        return compute(op, *inputs, **attributes) if by_kernels else op.call(*inputs, **attributes)
+        return call(op, *inputs, by_kernels=self._words is not None, **attributes)
 
     def _gemm(self, q: torch.Tensor, s: torch.Tensor, bias: torch.Tensor, *low_rank: torch.Tensor) -> torch.Tensor:
         op = (LOW_RANK_GEMMS if low_rank else GEMMS)[self.format.name]
-        words, layout = self._words_for(q.device), KERNEL_ORDER
-        if words is None:
-            words, layout = self.weight, INTERCHANGE
+        words, layout = self.weight, INTERCHANGE
+        if self._words is not None and q.device.type == "cpu":
+            words, layout = self._words, KERNEL_ORDER
         bits = self.policy.code_bits
         return self._call(op, q, s, words, self.weight_scale, bias, *low_rank, bits=bits, layout=layout)
 

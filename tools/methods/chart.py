@@ -7,23 +7,21 @@ from typing import Any
 from matplotlib import pyplot
 from methods.page import summary
 
-SHOWN = ("W4A4", "W3A3", "W1.58A4", "W1.58A2")  # columns that most methods have
-STEPS, FINAL = "#2b6cb0", "#dd6b20"
+from dit2deploy.evaluate.charts import COLOURS
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Writes the chart (SVG): dots are means over seeds, bars one standard deviation; the best method on top."""
-    panels = [(column, _bars(result, column)) for column in SHOWN]
-    panels = [(column, bars) for column, bars in panels if bars]
+    panels = [(column, _bars(result, column)) for column in dict.fromkeys(cell["column"] for cell in result["cells"])]
     heights = [len(bars) + 2 for _, bars in panels]
     figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(8, 0.19 * sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
+        len(panels), 1, figsize=(8, 1 + 0.19 * sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
     )
     for axis, (column, bars) in zip(axes[:, 0], panels, strict=True):
         places = range(len(bars))
         for key, colour, marker, label in (
-            ("step_sqnr_db", STEPS, "o", "single steps on full precision's trajectory"),
-            ("sqnr_db", FINAL, "s", "final images from the same noise"),
+            ("step_sqnr_db", COLOURS["one"], "o", "single steps on full precision's trajectory"),
+            ("sqnr_db", COLOURS["two"], "s", "final images from the same noise"),
         ):
             means, deviations = zip(*(values[key] for _, values in bars), strict=True)
             axis.errorbar(
