@@ -54,8 +54,8 @@ class CalibrationSet:
         return sha256_of_json([kept, sha256_of_file(self.tensors.path)])
 
     def call(self, index: int) -> dict[str, np.ndarray]:
-        """Keyword arguments of one call of the transformer, [B, ..] each."""
-        return {name: self.tensors.read(name)[index] for name in self.tensors}
+        """Keyword arguments of one call of the transformer, [B, ..] each; no other call is read."""
+        return {name: self.tensors.read_entry(name, index) for name in self.tensors}
 
     @classmethod
     def load(cls, folder: Path) -> "CalibrationSet":
@@ -69,6 +69,6 @@ class CalibrationSet:
 
     @staticmethod
     def save(folder: Path, manifest: CalibrationManifest, tensors: Mapping[str, np.ndarray]) -> None:
-        with whole_folder(folder) as temporary:
+        with whole_folder(folder, replaces=schema.holds(CalibrationManifest, MANIFEST)) as temporary:
             write_tensors(temporary / TENSORS, tensors)
             schema.save(manifest, temporary / MANIFEST)

@@ -13,7 +13,7 @@ Of a quantized linear NAME there are
 Of an attention NAME whose products are quantized there are
     NAME.processor.qmax, NAME.processor.probability_qmax   float32 [T]
     NAME.processor.regions                                 float32 [T, 3]   of the probabilities
-All other tensors keep name, shape and dtype of the model.
+All other tensors keep name, shape and dtype of the model, but for bfloat16 ones, which are float32 here.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ class Checkpoint:
         scheduler_config: Mapping[str, Any] | None,
     ) -> "Checkpoint":
         """Writes the folder whole or not at all; tensors are read one at a time, in their order."""
-        with whole_folder(out) as folder:
+        with whole_folder(out, replaces=schema.holds(CheckpointManifest, MANIFEST)) as folder:
             write_tensors(folder / TENSORS, tensors)
             write_json(folder / CONFIG, {**config, "quantization_config": told_to_diffusers(policy)})
             if scheduler_config is not None:

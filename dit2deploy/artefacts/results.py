@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dit2deploy.base.command import command
 from dit2deploy.base.files import write_json
 from dit2deploy.base.machine import cores, cpu_model, versions
 
@@ -18,7 +19,7 @@ def circumstances() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {"cpu": cpu_model(), "cores": cores()},
         "versions": versions(*PACKAGES),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command() or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

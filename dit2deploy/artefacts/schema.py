@@ -1,5 +1,6 @@
 """What all artefacts share: pydantic records that refuse unknown fields, and errors that name the first fault."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,3 +45,18 @@ def load(kind: type[R], path: Path, *, cure: str) -> R:
 
 def save(record: Record, path: Path) -> None:
     write_json(path, record.model_dump(mode="json"))
+
+
+def holds(kind: type[Record], name: str) -> Callable[[Path], bool]:
+    """Whether a folder's file `name` is a record of this kind, of whatever version."""
+    fields = kind.model_fields
+    expected = fields["kind"].default if "kind" in fields else None
+
+    def check(folder: Path) -> bool:
+        try:
+            value = read_json(folder / name)
+        except Misuse:
+            return False
+        return isinstance(value, dict) and value.get("kind") == expected
+
+    return check

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dit2deploy.base.errors import Misuse
+from dit2deploy.base.progress import note
 
 # A temporary name says whose it is: .NAME.HOST-PROCESS.part, .old for what it is about to replace, and of a scratch
 # folder dit2deploy-HOST-PROCESS-RANDOM.
@@ -46,7 +47,8 @@ def writing(path: Path, size: int | None = None, *, cure: str = _CURE) -> Iterat
     """Around what writes `path`, a file or folder of `size` bytes (None: not known before).
 
     Raises Misuse with what was free and what is needed: before a byte is written where they do not fit, and in place of
-    the system's error where the disk fills up meanwhile or cannot be written.
+    the system's error where the disk fills up meanwhile or cannot be written. An error of a file elsewhere, which is
+    being read meanwhile, passes.
     """
     free = free_bytes(path.parent)
     if size is not None and free is not None and free < size:
@@ -54,9 +56,22 @@ def writing(path: Path, size: int | None = None, *, cure: str = _CURE) -> Iterat
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, str | os.PathLike) and not _is_of(Path(error.filename), path):
+            raise
         # numpy's writers give no number for a full disk.
         told = free if error.errno in (*_FULL, None) else None
         raise _refusal(path, reason(error), told, size, cure) from error
+
+
+def _is_of(place: Path, path: Path) -> bool:
+    """Whether `place` is `path` or one of its temporary names, lies below one of them, or is a folder above."""
+    place, path = (Path(os.path.abspath(name)) for name in (place, path))
+    if path.is_relative_to(place):
+        return True
+    if not place.is_relative_to(path.parent):
+        return False
+    first = place.relative_to(path.parent).parts[0]
+    return first == path.name or first.startswith(f".{path.name}.")
 
 
 def reason(error: OSError) -> str:
@@ -80,7 +95,11 @@ def amount(size: int) -> str:
 
 def sweep(path: Path) -> None:
     """Removes what killed runs on this machine left of `path` under temporary names; what one of them was about to
-    replace gets its name back."""
+    replace gets its name back. A note names what other machines left, containers of another name among them: whether
+    they still write cannot be seen from here."""
+    others = [entry.name for entry, host, _ in _owned(path.parent, f".{path.name}.") if host != _host()]
+    if others:
+        note(f"{path.parent}: {', '.join(others)} is of another machine; remove it if nothing there writes {path.name}")
     for left in _orphans(path.parent, f".{path.name}."):
         if left.suffix == ".old" and not path.exists():
             os.replace(left, path)
@@ -100,11 +119,16 @@ def scratch_folder() -> Iterator[Path]:
 
 def _orphans(folder: Path, prefix: str) -> list[Path]:
     """Entries of the folder that begin so and belong to a process of this machine that has ended."""
+    return [entry for entry, host, process in _owned(folder, prefix) if host == _host() and not _runs(process)]
+
+
+def _owned(folder: Path, prefix: str) -> list[tuple[Path, str, int]]:
+    """Entries of the folder under temporary names that begin so, with the machine and the process of each."""
     found = []
     for entry in folder.iterdir() if folder.is_dir() else ():
         owner = _OWNER.fullmatch(entry.name[len(prefix) :]) if entry.name.startswith(prefix) else None
-        if owner and owner[1] == _host() and not _runs(int(owner[2])):
-            found.append(entry)
+        if owner:
+            found.append((entry, owner[1], int(owner[2])))
     return found
 
 

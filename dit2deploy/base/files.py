@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+# Known by name and size; what they hold is not read: no full-precision model has them.
+_OTHERS = {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
+_SIZES = {name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()} | _OTHERS
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != "BF16"}
 _CHUNK = 1 << 20  # numbers that are widened at once
 _LARGEST_HEADER = 100 * 1024 * 1024
@@ -51,9 +54,19 @@ def whole_file(path: Path, *, size: int | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path, *, size: int | None = None) -> Iterator[Path]:
-    """Yields a temporary folder that replaces `path` when the block ends well, and vanishes otherwise."""
-    with writing(path, size):
+def whole_folder(path: Path, *, replaces: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `path` when the block ends well, and vanishes otherwise.
+
+    What is at `path` is replaced where it is an empty folder, or one of which `replaces` says that it holds what is
+    written here; Misuse for any other, which would be lost.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not _is_empty(path) and not (replaces is not None and replaces(path)):
+        raise Misuse(
+            f"{path}: is not empty and holds something else than what is written here.",
+            "Choose another place, or empty it yourself.",
+        )
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
         temporary, old = temporary_name(path), temporary_name(path, "old")
@@ -69,6 +82,10 @@ def whole_folder(path: Path, *, size: int | None = None) -> Iterator[Path]:
             if old.exists() and not path.exists():
                 os.replace(old, path)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -115,15 +132,18 @@ def sha256_of_folder(path: Path, *, skip: tuple[str, ...] = ()) -> str:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """`folder / name`; Misuse where `name` leads out of the folder (artefacts are not trusted)."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    """`folder / name`; Misuse where `name` leads out of the folder (artefacts are not trusted).
+
+    By the name alone: the files of the Hub's cache are links to where their contents lie, outside of the folder.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
         raise Misuse(f"{folder}: the file name {name!r} leads out of the folder.", "Do not use this artefact.")
-    return path
+    return folder / name
 
 
 class TensorFile:
-    """A safetensors file whose tensors are read one at a time; a tensor's mapping goes when the tensor goes.
+    """A safetensors file whose tensors are read one at a time, when they are asked for.
 
     Raises Misuse for a file that is missing, truncated or malformed.
     """
@@ -151,9 +171,9 @@ class TensorFile:
 
     def _entry(self, name: str, value: dict, size: int) -> tuple[str, tuple[int, ...], int]:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        if dtype not in _DTYPES:
+        if dtype not in _SIZES:
             raise Misuse(f"{self.path}: tensor {name!r} has the unknown dtype {dtype!r}.", self._cure)
-        expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize
+        expected = int(np.prod(shape, dtype=np.int64)) * _SIZES[dtype]
         if any(dim < 0 for dim in shape) or end - begin != expected or not 0 <= begin <= end <= size:
             raise Misuse(f"{self.path}: tensor {name!r} is truncated or its header lies.", self._cure)
         return dtype, shape, begin
@@ -176,17 +196,33 @@ class TensorFile:
 
     def nbytes(self, name: str) -> int:
         """Of the tensor as `read` gives it."""
-        size = 4 if self.dtype(name) == "BF16" else np.dtype(_DTYPES[self.dtype(name)]).itemsize
+        size = 4 if self.dtype(name) == "BF16" else _SIZES[self.dtype(name)]
         return size * int(np.prod(self.shape(name), dtype=np.int64))
 
     def read(self, name: str) -> np.ndarray:
         """A copy of the tensor; bfloat16 comes back as float32."""
+        return self._read(name, self._entry_of(name)[1], 0)
+
+    def read_entry(self, name: str, index: int) -> np.ndarray:
+        """A copy of `tensor[index]`; nothing else of it is read."""
+        shape = self._entry_of(name)[1]
+        if not 0 <= index < shape[0]:
+            raise IndexError(f"{name} has {shape[0]} entries, not {index + 1}")
+        return self._read(name, shape[1:], index)
+
+    def _entry_of(self, name: str) -> tuple[str, tuple[int, ...], int]:
         if name not in self._entries:
             raise Misuse(f"{self.path}: there is no tensor {name!r}.", self._cure)
-        dtype, shape, begin = self._entries[name]
+        return self._entries[name]
+
+    def _read(self, name: str, shape: tuple[int, ...], index: int) -> np.ndarray:
+        """The part of this shape that begins after `index` parts of its size."""
+        dtype, _, begin = self._entries[name]
+        if dtype in _OTHERS:
+            raise Misuse(f"{self.path}: tensor {name!r} is {dtype}, which is not read here.", "Give float weights.")
         count = int(np.prod(shape, dtype=np.int64))
         with open(self.path, "rb") as file:
-            file.seek(self._start + begin)
+            file.seek(self._start + begin + index * count * _SIZES[dtype])
             if dtype != "BF16":
                 return np.fromfile(file, _DTYPES[dtype], count).reshape(shape)
             values = np.empty(count, np.uint32)

@@ -27,7 +27,7 @@ def anonymous_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
 
 
-def available_bytes() -> int:
+def available_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that this process may still take: of the machine, and of its control group where that has a limit."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -35,9 +35,11 @@ def available_bytes() -> int:
     except (OSError, StopIteration):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 4 << 30
     try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
-        return min(free, int(limit) - int(used))
+        limit, used, told = ((group / f"memory.{name}").read_text("utf-8") for name in ("max", "current", "stat"))
+        counts = dict(line.split() for line in told.splitlines())
+        # Pages of files are counted as used, and given back when memory is asked for.
+        cache = sum(int(counts.get(f"{kind}_file", 0)) for kind in ("active", "inactive"))
+        return min(free, int(limit) - int(used) + cache)
     except (OSError, ValueError):  # no group, or "max": no limit
         return free
 

@@ -60,7 +60,7 @@ def build(
     options = options or {}
     checkpoint = _checkpoint(source)
     provenance = _provenance(source, checkpoint, calibration, model, float_onnx)
-    with whole_folder(out) as root:
+    with whole_folder(out, replaces=schema.holds(BundleManifest, MANIFEST)) as root:
         write_json(root / CONFIG, source.config)
         if source.scheduler_config is not None:
             (root / SCHEDULER).parent.mkdir()

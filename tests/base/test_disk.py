@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit2deploy.base import disk
+from dit2deploy.base import disk, progress
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_file, whole_folder, write_bytes, write_tensors
 
@@ -21,6 +21,10 @@ def dead_process() -> int:
         os._exit(0)
     os.waitpid(child, 0)
     return child
+
+
+def always(folder: Path) -> bool:
+    return True
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers_and_touches_nothing(tmp_path, monkeypatch):
@@ -49,6 +53,15 @@ def test_an_error_in_the_middle_is_told_with_what_was_free(tmp_path, number):
         raise IsADirectoryError(21, "Is a directory")
 
 
+def test_an_error_of_a_file_that_is_read_meanwhile_is_its_own(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out"):
+        (tmp_path / "other" / "shard").read_bytes()
+    with pytest.raises(Misuse, match="out.inner.x.y: cannot be written"), whole_folder(tmp_path / "out") as folder:
+        write_bytes(folder / "inner" / "x", b"1")
+        write_bytes(folder / "inner" / "x" / "y", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leftovers_of_ended_processes_go_and_those_of_others_stay(tmp_path):
     host, ended = disk.temporary_name(Path("x")).name.split(".")[2].rpartition("-")[0], dead_process()
     gone = [f".out.{host}-{ended}.part", f".out.{host}-{ended}.old"]
@@ -62,16 +75,20 @@ def test_leftovers_of_ended_processes_go_and_those_of_others_stay(tmp_path):
     for name in (*gone, *stay):
         (tmp_path / name).mkdir()
         (tmp_path / name / "inside").write_bytes(b"")
+    notes = []
+    forget = progress.listen(lambda what, done, total: notes.append(what))
     with whole_folder(tmp_path / "out"):
         pass
+    forget()
     assert {path.name for path in tmp_path.iterdir()} == {"out", *stay}
+    assert len(notes) == 1 and stay[1] in notes[0] and stay[0] not in notes[0]
 
 
 def test_what_a_killed_run_was_about_to_replace_gets_its_name_back(tmp_path):
     write_bytes(tmp_path / "out" / "x", b"whole")
     old = disk.temporary_name(tmp_path / "out", "old")
     os.replace(tmp_path / "out", old.with_name(old.name.replace(str(os.getpid()), str(dead_process()))))
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out"):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out", replaces=always):
         raise RuntimeError
     assert (tmp_path / "out" / "x").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
 
@@ -86,7 +103,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
         put(source, target)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(Misuse, match="Input/output error"), whole_folder(tmp_path / "out") as folder:
+    with pytest.raises(Misuse, match="Input/output error"), whole_folder(tmp_path / "out", replaces=always) as folder:
         (folder / "x").write_bytes(b"new")
     assert (tmp_path / "out" / "x").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 

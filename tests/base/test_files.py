@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +27,39 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 def test_a_folder_is_replaced_whole(tmp_path):
     folder = tmp_path / "folder"
     for name in ("one", "two"):
-        with whole_folder(folder) as temporary:
+        with whole_folder(folder, replaces=lambda _: True) as temporary:
             (temporary / name).write_bytes(b"")
     assert [file.name for file in folder.iterdir()] == ["two"]
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_holds_something_else_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_bytes(b"years")
+    monkeypatch.chdir(tmp_path / "mine")
+    for place in (tmp_path / "mine", Path("."), Path("thesis.txt")):
+        with pytest.raises(Misuse, match="holds something else"), whole_folder(place):
+            pass
+    assert (tmp_path / "mine" / "thesis.txt").read_bytes() == b"years" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "empty").mkdir()
+    with whole_folder(tmp_path / "empty") as folder:
+        (folder / "a").write_bytes(b"1")
+    assert (tmp_path / "empty" / "a").exists()
+
+
+def test_one_entry_of_a_tensor_is_read_alone(tmp_path):
+    values = {"a": np.arange(3, dtype=np.int8), "x": np.random.default_rng(0).standard_normal((4, 2, 3), np.float32)}
+    write_tensors(tmp_path / "x", values)
+    file = TensorFile(tmp_path / "x")
+    for index in range(4):
+        entry = file.read_entry("x", index)
+        np.testing.assert_array_equal(entry, values["x"][index])
+        assert entry.base is None or entry.base.nbytes == entry.nbytes
+    for index in (-1, 4):
+        with pytest.raises(IndexError):
+            file.read_entry("x", index)
+    with pytest.raises(Misuse, match="no tensor"):
+        file.read_entry("y", 0)
 
 
 def test_tensors_go_to_and_from_the_safetensors_library(tmp_path):
@@ -109,11 +139,27 @@ def test_a_file_that_lies_is_refused(tmp_path, content):
         TensorFile(tmp_path / "x")
 
 
+def test_what_no_float_model_holds_is_known_by_name(tmp_path):
+    (tmp_path / "x").write_bytes(_file({"x": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}))
+    file = TensorFile(tmp_path / "x")
+    assert file.dtype("x") == "F8_E4M3" and file.nbytes("x") == 8
+    with pytest.raises(Misuse, match="F8_E4M3, which is not read"):
+        file.read("x")
+
+
 def test_no_name_leads_out_of_a_folder(tmp_path):
     assert inside(tmp_path, "a/b") == tmp_path / "a" / "b"
     for name in ("../x", "/etc/passwd", "a/../../x"):
         with pytest.raises(Misuse):
             inside(tmp_path, name)
+
+
+def test_a_link_as_in_the_hubs_cache_is_inside(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc").write_bytes(b"1")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "config.json").symlink_to("../blobs/abc")
+    assert inside(tmp_path / "snapshot", "config.json").read_bytes() == b"1"
 
 
 def test_the_hash_of_a_folder_sees_names_and_contents(tmp_path):

@@ -49,3 +49,11 @@ def test_what_does_not_fit_says_what_needs_how_much(monkeypatch, ceiling, told):
     assert "layer x takes" in caught.value.cause and "--max-memory" in caught.value.cure
     if ceiling:  # the ceiling that is named would do
         assert float(caught.value.cure.split()[-1].rstrip(".").removesuffix("GB`")) * 1e9 >= (5 << 30) + SLACK
+
+
+def test_pages_of_files_in_a_control_group_count_as_free(tmp_path):
+    for name, told in (("max", "1000"), ("current", "900"), ("stat", "anon 300\nactive_file 200\ninactive_file 350\n")):
+        (tmp_path / f"memory.{name}").write_text(told)
+    assert available_bytes(tmp_path) == 1000 - 900 + 550
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(tmp_path) > 1 << 20

@@ -11,6 +11,7 @@ import torch
 
 from dit2deploy.artefacts import unfinished
 from dit2deploy.artefacts.calibration_set import MANIFEST, CalibrationManifest, CalibrationSet
+from dit2deploy.base.command import command
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_json, write_tensors
 from dit2deploy.base.machine import versions
@@ -81,8 +82,7 @@ def calibrate(
         timesteps=tuple(timesteps.tolist()),
         prompts=texts,
         size=(height, width),
-        command=f"dit2deploy calibrate {model} --out {out} --samples {samples} --steps {steps} "
-        f"--guidance {guidance} --seed {seed}" + (f" --prompts {prompts}" if texts else ""),
+        command=command(),
         versions=versions("dit2deploy", "torch", "diffusers", "numpy"),
     )
     if (present := _present(out, manifest)) is not None:

@@ -86,7 +86,7 @@ def export(
     keep = require(f"export: the graph of {family.class_name}", _graph_bytes(module), max_memory)
     empty = partial(convert.empty_quantized, source.config, source.policy, form=form)
     others = {size: _resized(empty(), family, size) for size in _other_sizes(sizes, family, module)}
-    with whole_folder(Path(out)) as folder:
+    with whole_folder(Path(out), replaces=schema.holds(OnnxManifest, MANIFEST)) as folder:
         weights = source.tensors.read, _dtypes(source.tensors)
         graph, layers = _lower(module, family, *weights, form=form)
         _write(graph, folder)
@@ -127,7 +127,7 @@ def export_float(model: Path, out: Path, *, max_memory: int | None = None) -> On
     def read(name: str) -> np.ndarray:
         return source.tensors.read(name).astype(np.float32)
 
-    with whole_folder(Path(out)) as folder:
+    with whole_folder(Path(out), replaces=schema.holds(OnnxManifest, MANIFEST)) as folder:
         # Everything is said to be float32, so that the file holds it so.
         graph, layers = _lower(module, source.family, read, dict.fromkeys(source.tensors, "F32"), form="float")
         _write(graph, folder)
