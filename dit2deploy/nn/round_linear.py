@@ -12,6 +12,7 @@ from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.nn.train_linear import quantized_input
 from dit2deploy.quantizers.adaround import Rounding
 from dit2deploy.quantizers.branches import add_branches, total
+from dit2deploy.quantizers.gain import clip_gain
 from dit2deploy.quantizers.linear import rotate
 from dit2deploy.quantizers.round_to_nearest import dequantize
 
@@ -42,7 +43,9 @@ class RoundLinear(torch.nn.Module):
         are those of round to nearest."""
         if self.factors:
             weight = weight - total(self.factors)
-        self.rounding = Rounding(rotate(weight, self.policy.hadamard), self.scales, self.format)
+        # The scales give back what the clip takes from the inputs; the weight is rounded to the grid before that.
+        grid = self.scales / clip_gain(self.policy)
+        self.rounding = Rounding(rotate(weight, self.policy.hadamard), grid, self.format)
         self.codes = self.rounding.hard().to(torch.int8)
         return self.rounding
 

@@ -11,6 +11,7 @@ from dit2deploy.models.load import linears_of
 from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard, hadamard_quantize, rows_of
 from dit2deploy.quantizers.branches import add_branches, total
+from dit2deploy.quantizers.gain import clip_gain
 
 INSIDE = 0.49  # how far from its code a latent weight may start: rounding it gives that code, whatever floats do
 
@@ -43,8 +44,9 @@ class TrainLinear(torch.nn.Module):
         suffix.
 
         The latent weight starts at what the codes were made of: what branches leave of the full-precision weight, or
-        all of it where they came after (V1). It is clipped into the cell of its code [our choice]: the layer
-        starts as the checkpoint's, and weights near a border flip first.
+        all of it where they came after (V1, salient channels); of a branch that was fitted once more (refit) it is what
+        the last one leaves, near to that. It is clipped into the cell of its code [our choice]: the layer starts as the
+        checkpoint's, and weights near a border flip first.
         """
         super().__init__()
         self.policy, self.groups, self.format = policy, groups, by_name(policy.weight)
@@ -56,10 +58,10 @@ class TrainLinear(torch.nn.Module):
         self.log_gain = torch.nn.Parameter(torch.zeros_like(held["weight_scale"]))
         for leaf in policy.branch_leaves:
             self.register_parameter(leaf, torch.nn.Parameter(held[leaf].float()))
-        if policy.branch_leaves and policy.branch_init != "residual":
+        if policy.branch_leaves and policy.branch_init not in ("residual", "salient"):
             weight = weight - total(held)
         codes = torch.from_numpy(unpack(tensors["weight"], self.format, self.in_features)).float()
-        scale = self.scale.repeat_interleave(self.in_features // self.scale.shape[1], 1)
+        scale = self.scale.repeat_interleave(self.in_features // self.scale.shape[1], 1) / clip_gain(policy)
         # A scale of 0 leaves its weights at their codes.
         ideal = torch.where(scale > 0, hadamard(weight, block=policy.hadamard) / scale, codes)
         self.latent = torch.nn.Parameter(ideal.clamp(codes - INSIDE, codes + INSIDE) / self.format.high)

@@ -15,6 +15,7 @@ projection of attention reads heads, whose channels q, k and v align: these keep
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models.load import linears_of, load_transformer
 from dit2deploy.quantizers.inputs import channel_maxima
+from dit2deploy.quantizers.smoothing import Channels
 
 SALIENT = 4.0  # largest channel maximum over the median one, from which outliers count as salient [inferred]
 
@@ -86,9 +88,19 @@ def choose_rotation(model: Path, policy: Policy, calibration: CalibrationSet, *,
     return policy.model_copy(update={"layers": {**policy.layers, **layers}})
 
 
-def orders_of(
-    network: torch.nn.Module, wanted: Mapping[str, str], policy: Policy, calibration: CalibrationSet
-) -> dict[str, np.ndarray]:
-    """The order of the inputs of each layer in `wanted` (see `permuted`), int64 [K], by layer name."""
+def with_orders(
+    folded: Mapping[str, Channels],
+    network: torch.nn.Module,
+    wanted: Mapping[str, str],
+    policy: Policy,
+    calibration: CalibrationSet,
+) -> dict[str, Channels]:
+    """What is `folded` into the layers, with the orders of the inputs of each layer in `wanted` (see `permuted`), which
+    are those of the outputs of the layer before it."""
     maxima = channel_maxima(network, list(wanted), calibration) if wanted else {}
-    return {name: zigzag(maxima[name].amax(0).numpy(), policy.layers[name].hadamard) for name in wanted}
+    made = dict(folded)
+    for name, before in wanted.items():
+        order = zigzag(maxima[name].amax(0).numpy(), policy.layers[name].hadamard)
+        made[name] = replace(made.get(name, Channels()), column_order=order)
+        made[before] = replace(made.get(before, Channels()), row_order=order)
+    return made

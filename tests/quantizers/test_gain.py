@@ -6,7 +6,9 @@ import torch
 
 from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.formats import by_name, unpack
+from dit2deploy.nn.round_linear import RoundLinear
 from dit2deploy.nn.simulate import Simulation
+from dit2deploy.nn.timestep_groups import TimestepGroups
 from dit2deploy.ops.hadamard_quantize import hadamard_quantize
 from dit2deploy.quantizers.gain import clip_gain
 from dit2deploy.quantizers.linear import quantize_linear
@@ -52,3 +54,14 @@ def test_a_search_sees_it():
 
 def test_absmax_has_nothing_to_give_back():
     assert clip_gain(LayerPolicy(weight="int8", activation_bits=(2,), gain="clip")) == 1
+
+
+def test_reconstruction_begins_at_the_codes_of_round_to_nearest():
+    """AdaRound rounds the weight to the grid that it was quantized with, not to scales that hold the gain."""
+    weight = np.random.default_rng(0).standard_normal((48, 64), np.float32)
+    policy = layer(2, "mid-rise").model_copy(update={"weight": "int4"})
+    made = quantize_linear(weight, None, policy)
+    opened = RoundLinear(made, 64, policy=policy, groups=TimestepGroups((1000,), 1.0))
+    nearest = opened.codes.clone()
+    opened.open(torch.from_numpy(weight))
+    assert (opened.codes != nearest).float().mean() < 0.005  # ties

@@ -18,6 +18,7 @@ from dit2deploy.base.progress import note
 from dit2deploy.models.load import linears_of, load_transformer, open_model, put
 from dit2deploy.nn.convert import check_fits, empty_quantized
 from dit2deploy.nn.train_linear import make_trainable
+from dit2deploy.quantizers.permutation import permuted, with_orders
 from dit2deploy.quantizers.smoothing import fold_into, gathered_channels, smoothed
 from dit2deploy.stages.finetune.examples import Images, batches, pool_of
 from dit2deploy.stages.finetune.selective import phases
@@ -149,15 +150,17 @@ def _check_trainable(checkpoint: Checkpoint) -> None:
 
 
 def _student(model: Path, checkpoint: Checkpoint, calibration: CalibrationSet) -> torch.nn.Module:
-    """The checkpoint's network, trainable, its latent weights where quantization found them: smoothing's factors, which
-    no file holds, are gathered on the calibration set as `quantize` did. What is not quantized comes from the
-    checkpoint, with its factors in it."""
+    """The checkpoint's network, trainable, its latent weights where quantization found them: smoothing's factors and
+    orders of channels, which no file holds, are gathered on the calibration set as `quantize` did. What is not
+    quantized comes from the checkpoint, with its factors in it."""
     network, family = load_transformer(model)
-    wanted = list(smoothed(checkpoint.policy, family.folds(linears_of(network))))
-    if wanted and calibration.sha256 != checkpoint.manifest.calibration_sha256:
+    policy, linears = checkpoint.policy, linears_of(network)
+    wanted, swaps = list(smoothed(policy, family.folds(linears))), permuted(policy, linears)
+    if (wanted or swaps) and calibration.sha256 != checkpoint.manifest.calibration_sha256:
         note("finetune: smoothing was gathered on another calibration set; latent weights start less exactly")
-    fold_into(network, gathered_channels(network, wanted, calibration))
-    make_trainable(network, checkpoint.policy, _Layers(checkpoint), timestep_scale=family.timestep_scale)
+    folded = gathered_channels(network, wanted, calibration)
+    fold_into(network, with_orders(folded, network, swaps, policy, calibration))
+    make_trainable(network, policy, _Layers(checkpoint), timestep_scale=family.timestep_scale)
     for name in network.state_dict():
         if not checkpoint.policy.layers.get(name.rpartition(".")[0], _FLOAT).is_quantized:
             put(network, name, torch.from_numpy(checkpoint.tensors.read(name)).float())

@@ -4,7 +4,6 @@ import copy
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from dit2deploy.models.load import ModelFolder, linears_of, load_transformer, op
 from dit2deploy.models.places import check_places
 from dit2deploy.quantizers.fisher import fisher_scores
 from dit2deploy.quantizers.linear import quantize_linear
-from dit2deploy.quantizers.permutation import orders_of, permuted
+from dit2deploy.quantizers.permutation import permuted, with_orders
 from dit2deploy.quantizers.smoothing import Channels, fold_into, gathered_channels, smoothed
 from dit2deploy.quantizers.temporal import effective_size, step_weights
 from dit2deploy.quantizers.walk import by_block
@@ -116,10 +115,8 @@ def quantize(
     folded = {}
     if folds or swaps:
         network = load_transformer(model, keep=plan.keep)[0]
-        folded = gathered_channels(network, folds, calibration)
-        for name, order in orders_of(network, swaps, policy, calibration).items():
-            folded[name] = replace(folded.get(name, Channels()), column_order=order)
-            folded[swaps[name]] = replace(folded.get(swaps[name], Channels()), row_order=order)
+        folded = with_orders(gathered_channels(network, folds, calibration), network, swaps, policy, calibration)
+        del network  # what is gathered below opens it again, within the same ceiling
     nearest: dict[str, Mapping[str, np.ndarray]] = {}  # what is to be reconstructed
     for name, hessian in _with_hessians(missing, model, policy, shapes, calibration, plan=plan, seed=seed):
         begun = time.perf_counter()

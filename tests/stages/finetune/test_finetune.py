@@ -154,14 +154,29 @@ def test_the_student_starts_as_the_checkpoint_and_its_packed_layers_run_as_it_do
             np.testing.assert_array_equal(value, checkpoint.tensors.read(f"{name}.{suffix}"))
 
 
-@pytest.mark.parametrize("branch_init", ["residual", "weight"])
-def test_a_smoothed_student_starts_at_the_weights_that_were_rounded(
-    model, calibration, held_out, tmp_path, branch_init
+@pytest.mark.parametrize(
+    ("options", "permutation"),
+    [
+        ({"smoothing": 0.6, "branch_init": "residual"}, "none"),
+        ({"smoothing": 0.6, "branch_init": "weight"}, "none"),
+        ({"smoothing": 0.6, "branch_init": "salient"}, "none"),
+        ({"branch_init": "weight", "clip": "gaussian", "gain": "clip", "activation_bits": 2}, "none"),
+        ({"branch_init": "weight"}, "zigzag"),
+    ],
+    ids=("smoothed", "branch first", "salient", "gain", "permuted"),
+)
+def test_the_student_starts_at_the_weights_that_were_rounded(
+    model, calibration, held_out, tmp_path, options, permutation
 ):
     """Weights were rounded to nearest: next to none starts at the border of its cell, where a wrong one is clipped to;
     and the first loss is the checkpoint's."""
-    options = {"smoothing": 0.6, "branch_init": branch_init, "low_rank": 4, "rounding": "nearest"}
-    policy = search(model, tmp_path / "policy.json", recipe="w4a4", **options)
+    policy = search(model, tmp_path / "policy.json", recipe="w4a4", low_rank=4, rounding="nearest", **options)
+    changed = {
+        name: layer.model_copy(update={"permutation": permutation, "hadamard": 16})
+        for name, layer in policy.layers.items()
+        if name.endswith("ff.net.2")
+    }
+    policy = policy.model_copy(update={"layers": {**policy.layers, **changed}})
     checkpoint = quantize(model, policy, calibration, tmp_path / "checkpoint")
     student = _student(model, checkpoint, calibration)
     for name, layer in trainable_linears(student):
