@@ -16,6 +16,7 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
 from dit2deploy.targets.graph import drop_native_bodies, save_graphs, use_kernel_layout
 from dit2deploy.targets.ort import BySize, OrtRunner, open_graphs, runtime
+from dit2deploy.targets.ort_attention import use_fused_attention
 from dit2deploy.targets.reference import record, refuse_options
 from dit2deploy.targets.target import Availability, Target
 
@@ -36,7 +37,8 @@ def availability() -> Availability:
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
-    """Rewrites packed weights into the kernels' layout, drops the bodies of ops that have kernels, adds the library."""
+    """Rewrites packed weights into the kernels' layout, drops the bodies of ops that have kernels, takes the runtime's
+    own attention, adds the library."""
     refuse_options(NAME, options)
     if onnx.manifest.form != "fused":
         raise Misuse(
@@ -47,6 +49,7 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
     def prepare(model: ir.Model) -> None:
         use_kernel_layout(model, kernel.KERNEL_ORDER)
         drop_native_bodies(model)
+        use_fused_attention(model)
 
     folder = root / NAME
     folder.mkdir(exist_ok=True)

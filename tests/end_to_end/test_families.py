@@ -4,8 +4,10 @@ DiT's is test_compile_tiny.py; drawing by prompts is tests/stages/test_sample_pr
 """
 
 import json
+from collections import Counter
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, Bundle
@@ -17,6 +19,8 @@ from dit2deploy.targets import by_name
 from tests.packing import tiny_module
 
 SLOW = ("pixart", "sd3")  # a minute each, and nearest to DiT; `make test PYTEST="-m slow"` runs them
+# Attentions that ONNX Runtime's operator computes, and those that are left as they are: they have a mask.
+ATTENTIONS = {"pixart": (1, 1), "sd3": (1, 0), "flux": (2, 0), "z-image": (1, 2), "wan": (2, 0)}
 OTHERS = [
     pytest.param(family, marks=pytest.mark.slow if family.name in SLOW else (), id=family.name)
     for family in FAMILIES
@@ -35,6 +39,10 @@ def test_a_tiny_member_is_compiled(family, tmp_path):
     assert result["status"] == checks["layers"]["status"] == checks["steps"]["status"] == "passed"
     latency = json.loads((bundle.folder / PROFILE).read_text())["latency"]
     assert {row["name"] for row in latency} == {"engine", "ort-fp32", "torch-fp32"}
+
+    graph = ir.load(bundle.path(bundle.target("ort-cpu").engines["onnx"])).graph
+    found = Counter(node.op_type for node in graph)
+    assert (found["MultiHeadAttention"], found["Softmax"]) == ATTENTIONS[family.name]
 
     inputs = family.inputs(module.config, batch=3, seed=4, second=True)
     feed = {name: value.numpy() for name, value in inputs.items()}
