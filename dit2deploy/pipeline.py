@@ -18,7 +18,7 @@ from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.estimate import Estimate
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
 from dit2deploy.models.hub import local
-from dit2deploy.models.load import open_model
+from dit2deploy.models.load import ModelFolder, open_model
 
 STAGES = (
     "fuse-lora",
@@ -65,6 +65,11 @@ class _Journal:
     def end(self) -> None:
         """All stages were run: nothing is unfinished."""
         (self.path.parent / unfinished.FILE).unlink(missing_ok=True)
+
+
+def _identity(model: ModelFolder) -> str:
+    """Of all that stages read of a model: weights, config, scheduler."""
+    return sha256_of_json([model.sha256, model.config, model.scheduler_config])
 
 
 def _hash(path: Path) -> str:
@@ -136,20 +141,21 @@ def compile(
         "profile": not here,
     }
     journal = _Journal(work / "stages.json", [stage for stage in STAGES if not left_out.get(stage)])
-    source = open_model(model).sha256
+    source = open_model(model)
     if lora is not None:
         base, added, model = model, Path(lora), work / "model"
         if not added.is_file():
             raise Misuse(f"{added}: no such file.", "Give the LoRA's safetensors file.")
-        parts = {"model": source, "lora": _hash(added), "scale": lora_scale}
+        parts = {"model": _identity(source), "lora": _hash(added), "scale": lora_scale}
         journal.run("fuse-lora", model, parts, lambda: fuse_lora(base, added, model, scale=lora_scale))
-        source = open_model(model).sha256
+        source = open_model(model)
+    made_of = _identity(source)
     if checkpoint is not None:
         if policy is not None:
             raise Misuse(
                 "both a policy and a checkpoint are given.", "A checkpoint holds its policy: leave the policy out."
             )
-        if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source:
+        if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source.sha256:
             raise Misuse(f"{checkpoint}: was not made from {model}.", "Give the model that it was quantized from.")
     sampler = {"steps": steps, "guidance": guidance, "seed": seed}
 
@@ -158,7 +164,7 @@ def compile(
         journal.run(
             "calibrate",
             calibration_set,
-            {"model": source, "samples": samples, **sampler},
+            {"model": made_of, "samples": samples, **sampler},
             lambda: calibrate(model, calibration_set, samples=samples, max_memory=max_memory, **sampler),
         )
     packed = Path(checkpoint) if checkpoint else work / "checkpoint"
@@ -168,14 +174,14 @@ def compile(
             journal.run(
                 "search",
                 policy_file,
-                {"model": source, "recipe": recipe, "calibration": _hash(calibration_set), "seed": seed},
+                {"model": made_of, "recipe": recipe, "calibration": _hash(calibration_set), "seed": seed},
                 lambda: search(model, policy_file, recipe=recipe, calibration=calibration_set, seed=seed),
             )
         chosen = Policy.load(policy_file)
         journal.run(
             "quantize",
             packed,
-            {"model": source, "policy": chosen.sha256, "calibration": _hash(calibration_set), "seed": seed},
+            {"model": made_of, "policy": chosen.sha256, "calibration": _hash(calibration_set), "seed": seed},
             lambda: quantize(
                 model, chosen, CalibrationSet.load(calibration_set), packed, max_memory=max_memory, seed=seed
             ),
@@ -189,7 +195,7 @@ def compile(
     )
     baseline = work / "onnx-float"
     journal.run(
-        "export float", baseline, {"model": source}, lambda: export_float(model, baseline, max_memory=max_memory)
+        "export float", baseline, {"model": made_of}, lambda: export_float(model, baseline, max_memory=max_memory)
     )
 
     made_from = {

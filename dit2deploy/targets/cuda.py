@@ -40,7 +40,9 @@ class Device:
         check(self._driver.cuDeviceGet(ctypes.byref(self._device), 0), "asking for the GPU")
         check(self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), self._device), "opening the GPU")
         self.use()
-        check(self._driver.cuStreamCreate(ctypes.byref(self._stream), 1), "making a stream")
+        # One that waits for the default stream, where the copies are: from memory that is not pinned they may return
+        # before they are done.
+        check(self._driver.cuStreamCreate(ctypes.byref(self._stream), 0), "making a stream")
 
     @property
     def stream(self) -> int:

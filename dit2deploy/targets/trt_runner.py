@@ -50,6 +50,14 @@ class TensorRtRunner:
     def __init__(self, trt: Any, engine: Path, library: Path) -> None:
         self._trt = trt
         self._device = cuda.Device()
+        try:
+            self._open(engine, library)
+        except BaseException:
+            self._device.close()
+            raise
+
+    def _open(self, engine: Path, library: Path) -> None:
+        trt = self._trt
         registry = trt.get_plugin_registry()
         # A second library with the same plugins is refused.
         if registry.get_creator("HadamardQuantize", "1", DOMAIN) is None and not registry.load_library(str(library)):

@@ -1,5 +1,6 @@
 // ONNX Runtime: every Definition of the list as a custom op of domain `dit2deploy`; no line per op.
 #include <climits>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -13,6 +14,7 @@
 namespace d2d::ort {
 namespace {
 
+// Of the one ONNX Runtime that this process has: set once, before any session reads it.
 const Api* api = nullptr;
 
 // An error that ONNX Runtime shall show under its own code.
@@ -29,6 +31,13 @@ void check(Status* status) {
     if (status) throw Foreign{status};
 }
 
+// Allocates nothing of its own: what it tells of may be that memory is out.
+Status* failed(const char* op, Code code, const char* fault) {
+    char text[1024];
+    std::snprintf(text, sizeof text, "%s: %s", op, fault);
+    return create_status(api, code, text);
+}
+
 // No exception may leave the library: each callback runs its body in here.
 template <class F>
 Status* guarded(const char* op, F&& body) {
@@ -38,11 +47,11 @@ Status* guarded(const char* op, F&& body) {
     } catch (const Foreign& foreign) {
         return foreign.status;
     } catch (const Refused& error) {
-        return create_status(api, kInvalidArgument, (std::string(op) + ": " + error.what()).c_str());
+        return failed(op, kInvalidArgument, error.what());
     } catch (const std::exception& error) {
-        return create_status(api, kFail, (std::string(op) + ": " + error.what()).c_str());
+        return failed(op, kFail, error.what());
     } catch (...) {
-        return create_status(api, kFail, (std::string(op) + ": unknown exception").c_str());
+        return failed(op, kFail, "unknown exception");
     }
 }
 
@@ -212,17 +221,16 @@ Op make(const Definition& definition) {
 
 // Ops and domain outlive every session: they are made once and never freed.
 CustomOpDomain* domain() {
-    static std::mutex mutex;
-    static std::vector<Op>* ops = nullptr;
-    static CustomOpDomain* made = nullptr;
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (!made) {
+    static CustomOpDomain* whole = nullptr;
+    if (!whole) {
+        CustomOpDomain* made = nullptr;
         check(create_domain(api, "dit2deploy", &made));
-        ops = new std::vector<Op>();
+        auto* ops = new std::vector<Op>();
         for (const Definition& definition : definitions()) ops->push_back(make(definition));
         for (const Op& op : *ops) check(add_op(api, made, &op));
+        whole = made;
     }
-    return made;
+    return whole;
 }
 
 }  // namespace
@@ -231,12 +239,18 @@ CustomOpDomain* domain() {
 extern "C" __attribute__((visibility("default"))) d2d::ort::Status* RegisterCustomOps(
     d2d::ort::SessionOptions* options, const d2d::ort::ApiBase* base) {
     using namespace d2d::ort;
-    api = base->get(kApiVersion);
-    if (!api) {
-        const std::string text =
-            std::string("dit2deploy needs ONNX Runtime 1.18 or newer, found ") + base->version();
-        return create_status(base->get(1), kFail, text.c_str());
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const Api* const found = base->get(kApiVersion);
+    if (!found || (api && api != found)) {
+        char text[256];
+        std::snprintf(text, sizeof text, "dit2deploy %s, found ONNX Runtime %s",
+                      found ? "serves one ONNX Runtime a process: this is a second one"
+                            : "needs ONNX Runtime 1.18 or newer",
+                      base->version());
+        return create_status(found ? found : base->get(1), kFail, text);
     }
+    api = found;
     return guarded("dit2deploy", [&] {
         d2d::isa_in_use();  // a wrong DIT2DEPLOY_CPU is told here, once
         check(add_domain(api, options, domain()));

@@ -79,7 +79,7 @@ def _is_filled(value: ir.Value, number: float) -> bool:
 
 
 def _constant(graph: ir.Graph, number: float) -> ir.Value:
-    tensor = ir.tensor(np.array([number], np.float32), name=f"epsilon_{number:.0e}")
+    tensor = ir.tensor(np.array([number], np.float32), name=f"epsilon_{number!r}")
     value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([1]), const_value=tensor)
     graph.initializers.add(value)
     return value
