@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +90,7 @@ class Bench:
             constants["qmax"] = np.array([2.0 ** (bits - 1) - 1], np.float32)
             quantize = node(HADAMARD_QUANTIZE, ["x", "qmax"], ["q", "s"], block=min(block_size(self.k), 512))
             inputs = {"x": self.x}
-            return self.contestant(f"{fmt.name} from float", model([quantize, gemm], inputs, constants), inputs)
+            return self.contestant(f"{fmt.name} A{bits} from float", model([quantize, gemm], inputs, constants), inputs)
         largest = 2 ** (bits - 1) - 1
         inputs = {
             "q": self.random.integers(-largest, largest, (self.m, self.k), endpoint=True).astype(np.int8),
@@ -149,7 +150,11 @@ def races(bench: Bench) -> Iterator[tuple[list[Contestant], list[Contestant], Ca
         [bench.integers(np.int8), bench.integers(np.uint8), bench.float()],
         bytes_of,
     )
-    yield [bench.gemm(fmt, BITS[fmt.name][0], from_float=True) for fmt in FORMATS], [bench.dynamic()], bytes_of
+    yield (
+        [bench.gemm(fmt, BITS[fmt.name][0], from_float=True) for fmt in FORMATS],
+        [bench.dynamic(), bench.float()],
+        bytes_of,
+    )
     yield [bench.quantize()], [bench.copy()], lambda name: 5 * m * k
 
 
@@ -164,7 +169,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
                 times = race([*ours, *baselines], rounds=options.runs, seconds=seconds)
                 for one in ours:
                     others = [baseline.name for baseline in baselines]
-                    if one.name.startswith("ternary A") and one.name != OWN:
+                    if one.name.startswith("ternary A") and one.name != OWN and OWN in times:
                         others.append(OWN)
                     found = ratios({name: times[name] for name in (one.name, *others)}, one.name)
                     p50 = statistics(times[one.name], batch=1)["p50_ms"]
@@ -219,6 +224,7 @@ def main() -> int:
     options.threads = options.threads or ([cores()] if options.quick else sorted({1, cores()}))
     options.shapes = SHAPES[:1] if options.quick else SHAPES
     options.seconds = min(options.seconds, 20.0) if options.quick else options.seconds
+    load = os.getloadavg()[0]
     try:
         isa = kernel.isa_in_use()
         rows, machine = measure(options)
@@ -231,7 +237,8 @@ def main() -> int:
     else:
         print(f"{cpu_model()}, kernels for {isa}\n{table(rows, COLUMNS)}")
     if options.out:
-        write_results(options.out, "bench_gemm", {"method": METHOD, "isa": isa, "peaks": machine, "rows": rows})
+        record = {"method": METHOD, "isa": isa, "load_before": load, "peaks": machine, "rows": rows}
+        write_results(options.out, "bench_gemm", record)
     return 0
 
 

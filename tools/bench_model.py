@@ -35,7 +35,8 @@ ORT_INT8 = "ort-int8-dynamic"
 EXAMPLE = """example:
   make demo && python tools/bench_model.py --quick
   python tools/bench_model.py build/demo --batch 1 --batch 8 --out tools/results/bench_model.json
-  python tools/bench_model.py --blocks 1 --out tools/results/bench_blocks.json    # 28: DiT-XL/2 itself
+  python tools/bench_model.py --blocks 1 --out tools/results/bench_blocks.json
+  python tools/bench_model.py --blocks 28 --out tools/results/bench_dit_xl.json   # DiT-XL/2 itself
   python tools/bench_model.py --blocks 1 --only "ternary A4" "ORT dynamic int8" --threads 1
 
 A ratio is the baseline's time over the engine's, taken within each round: above 1 the engine is faster."""
@@ -98,7 +99,7 @@ def measure(bundle: Bundle, options: argparse.Namespace) -> tuple[list[dict], li
     return rows, missing
 
 
-def run_blocks(options: argparse.Namespace) -> None:
+def run_blocks(options: argparse.Namespace, load: float) -> None:
     found = measure_blocks(
         Made(options.folder, options.blocks),
         options.only or list(ENTRIES),
@@ -116,7 +117,7 @@ def run_blocks(options: argparse.Namespace) -> None:
         print(f"not measured: {entry['what']}: {entry['reason']}", file=sys.stderr)
     if options.out:
         record = {"method": BLOCKS_METHOD, "isa": kernel.isa_in_use(), "blocks": options.blocks, **found}
-        write_results(options.out, "bench_blocks", {**record, "load": os.getloadavg()[0]})
+        write_results(options.out, "bench_blocks", {**record, "load_before": load})
 
 
 ENGINE_COLUMNS: dict[str, Column] = {
@@ -127,6 +128,7 @@ ENGINE_COLUMNS: dict[str, Column] = {
     "least": lambda row: f"{row['least_ms']:.1f}",
     "GMAC/s": lambda row: f"{row['gmacs']:.0f}",
     "memory MiB, own + mapped": lambda row: f"{row['anonymous_bytes'] / 2**20:.0f} + {row['file_bytes'] / 2**20:.0f}",
+    "files MB": lambda row: f"{row['stored_bytes'] / 1e6:.1f}",
     "error": lambda row: f"{row['error']:.4f}" if "error" in row else "",
 }
 BLOCK_COLUMNS: dict[str, Column] = {
@@ -172,9 +174,10 @@ def main() -> int:
     options.threads = options.threads or ([cores()] if options.quick else sorted({1, cores()}))
     options.batch = options.batch or ([1, 2] if options.blocks else [1])
     options.runs = min(options.runs, 20) if options.quick else options.runs
+    load = os.getloadavg()[0]
     try:
         if options.blocks:
-            run_blocks(options)
+            run_blocks(options, load)
             return 0
         if not options.bundle.is_dir():
             raise Misuse(f"{options.bundle}: no such bundle.", "Make it with `make demo`, or name another.")
@@ -191,7 +194,8 @@ def main() -> int:
     for entry in missing:
         print(f"not measured: {entry['what']}: {entry['reason']}", file=sys.stderr)
     if options.out:
-        write_results(options.out, "bench_model", {"method": METHOD, "rows": rows, "not_measured": missing})
+        record = {"method": METHOD, "load_before": load, "rows": rows, "not_measured": missing}
+        write_results(options.out, "bench_model", record)
     return 0
 
 

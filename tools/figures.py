@@ -1,4 +1,4 @@
-"""Fills the marked regions of README.md from result files, so that no figure in it is typed by hand."""
+"""Fills the marked regions of the documents from result files, so that no figure in them is typed by hand."""
 
 import argparse
 import json
@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from bars import table
 
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.artefacts.results import write_results
@@ -16,11 +19,12 @@ from dit2deploy.evaluate.headline import headline, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("tools") / "results"
+DOCUMENTS = ("README.md", "docs/cpu.md")
 
 EXAMPLE = """example:
   make demo && python tools/figures.py --collect build/demo     # tools/results/demo.json from the demo's bundle
-  python tools/figures.py                                       # README.md from tools/results
-  python tools/figures.py --check                               # exit code 1 where README.md differs
+  python tools/figures.py                                       # the documents from tools/results
+  python tools/figures.py --check                               # exit code 1 where one differs
 
 A region is <!-- figure:NAME --> ... <!-- /figure -->. Without its result file it stays empty."""
 
@@ -29,12 +33,15 @@ REGION = re.compile(r"(<!-- figure:([\w-]+) -->\n)(.*?)(<!-- /figure -->)", re.D
 
 @dataclass(frozen=True)
 class Figure:
-    """One region: the result file (in tools/results) it comes from, the command that makes that, and how it reads."""
+    """One region: the result files (in tools/results) it comes from, and how they read.
+
+    `before`: what has to run before the command that the last file tells of itself.
+    """
 
     name: str
-    file: str
-    command: str
-    render: Callable[[Mapping[str, Any]], str]
+    files: tuple[str, ...]
+    render: Callable[..., str]
+    before: str = ""
 
 
 def demo(result: Mapping[str, Any]) -> str:
@@ -42,16 +49,22 @@ def demo(result: Mapping[str, Any]) -> str:
 
 
 def ratios(measured: Iterable[Mapping[str, Any]]) -> str:
-    """Of bench_*.py: one line for a name and a baseline, a column for each setting, in order of appearance."""
+    """Of bench_*.py: one line for a name and a baseline, a column for each setting, in order of appearance; below it
+    how far the quartiles are from the medians."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
+    spreads, rounds = [], set()
     for row in measured:
         setting = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
         for name in ("batch", "tokens"):
             setting += f", {name} {row[name]}" if name in row else ""
         cells.setdefault((row["name"], row["baseline"]), {})[setting] = f"{row['ratio']:.2f}\u00d7"
+        spreads.append(max(row["p75"] / row["ratio"], row["ratio"] / row["p25"]) - 1)
+        rounds.add(row["runs"])
     settings = list(dict.fromkeys(setting for line in cells.values() for setting in line))
     lines = [(*key, *(line.get(setting, "") for setting in settings)) for key, line in cells.items()]
-    return markdown(("ratio, above 1: ours is faster", "against", *settings), lines)
+    counted = " to ".join(str(count) for count in sorted({min(rounds), max(rounds)}))
+    told = f"Medians over {counted} rounds; quartiles are {median(spreads):.0%} off, {max(spreads):.0%} at most."
+    return markdown(("ratio, above 1: ours is faster", "against", *settings), lines) + f"\n\n{told}"
 
 
 def gemm(result: Mapping[str, Any]) -> str:
@@ -74,30 +87,33 @@ def blocks(result: Mapping[str, Any]) -> str:
     last = result["engines"][-1]
     same = [row for row in result["engines"] if all(row[key] == last[key] for key in ("threads", "tokens"))]
     sizes = [
-        (row["name"], f"{row['anonymous_bytes'] / 2**20:.0f} MiB", f"{row['file_bytes'] / 2**20:.0f} MiB")
+        (row["name"], *(f"{row[kind] / 2**20:.0f} MiB" for kind in ("anonymous_bytes", "file_bytes", "stored_bytes")))
         for row in same
     ]
-    memory = markdown(("memory of a process beyond its imports", "its own", "mapped from files"), sizes)
+    memory = markdown(("memory of a process beyond its imports", "its own", "mapped from files", "files"), sizes)
     return (
         f"DiT-XL/2's geometry, blocks: {result['blocks']}, kernels for {result['isa']}:\n\n{ratios(shown)}\n\n{memory}"
     )
 
 
+def steps(result: Mapping[str, Any]) -> str:
+    return ratios(result["rows"])
+
+
+def reached(*results: Mapping[str, Any]) -> str:
+    """The bars of tools/bars.py, of the results in the order of BAR_FILES."""
+    header, *lines = table(dict(zip(BAR_FILES, results, strict=True)))
+    return f"Kernels for {results[0]['isa']}.\n\n{markdown(header, lines)}"
+
+
+BAR_FILES = {"gemm": "bench_gemm.json", "blocks": "bench_blocks.json", "dit-xl": "bench_dit_xl.json"}
 FIGURES = (
-    Figure("demo", "demo.json", "make demo && python tools/figures.py --collect build/demo", demo),
-    Figure("gemm", "bench_gemm.json", "python tools/bench_gemm.py --out tools/results/bench_gemm.json", gemm),
-    Figure(
-        "model",
-        "bench_model.json",
-        "python tools/bench_model.py --out tools/results/bench_model.json",
-        lambda result: ratios(result["rows"]),
-    ),
-    Figure(
-        "blocks",
-        "bench_blocks.json",
-        "python tools/bench_model.py --blocks 1 --out tools/results/bench_blocks.json",
-        blocks,
-    ),
+    Figure("demo", ("demo.json",), demo, before="make demo && "),
+    Figure("gemm", (BAR_FILES["gemm"],), gemm),
+    Figure("model", ("bench_model.json",), steps),
+    Figure("blocks", (BAR_FILES["blocks"],), blocks),
+    Figure("dit-xl", (BAR_FILES["dit-xl"],), blocks),
+    Figure("bars", tuple(BAR_FILES.values()), reached),
 )
 
 
@@ -107,49 +123,58 @@ def markdown(header: tuple, rows: list[tuple]) -> str:
 
 
 def filled(text: str, results: Path) -> str:
-    """README's text with all regions filled; ValueError for a region that nobody knows."""
+    """A document's text with all regions filled; ValueError for a region that nobody knows."""
     known = {figure.name: figure for figure in FIGURES}
 
     def fill(match: re.Match) -> str:
         opening, name, _, closing = match.groups()
         if name not in known:
-            raise ValueError(f"README.md has a region figure:{name}; known: {', '.join(known)}")
+            raise ValueError(f"there is a region figure:{name}; known: {', '.join(known)}")
         figure = known[name]
-        path = results / figure.file
-        if not path.exists():
+        paths = [results / file for file in figure.files]
+        if not all(path.exists() for path in paths):
             return opening + closing
-        result = json.loads(path.read_bytes())
-        machine, date = result["machine"], result["date"][:10]
-        source = (
-            f"*{machine['cpu']}, {machine['cores']} cores, {date}; [{figure.file}]({RESULTS / figure.file}), made by "
-            f"`{figure.command}`.*"
-        )
-        return f"{opening}{figure.render(result)}\n\n{source}\n{closing}"
+        found = [json.loads(path.read_bytes()) for path in paths]
+        return f"{opening}{figure.render(*found)}\n\n{source(figure, found[-1])}\n{closing}"
 
     return REGION.sub(fill, text)
+
+
+def source(figure: Figure, result: Mapping[str, Any]) -> str:
+    """Machine, date, files and command, in italics."""
+    machine = result["machine"]
+    load = f" (load {result['load_before']:.1f} before)" if "load_before" in result else ""
+    files = ", ".join(f"[{file}](/{RESULTS / file})" for file in figure.files)
+    return (
+        f"*{machine['cpu']}, {machine['cores']} cores{load}, {result['date'][:10]}; {files}, "
+        f"made by `{figure.before}python tools/{result['command']}`.*"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where README.md differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a document differs")
     parser.add_argument(
         "--collect", type=Path, metavar="BUNDLE", help="first write tools/results/demo.json from BUNDLE"
     )
     parser.add_argument("--root", type=Path, default=ROOT, help="default: this repository")
     options = parser.parse_args(arguments)
-    readme, results = options.root / "README.md", options.root / RESULTS
+    results = options.root / RESULTS
     if options.collect:
         write_results(results / "demo.json", "demo", headline(Bundle.load(options.collect)))
-    before = readme.read_text()
-    after = filled(before, results)
-    if options.check:
-        if after != before:
-            print(f"{readme} does not show what is in {results}; run: python tools/figures.py")
-        return int(after != before)
-    write_bytes(readme, after.encode())
-    return 0
+    differ = False
+    for name in DOCUMENTS:
+        path = options.root / name
+        before = path.read_text()
+        after = filled(before, results)
+        differ |= after != before
+        if options.check and after != before:
+            print(f"{path} does not show what is in {results}; run: python tools/figures.py")
+        elif after != before:
+            write_bytes(path, after.encode())
+    return int(options.check and differ)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         setting = f"p50, batch {speed['batch']}, {speed['threads']} threads"
         for row in speed["latency"]:
             ratio = speed["ratios"].get(row["name"])
-            beside = f" (the engine is {ratio:.2f}x as fast)" if ratio else ""
+            beside = f" ({_compared(ratio)})" if ratio else ""
             lines.append((f"latency of a step, {setting}: {row['label']}", f"{row['p50_ms']:.2f} ms{beside}"))
     if parity := found["parity"]:
         worst = ", ".join(f"{name} {value:.1f} dB" for name, value in parity["worst_sqnr_db"].items())
@@ -54,6 +54,14 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found["quality"]:
         lines += quality_rows(found["quality"])
     return lines + [(f"engines for {name}", ", ".join(engines)) for name, engines in found["targets"].items()]
+
+
+def _compared(ratio: Mapping[str, float]) -> str:
+    """A ratio within rounds in words, by its quartiles."""
+    low, high = ratio["p25"], ratio["p75"]
+    if low < 1 < high:
+        return f"no clear difference: within a round the engine is {low:.2f} to {high:.2f}x as fast"
+    return f"within a round the engine is {ratio['ratio']:.2f}x as fast, quartiles {low:.2f} and {high:.2f}"
 
 
 def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -97,7 +105,11 @@ def _speed(profile: Mapping[str, Any]) -> dict[str, Any]:
         "measured": profile["date"],
         "machine": profile["machine"],
         "latency": [row for row in profile["latency"] if here(row)],
-        "ratios": {row["baseline"]: row["ratio"] for row in profile["ratios"] if here(row)},
+        "ratios": {
+            row["baseline"]: {key: row[key] for key in ("ratio", "p25", "p75")}
+            for row in profile["ratios"]
+            if here(row)
+        },
     }
 
 

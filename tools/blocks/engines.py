@@ -38,15 +38,21 @@ def open_ort(path: Path, threads: int) -> Run:
     return lambda feed: next(iter(runner.run(feed).values()))
 
 
-def open_torch(path: Path, threads: int) -> Run:
+def open_torch(path: Path, threads: int, dtype: str = "float32") -> Run:
     import torch
 
     from dit2deploy.models.load import load_transformer
-    from dit2deploy.nn.call import call_numpy
 
     torch.set_num_threads(threads)
-    module, _ = load_transformer(path)
-    return lambda feed: call_numpy(module, feed)
+    module = load_transformer(path)[0].to(getattr(torch, dtype))
+
+    def run(feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        given = {name: torch.from_numpy(value) for name, value in feed.items()}
+        given = {name: value.to(module.dtype) if value.is_floating_point() else value for name, value in given.items()}
+        with torch.inference_mode():
+            return module(**given, return_dict=False)[0].float().numpy()
+
+    return run
 
 
 def open_openvino(path: Path, threads: int, **options: str) -> Run:
@@ -67,15 +73,17 @@ class Entry:
 
 
 _ORT = ("onnxruntime", "dit2deploy.targets.ort")
-_TORCH = ("torch", "diffusers", "dit2deploy.models.load", "dit2deploy.nn.call")
+_TORCH = ("torch", "diffusers", "dit2deploy.models.load")
 _OWN = ("dit2deploy.artefacts.bundle", "dit2deploy.targets")
 _dynamic = partial(open_openvino, DYNAMIC_QUANTIZATION_GROUP_SIZE=str(GROUP))
 # What users would pick instead.
 BASELINES = {
     "torch fp32 eager": Entry(Made.pipeline, open_torch, _TORCH),
+    "torch bf16 eager": Entry(Made.pipeline, partial(open_torch, dtype="bfloat16"), _TORCH),
     "ORT fp32": Entry(Made.float_onnx, open_ort, _ORT),
     "ORT dynamic int8": Entry(Made.ort_int8, open_ort, _ORT),
     "ORT MatMulNBits 4 bit": Entry(Made.ort_int4, open_ort, _ORT),
+    "OpenVINO fp32": Entry(Made.float_onnx, open_openvino, ("openvino",)),
     "OpenVINO int8": Entry(Made.openvino_int8, open_openvino, ("openvino",)),
     "OpenVINO int4, dynamic int8": Entry(Made.openvino_int4, _dynamic, ("openvino",)),
 }
@@ -91,13 +99,9 @@ class Engine:
             path = ENTRIES[name].make(made)
         except ImportError as error:
             raise RuntimeError(str(error)) from None
+        self.stored_bytes = stored_bytes(path)
         words = [sys.executable, __file__, name, str(path), str(threads)]
-        # Idle threads of one engine must not spin on the cores of the next.
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_WAIT_POLICY": "passive",
-        }
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         environment.pop("OMP_NUM_THREADS", None)
         with open(log, "w") as errors:
             self._child = subprocess.Popen(
@@ -138,6 +142,13 @@ class Engine:
                 return json.loads(line.removeprefix(_ANSWER))
         words = self._log.read_text().strip().splitlines()
         raise RuntimeError(words[-1] if words else f"ended with exit code {self._child.wait()}")
+
+
+def stored_bytes(path: Path) -> int:
+    """Of the files that the engine is opened from: a model and its weights, without our library."""
+    inner = (path / name for name in ("ort-cpu", "transformer"))  # of a bundle, of a pipeline
+    folder = path.parent if path.is_file() else next(folder for folder in inner if folder.is_dir())
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".so")
 
 
 def resident() -> dict[str, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.artefacts.policy import Weight
 from dit2deploy.base.files import whole_folder, write_json
 
 GEOMETRY = {  # of DiT-XL/2 for images of 256 x 256
@@ -29,15 +30,19 @@ CALIBRATION_CALLS = 8
 
 @dataclass(frozen=True)
 class Own:
-    """A recipe of ours: its name for `search`, and whether it has a low-rank branch of rank RANK."""
+    """A recipe of ours: its name for `search`, whether it has a low-rank branch of rank RANK, and the weight format of
+    the modulation linears (None: the recipe's; ternary, as RobuQ has it, makes smaller files and worse pictures)."""
 
     recipe: str
     branch: bool = False
+    modulation: Weight | None = None
 
 
 OWN = {
     "ternary A4": Own("w1.58a4"),
     "ternary A4, rank 16": Own("w1.58a4", branch=True),
+    "ternary A4, ternary modulation": Own("w1.58a4", modulation="ternary"),
+    "ternary A4, rank 16, ternary modulation": Own("w1.58a4", branch=True, modulation="ternary"),
     "ternary A8": Own("w1.58a8"),
     "W3A3": Own("w3a3"),
     "W4A4": Own("w4a4"),
@@ -90,11 +95,12 @@ class Made:
         from dit2deploy.stages.quantize import quantize
         from dit2deploy.stages.search import search
 
-        name = own.recipe + ("-branch" if own.branch else "")
+        name = own.recipe + ("-branch" if own.branch else "") + (f"-{own.modulation}" if own.modulation else "")
         out, work = self.root / name, self.root / f"{name}.work"
         if out.exists():
             return out
         options = {"low_rank": RANK if own.branch else 0, "rounding": "nearest", "branch_init": "weight"}
+        options |= {"modulation": own.modulation} if own.modulation else {}
         search(self.pipeline(), work / "policy.json", recipe=own.recipe, **options)
         policy = Policy.load(work / "policy.json")
         if not (work / "checkpoint").exists():

@@ -18,7 +18,8 @@ EXACT = "torch fp32 eager"  # what errors are measured against
 METHOD = (
     f"{TURNS} Each engine is in a process of its own (an order to it and its answer, some 0.1 ms, count for all). The "
     "model is a whole DiT of DiT-XL/2's geometry with random weights and `blocks` blocks; tokens are those of all "
-    "samples together, 256 a sample. Memory: what the process grows by over its imports, after all runs. Error: "
+    "samples together, 256 a sample. Memory: what the process grows by over its imports, after all runs. Files: the "
+    "model and its weights as the engine opens them. Error: "
     "|y - y'| / |y| of a fresh input against PyTorch in float32; with random weights it shows that an engine computes "
     "the model, and says nothing about a method."
 )
@@ -52,6 +53,7 @@ def measure(
                     found = speed(timed[batch][one.name], made.blocks, batch)
                     engines.append({"name": one.name, "threads": count, "tokens": TOKENS * batch, **found})
                     engines[-1] |= error | {f"{kind}_bytes": size for kind, size in one.memory().items()}
+                    engines[-1]["stored_bytes"] = one.stored_bytes
     told = [{"what": name, "reason": reason} for name, reason in missing.items()]
     return {"rows": rows, "engines": engines, "not_measured": told}
 
@@ -84,7 +86,8 @@ def compared(times: Mapping[str, Sequence[float]], blocks: int, *, threads: int,
         found = ratios({name: times[name] for name in (own, *baselines)}, own)
         for baseline, ratio in found.items():
             row = {"name": own, "baseline": baseline, **ratio, "threads": threads, "tokens": TOKENS * batch}
-            rows.append({**row, "blocks": blocks, "least_ratio": min(times[baseline]) / min(times[own])})
+            least = min(times[baseline]) / min(times[own])
+            rows.append({**row, "blocks": blocks, "runs": len(times[own]), "least_ratio": least})
     return rows
 
 
