@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.formats import by_name
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.kernels import compute, kernel_words
@@ -142,10 +142,6 @@ class Simulation:
         """Switches these layers; see SimulatedLinear.choose."""
         for name, policy in layers.items():
             self.layers[name].choose(policy, strength=strength)
-
-    def choose_policy(self, policy: Policy) -> None:
-        """Switches every layer; the policy's timestep bounds must be those of the simulation."""
-        self.choose(policy.layers)
 
     def choose_float(self) -> None:
         """Switches every layer to full precision."""

@@ -45,7 +45,7 @@ def test_it_equals_the_checkpoint_of_its_policy(weight, group_size, grid, tmp_pa
     exact = called(module, inputs)
     network = simulated(module)
     torch.testing.assert_close(network.call(inputs), exact)
-    network.choose_policy(policy)
+    network.choose(policy.layers)
     torch.testing.assert_close(network.call(inputs), called(reference, inputs), rtol=1e-5, atol=1e-5)
     network.choose_float()
     torch.testing.assert_close(network.call(inputs), exact)

@@ -27,7 +27,7 @@ def evolve(task: Task) -> Found:
     mutation half each under a limit of bits; the fitness of methods.md 6.5 for where there is no Inception network, the
     error of final latents from fixed noise. What is not: the ops have one dynamic scale a token, so the sizes are those
     of weights alone; weights are symmetric; they round to nearest meanwhile (the policy's GPTQ comes in `quantize`).
-    The best ones are judged by samples that they were not selected on. Every size tried keeps a float32 copy of its
+    The best ones are judged by samples that they were not selected on. Every size tried keeps its packed
     weights. Raises Misuse for a family without trajectories and a budget below codes with one scale a row.
     """
     options = task.options
