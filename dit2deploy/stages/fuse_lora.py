@@ -3,44 +3,69 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, whole_folder, write_json, write_tensors
+from dit2deploy.base.files import TensorFile, read_json, whole_folder, write_json, write_tensors
 from dit2deploy.base.progress import note
 from dit2deploy.models.load import CONFIG, INDEX, SCHEDULER, ModelFolder, linears, open_model
 
 # Names in files of diffusers and PEFT (lora_A, lora_B) and in those that keep kohya's leaves (lora_down, lora_up).
 _LEAVES = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(.+)\.alpha")
 _PREFIXES = ("transformer.", "base_model.model.", "diffusion_model.")
+_METADATA = "lora_adapter_metadata"  # of diffusers
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CURE = "Give the safetensors file that diffusers' save_lora_weights or PEFT writes for this transformer."
 
 
 @dataclass
 class _Pair:
-    """Names of one layer's factors in the file: weight += scale * alpha / r * up @ down."""
+    """Names of one layer's factors in the file: weight += scale * strength * up @ down."""
 
     down: str = ""  # [r, K]
     up: str = ""  # [N, r]
     alpha: str = ""
 
 
+@dataclass(frozen=True)
+class _Adapter:
+    """What an adapter's configuration says of its strength, in the names of PEFT's LoraConfig.
+
+    A layer's alpha is that of the first of `alpha_pattern` (regular expressions) that the end of its name matches, else
+    `lora_alpha`, and where nothing is told the rank. Ranks (`rank_pattern`) are those of the factors.
+    """
+
+    lora_alpha: float | None = None
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+
+    def strength(self, layer: str, rank: int, alpha: float | None = None) -> float:
+        """alpha / r, or alpha / sqrt(r) of rsLoRA (https://arxiv.org/abs/2312.03732); `alpha` where the file has one
+        for this layer."""
+        if alpha is None:
+            told = (value for key, value in self.alpha_pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer))
+            alpha = next(told, self.lora_alpha)
+        if alpha is None:
+            return 1.0
+        return alpha / (rank**0.5 if self.use_rslora else rank)
+
+
 def fuse_lora(model: Path, lora: Path, out: Path, *, scale: float = 1.0) -> ModelFolder:
     """Writes the folder `out`: a pipeline of the scheduler and the transformer of `model`, weights with the LoRA added.
 
-    W + scale * alpha / r * B A (https://arxiv.org/abs/2106.09685, section 4.1), in float32; alpha / r is 1 where the
-    file tells no alpha. Tensors are read and written one at a time. Raises Misuse for a file that is no LoRA of this
+    W + scale * alpha / r * B A (https://arxiv.org/abs/2106.09685, section 4.1), in float32; alpha is a tensor of the
+    file, or what its metadata (diffusers) or the adapter_config.json beside it (PEFT) says, and alpha / r is 1 where
+    nothing tells it. Tensors are read and written one at a time. Raises Misuse for a file that is no LoRA of this
     transformer's linear layers (unknown layers, other shapes, DoRA); factors of text encoders are left out with a note.
     """
     source, file = open_model(Path(model)), TensorFile(Path(lora), cure=_CURE)
-    pairs = _pairs(file, linears(source))
+    pairs, adapter = _pairs(file, linears(source)), _adapter(file)
     parts: dict[str, object] = {"transformer": ["diffusers", source.class_name]}
     with whole_folder(Path(out)) as folder:
-        write_tensors(folder / "transformer" / WEIGHTS, _Fused(source, file, pairs, scale))
+        write_tensors(folder / "transformer" / WEIGHTS, _Fused(source, file, pairs, adapter, scale))
         write_json(folder / "transformer" / CONFIG, source.config)
         if source.scheduler_config is not None:
             parts["scheduler"] = ["diffusers", source.scheduler_config.get("_class_name", "DDIMScheduler")]
@@ -52,19 +77,24 @@ def fuse_lora(model: Path, lora: Path, out: Path, *, scale: float = 1.0) -> Mode
 class _Fused(Mapping[str, np.ndarray]):
     """The model's tensors, each computed when it is asked for."""
 
-    def __init__(self, source: ModelFolder, file: TensorFile, pairs: Mapping[str, _Pair], scale: float) -> None:
-        self._source, self._file, self._pairs, self._scale = source, file, pairs, scale
+    def __init__(
+        self, source: ModelFolder, file: TensorFile, pairs: Mapping[str, _Pair], adapter: _Adapter, scale: float
+    ) -> None:
+        self._source, self._file, self._pairs = source, file, pairs
+        self._adapter, self._scale = adapter, scale
 
     def __getitem__(self, name: str) -> np.ndarray:
         value = self._source.tensors.read(name)
-        pair = self._pairs.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        layer = name.removesuffix(".weight")
+        pair = self._pairs.get(layer) if name.endswith(".weight") else None
         if pair is None:
             return value
         down, up = (self._file.read(factor).astype(np.float32) for factor in (pair.down, pair.up))
         if not (np.isfinite(down).all() and np.isfinite(up).all()):
             raise Misuse(f"{self._file.path}: {pair.down} or its partner holds NaN or inf.", _CURE)
-        alpha = float(self._file.read(pair.alpha)) if pair.alpha else _alpha(self._file, len(down))
-        fused = value.astype(np.float32) + np.float32(self._scale * alpha / len(down)) * (up @ down)
+        alpha = float(self._file.read(pair.alpha)) if pair.alpha else None
+        strength = self._scale * self._adapter.strength(layer, len(down), alpha)
+        fused = value.astype(np.float32) + np.float32(strength) * (up @ down)
         return fused.astype(value.dtype)
 
     def __iter__(self) -> Iterator[str]:
@@ -74,10 +104,34 @@ class _Fused(Mapping[str, np.ndarray]):
         return len(self._source.tensors)
 
 
-def _alpha(file: TensorFile, rank: int) -> float:
-    """lora_alpha of the adapter's metadata as diffusers writes it; the rank where there is none."""
-    told = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-    return float(next((value for key, value in told.items() if key.split(".")[-1] == "lora_alpha"), rank))
+def _adapter(file: TensorFile) -> _Adapter:
+    """The adapter's configuration: of the metadata that diffusers writes, keys of this transformer only ("transformer."
+    or no prefix: those of text encoders stand beside them); or of the file that PEFT writes beside the tensors."""
+    beside = file.path.with_name("adapter_config.json")
+    if _METADATA in file.metadata:
+        where = f"{file.path}: its metadata {_METADATA}"
+        try:
+            told = json.loads(file.metadata[_METADATA])
+        except ValueError as error:
+            raise Misuse(f"{where} is no JSON: {error}.", _CURE) from error
+    elif file.path.name == "adapter_model.safetensors" and beside.is_file():
+        where, told = str(beside), read_json(beside, cure=_CURE)
+    else:
+        return _Adapter()
+    if not isinstance(told, dict):
+        raise Misuse(f"{where} is no table of options.", _CURE)
+    own = {key.removeprefix("transformer."): value for key, value in told.items()}
+    if own.get("use_dora"):
+        raise Misuse(f"{where} asks for DoRA, which is not supported.", _CURE)
+    try:
+        alpha, patterns = own.get("lora_alpha"), own.get("alpha_pattern") or {}
+        return _Adapter(
+            lora_alpha=None if alpha is None else float(alpha),
+            alpha_pattern={re.compile(key).pattern: float(value) for key, value in patterns.items()},
+            use_rslora=bool(own.get("use_rslora")),
+        )
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise Misuse(f"{where} has a lora_alpha or alpha_pattern that makes no sense: {error}.", _CURE) from error
 
 
 def _pairs(file: TensorFile, shapes: Mapping[str, tuple[int, int]]) -> dict[str, _Pair]:

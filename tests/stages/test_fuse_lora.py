@@ -40,21 +40,53 @@ def weight(folder):
         ("", "lora_down.weight", "lora_up.weight"),
     ),
 )
-@pytest.mark.parametrize("alpha", ("none", "tensor", "metadata"))
+@pytest.mark.parametrize("alpha", ("none", "tensor"))
 def test_the_weights_are_the_sum(tiny_dit_folder, tmp_path, prefix, down, up, alpha):
     a, b = factors(tiny_dit_folder)
     tensors = {f"{prefix}{LAYER}.{down}": a, f"{prefix}{LAYER}.{up}": b}
-    metadata = None
     if alpha == "tensor":
         tensors[f"{prefix}{LAYER}.alpha"] = np.array(6.0, np.float32)
-    if alpha == "metadata":
-        metadata = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 6, "transformer.r": 3})}
-    made = fuse_lora(tiny_dit_folder, written(tmp_path / "l.safetensors", tensors, metadata), tmp_path / "o", scale=0.5)
+    made = fuse_lora(tiny_dit_folder, written(tmp_path / "l.safetensors", tensors), tmp_path / "o", scale=0.5)
     strength = 0.5 * (1.0 if alpha == "none" else 2.0)
     np.testing.assert_allclose(weight(made.folder), weight(tiny_dit_folder) + strength * (b @ a), atol=1e-6)
     before, after = (load_transformer(folder)[0].state_dict() for folder in (tiny_dit_folder, tmp_path / "o"))
     assert [name for name in before if not torch.equal(before[name], after[name])] == [f"{LAYER}.weight"]
     assert made.scheduler_config == open_model(tiny_dit_folder).scheduler_config
+
+
+# Sorted as diffusers writes them: a text encoder's keys come first.
+TEXT = {"text_encoder.alpha_pattern": {"to_q": 96}, "text_encoder.lora_alpha": 48, "text_encoder.use_dora": True}
+STRENGTHS = {  # of alpha and rank 3, beside those of a text encoder
+    "text": ({}, 1.0),
+    "own": ({"transformer.lora_alpha": 6}, 2.0),
+    "pattern": ({"transformer.alpha_pattern": {"attn1.to_q": 12, "to_q": 3}, "transformer.lora_alpha": 6}, 4.0),
+    "rslora": ({"transformer.alpha_pattern": {"o_q": 9}, "lora_alpha": 6, "transformer.use_rslora": True}, 6 / 3**0.5),
+}
+
+
+@pytest.mark.parametrize(("where", "name"), (*(("metadata", name) for name in STRENGTHS), ("beside", "pattern")))
+def test_the_strength_is_what_the_configuration_says_of_the_transformer(tiny_dit_folder, tmp_path, name, where):
+    told, strength = STRENGTHS[name]
+    a, b = factors(tiny_dit_folder)
+    tensors = {f"transformer.{LAYER}.lora_A.weight": a, f"transformer.{LAYER}.lora_B.weight": b}
+    if where == "metadata":
+        metadata = {"lora_adapter_metadata": json.dumps({**TEXT, **told})}
+        path = written(tmp_path / "l.safetensors", tensors, metadata)
+    else:  # PEFT: of one model, without prefixes
+        path = written(tmp_path / "adapter_model.safetensors", tensors)
+        own = {key.removeprefix("transformer."): value for key, value in told.items()}
+        files.write_json(tmp_path / "adapter_config.json", own)
+    made = fuse_lora(tiny_dit_folder, path, tmp_path / "o")
+    np.testing.assert_allclose(weight(made.folder), weight(tiny_dit_folder) + strength * (b @ a), atol=1e-5)
+
+
+@pytest.mark.parametrize("told", ({"transformer.use_dora": True}, {"alpha_pattern": {"(": 1}}, ["lora_alpha"]))
+def test_a_configuration_that_is_not_served_is_refused(tiny_dit_folder, tmp_path, told):
+    a, b = factors(tiny_dit_folder)
+    tensors = {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": b}
+    path = written(tmp_path / "l.safetensors", tensors, {"lora_adapter_metadata": json.dumps(told)})
+    with pytest.raises(Misuse, match="metadata lora_adapter_metadata"):
+        fuse_lora(tiny_dit_folder, path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
