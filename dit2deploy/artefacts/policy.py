@@ -178,8 +178,8 @@ class AttentionPolicy(schema.Record):
 class Policy(schema.Record):
     """Every linear layer of one model, by module name, and the attentions whose products are quantized.
 
-    Timestep group i holds the timesteps t (0 .. training steps - 1) with t < timestep_bounds[i] that are in no group
-    before it; the last bound is the number of training steps.
+    Timestep group i holds the timesteps t (0 .. training steps) with t < timestep_bounds[i] that are in no group before
+    it; the last bound is the number of training steps, and the last group holds it too (artefacts/timesteps.py).
     """
 
     schema_version: Literal[1] = 1

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dit2deploy.artefacts.policy import LayerPolicy, Policy
+from dit2deploy.artefacts.timesteps import groups_of
 from dit2deploy.base.errors import Misuse
 from dit2deploy.formats import by_name
 
@@ -44,7 +45,7 @@ def effective_weight_bits(policy: Policy, linears: Mapping[str, tuple[int, int]]
 def average_activation_bits(
     policy: Policy,
     linears: Mapping[str, tuple[int, int]],
-    timesteps: Sequence[int],
+    timesteps: Sequence[float],
     *,
     rows: Mapping[str, int] | None = None,
     float_bits: float = 16.0,
@@ -54,15 +55,16 @@ def average_activation_bits(
     A layer's MACs are rows * N * K; `rows` (layer -> tokens a sample, 1 where it is not named) tells apart what sees
     every token from the modulation linears, which see one row a sample. Without `rows` all see as many. Inputs of
     layers that are not quantized count as `float_bits`. Raises Misuse as `effective_weight_bits` does, and for
-    timesteps that are in no group.
+    timesteps that are outside of 0 .. training steps.
     """
     _check(policy, linears)
-    groups = np.searchsorted(policy.timestep_bounds, np.asarray(timesteps), side="right")
-    if not len(groups) or groups.max() >= len(policy.timestep_bounds):
+    end = policy.timestep_bounds[-1]
+    if not len(timesteps) or not 0 <= min(timesteps) <= max(timesteps) <= end:
         raise Misuse(
-            f"activation bits: timesteps {list(timesteps)} are not all below {policy.timestep_bounds[-1]}.",
+            f"activation bits: timesteps {list(timesteps)} are not all in 0 .. {end}.",
             "Give the sampler's timesteps, at least one.",
         )
+    groups = groups_of(timesteps, policy.timestep_bounds)
     total = spent = 0.0
     for name, (n, k) in linears.items():
         layer, macs = policy.layers[name], (rows or {}).get(name, 1) * n * k

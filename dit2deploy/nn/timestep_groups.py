@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.artefacts.timesteps import MARGIN
 from dit2deploy.base.errors import Misuse
 
 
@@ -51,9 +52,8 @@ class TimestepGroups:
         t = kwargs["timestep"]
         # One timestep a token (Wan 2.2): the sample's own is the largest, tokens that are given have 0.
         t = (t.flatten(1).amax(1) if t.ndim > 1 else t.reshape(-1)).float() * self.scale
-        # A sum of comparisons: exportable, and equal to searchsorted. FLUX's products with 1000 may fall short of an
-        # integer by a rounding, hence the margin.
-        self._index = sum((t > bound - 0.01).long() for bound in self.bounds[:-1])
+        # A sum of comparisons: exportable, and equal to artefacts/timesteps.py's searchsorted.
+        self._index = sum((t > bound - MARGIN).long() for bound in self.bounds[:-1])
 
     def _leave(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
         self._index = None

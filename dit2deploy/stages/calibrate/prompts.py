@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dit2deploy.artefacts.timesteps import whole
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import report
 from dit2deploy.models import Family
@@ -22,7 +23,8 @@ def denoise(
     height: int | None,
     width: int | None,
 ) -> tuple[list[dict[str, np.ndarray]], tuple[int, ...]]:
-    """All calls of the pipeline's transformer while it draws the prompts, and the timestep of each in 0 .. 1000.
+    """All calls of the pipeline's transformer while it draws the prompts, and the timestep of each in 0 .. 1000,
+    a whole number in the timestep group of the one that it was.
 
     The full-precision pipeline runs in float32, all prompts as one batch. Raises Misuse for a folder that is no whole
     pipeline, and where a call's output is not finite.
@@ -34,4 +36,4 @@ def denoise(
     report("calibrate: prompts", 1, 1)
     if not np.isfinite(drawn).all() or not all(np.isfinite(call["hidden_states"]).all() for call in calls):
         raise Misuse(f"{model}: its output is not finite.", "Look for NaN or inf in the pipeline's weights.")
-    return calls, tuple(round(float(call["timestep"].max()) * family.timestep_scale) for call in calls)
+    return calls, tuple(whole(float(call["timestep"].max()) * family.timestep_scale) for call in calls)

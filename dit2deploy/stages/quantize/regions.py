@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.checkpoint import CONFIG
 from dit2deploy.artefacts.policy import Policy
+from dit2deploy.artefacts.timesteps import groups_of
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.memory import require
 from dit2deploy.base.progress import note, track
@@ -42,7 +43,7 @@ def search_regions(
     Misuse for probabilities or GELU outputs that are not finite.
     """
     batched = known_family(type(network).__name__, Path(CONFIG)).batch_axes(cast(Any, network).config)
-    group_of = np.searchsorted(policy.timestep_bounds, calibration.manifest.timesteps, side="right")
+    group_of = groups_of(calibration.manifest.timesteps, policy.timestep_bounds)
     scores = _Scores(network, policy, _largest(network, policy, calibration, group_of), seed=seed)
     for index in track(range(len(calibration)), "search regions"):
         given = calibration.call(index)

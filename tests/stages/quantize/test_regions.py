@@ -1,12 +1,14 @@
 """The search of regions: least weighted output error of each timestep group, with a gradient that is one."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from dit2deploy.artefacts.policy import Policy
+from dit2deploy.artefacts.timesteps import whole
 from dit2deploy.base import progress
 from dit2deploy.formats import by_name, unpack
 from dit2deploy.models.load import load_transformer
@@ -82,6 +84,16 @@ def test_splits_are_candidates_of_their_width(network, policy, calibration):
     assert table.shape == (2, 3) and table.dtype == np.float32
     candidates = softmax_candidates(6).tolist()
     assert all(row in candidates for row in table.tolist())
+
+
+def test_flow_matchings_first_timestep_is_in_the_last_group(network, policy, calibration):
+    """Of 1000 training steps, FLUX and SD3 start at t = 1000; 499.6 of a pipeline is in the group below 500."""
+    timesteps = (1000, whole(749.6), whole(500.0), whole(499.6))
+    moved = replace(calibration, manifest=calibration.manifest.model_copy(update={"timesteps": timesteps}))
+    found = search_regions(network, policy, moved, seed=0)[f"{LAYER}.regions"]
+    alike = calibration.manifest.model_copy(update={"timesteps": (999, 700, 600, 400)})
+    expected = search_regions(network, policy, replace(calibration, manifest=alike), seed=0)[f"{LAYER}.regions"]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_processors_come_back(network, policy, calibration):
