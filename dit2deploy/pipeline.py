@@ -19,6 +19,7 @@ from dit2deploy.base.estimate import Estimate
 from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_json, write_json
 from dit2deploy.models.hub import local
 from dit2deploy.models.load import ModelFolder, open_model
+from dit2deploy.models.pipeline import read_prompts
 
 STAGES = (
     "fuse-lora",
@@ -86,6 +87,9 @@ def compile(
     targets: Sequence[str] = ("ort-cpu",),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: str | Path | None = None,
+    prompts: str | Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
     classifier: str | Path | None = None,
     work: str | Path | None = None,
     lora: str | Path | None = None,
@@ -103,13 +107,14 @@ def compile(
     profile and report.
 
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
-    search and quantize; `calibration` (a calibration set) that of calibrate. `sizes`
-    are those of `export`. `lora` (safetensors) is added to the weights first, `lora_scale` times: all that follows is
-    that of the model with it, which lies in `work` too. Intermediate artefacts lie in `work`
-    (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
-    `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is
-    the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds;
-    the report is written before that.
+    search and quantize; `calibration` (a calibration set) that of calibrate. `prompts`, `height`, `width` are those of
+    `calibrate`: a text-conditional model without prompts is calibrated on random inputs, with a note of the cure.
+    `sizes` are those of `export`. `lora` (safetensors) is added to the weights first, `lora_scale` times: all that
+    follows is that of the model with it, which lies in `work` too. Intermediate artefacts lie in `work` (default:
+    OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
+    `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is the
+    first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds; the
+    report is written before that.
     """
     from dit2deploy.stages.build import build
     from dit2deploy.stages.calibrate import calibrate
@@ -158,14 +163,15 @@ def compile(
         if Checkpoint.load(Path(checkpoint)).manifest.model_sha256 != source.sha256:
             raise Misuse(f"{checkpoint}: was not made from {model}.", "Give the model that it was quantized from.")
     sampler = {"steps": steps, "guidance": guidance, "seed": seed}
+    asked = _prompts(prompts, height=height, width=width, calibration=calibration)
 
     calibration_set = Path(calibration) if calibration else work / "calibration"
     if calibration is None:
         journal.run(
             "calibrate",
             calibration_set,
-            {"model": made_of, "samples": samples, **sampler},
-            lambda: calibrate(model, calibration_set, samples=samples, max_memory=max_memory, **sampler),
+            {"model": made_of, "samples": samples, **sampler, **_keys(asked)},
+            lambda: calibrate(model, calibration_set, samples=samples, max_memory=max_memory, **sampler, **asked),
         )
     packed = Path(checkpoint) if checkpoint else work / "checkpoint"
     if checkpoint is None:
@@ -256,6 +262,22 @@ def compile(
     return Bundle.load(out)
 
 
+def _prompts(prompts: str | Path | None, *, calibration: str | Path | None, **size: int | None) -> dict[str, Any]:
+    """What calibrate is told of prompts: nothing where there are none."""
+    given = {name: value for name, value in {"prompts": prompts, **size}.items() if value is not None}
+    if not given:
+        return {}
+    if calibration is not None or prompts is None:
+        fault = "both prompts and a calibration set are given" if calibration is not None else "a size is given"
+        raise Misuse(f"compile: {fault}.", "Sizes are those of --prompts, which a new calibration set is made of.")
+    return {**given, "prompts": Path(prompts)}
+
+
+def _keys(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What of it decides about the set: the prompts themselves, not where they lie."""
+    return {**asked, "prompts": list(read_prompts(asked["prompts"]))} if asked else {}
+
+
 def estimate(
     model: str | Path,
     *,
@@ -263,6 +285,9 @@ def estimate(
     policy: str | Path | None = None,
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
+    prompts: str | Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
     samples: int = 8,
     steps: int = 20,
     guidance: float = 1.5,
@@ -281,6 +306,7 @@ def estimate(
     model, found = local(model), []
     if calibration is None:
         sampler = {"samples": samples, "steps": steps, "guidance": guidance}
+        sampler |= _prompts(prompts, height=height, width=width, calibration=calibration)
         found.append(calibrate.estimate(model, **sampler, max_memory=max_memory))
     if checkpoint is not None:
         return found

@@ -14,6 +14,8 @@ from dit2deploy.cli import options
 @click.option("--policy", type=options.PATH, help="A policy.json in place of the recipe.")
 @click.option("--checkpoint", type=options.PATH, help="A checkpoint of MODEL in place of search and quantize.")
 @click.option("--calibration", type=options.PATH, help="A calibration set in place of a new one.")
+@click.option("--prompts", type=options.PATH, help="A text file, one prompt a line, to calibrate a text model with.")
+@options.size
 @click.option("--lora", type=options.PATH, help="A LoRA (safetensors) that is added to MODEL's weights first.")
 @click.option("--lora-scale", default=1.0, show_default=True, help="Strength of the LoRA.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Calibration trajectories.")
@@ -38,6 +40,7 @@ def command(model: Path, out: Path, targets, dry_run: bool, **settings):
     dit2deploy compile dit-xl-2/ --recipe w1.58a4 --target ort-cpu -o bundle/
     dit2deploy compile dit-xl-2/ --checkpoint dit-xl-2-w1.58a4-qat/ -o bundle/
     dit2deploy compile facebook/DiT-XL-2-256@main -o bundle/
+    dit2deploy compile flux-1-schnell/ --prompts prompts.txt --steps 4 --guidance 0 -o bundle/
     dit2deploy compile dit-xl-2/ --lora style.safetensors --lora-scale 0.8 -o bundle/
     """
     from dit2deploy.pipeline import compile, estimate

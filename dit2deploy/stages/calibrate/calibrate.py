@@ -97,7 +97,10 @@ def calibrate(
         return _saved(out, manifest, calls)
     empty = skeleton(source)
     if scheduler is None:
-        note(f"calibrate: {source.class_name} has no trajectories here; its set holds random inputs")
+        note(
+            f"calibrate: warning: without prompts, {source.class_name} is calibrated on random noise in place of texts "
+            "and trajectories. Give --prompts FILE (a prompt a line) and the folder of the whole pipeline."
+        )
         return _saved(out, manifest, list(_random(source, empty, manifest)))
     _, keep = weights_in_memory(empty, source, samples=samples, guidance=guidance, max_memory=max_memory)
     network, _ = load_transformer(model, keep=keep)

@@ -9,8 +9,10 @@ import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base.errors import Misuse
+from dit2deploy.cli import main
 from dit2deploy.models.flux import FLUX
 from dit2deploy.models.pipeline import recording
+from dit2deploy.pipeline import compile
 from dit2deploy.stages.calibrate import calibrate
 from tests import pipelines
 from tests.packing import tiny_module
@@ -80,6 +82,47 @@ def test_wan_is_recorded_with_its_frames(prompts, tmp_path):
     assert made.call(0)["hidden_states"].shape[:2] == (2, 4)
     assert made.call(0)["encoder_hidden_states"].shape[::2] == (2, 32)
     assert not np.array_equal(made.call(0)["encoder_hidden_states"], made.call(1)["encoder_hidden_states"])
+
+
+def test_compile_calibrates_by_prompts_and_other_prompts_make_the_set_anew(flux, tmp_path, monkeypatch, capsys):
+    def stop(*_arguments, **_options):
+        raise Misuse("here the calibration set is there.", "Look at it.")
+
+    monkeypatch.setattr("dit2deploy.stages.search.search", stop)
+    first, moved, other = (tmp_path / name for name in ("first.txt", "moved.txt", "other.txt"))
+    for path, text in ((first, "a cat\n"), (moved, "\na cat"), (other, "a dog\n")):
+        path.write_text(text)
+
+    def compiled(*options) -> tuple[CalibrationSet, str]:
+        with pytest.raises(SystemExit):
+            main(
+                [
+                    "compile",
+                    str(flux),
+                    "--samples",
+                    "1",
+                    "--steps",
+                    "2",
+                    "-o",
+                    str(tmp_path / "out"),
+                    *map(str, options),
+                ]
+            )
+        printed = capsys.readouterr().err
+        assert "here the calibration set is there" in printed
+        return CalibrationSet.load(tmp_path / "out.work" / "calibration"), printed
+
+    size = ("--height", 8, "--width", 16)
+    made, printed = compiled("--prompts", first, *size)
+    assert made.manifest.prompts == ("a cat",) and made.manifest.size == (8, 16) and "warning" not in printed
+    again, printed = compiled("--prompts", moved, *size)
+    assert again.sha256 == made.sha256 and "calibrate: done before, kept" in printed
+    assert compiled("--prompts", other, *size)[0].manifest.prompts == ("a dog",)
+    random, printed = compiled()
+    assert not random.manifest.prompts and "warning: without prompts" in printed and "--prompts FILE" in printed
+    for wrong in ({"prompts": first, "calibration": made.folder}, {"height": 8}):
+        with pytest.raises(Misuse, match=r"^compile: "):
+            compile(flux, tmp_path / "out", **wrong)
 
 
 def test_a_missing_component_is_named(flux, prompts, tmp_path):
