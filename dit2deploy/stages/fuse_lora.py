@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, read_json, whole_folder, write_json, write_tensors
+from dit2deploy.base.files import TensorFile, read_json, whole_folder, write_bytes, write_json, write_tensors
 from dit2deploy.base.progress import note
+from dit2deploy.models.links import link_folder
 from dit2deploy.models.load import CONFIG, INDEX, SCHEDULER, ModelFolder, linears, open_model
 
 # Names in files of diffusers and PEFT (lora_A, lora_B) and in those that keep kohya's leaves (lora_down, lora_up).
@@ -54,7 +55,11 @@ class _Adapter:
 
 
 def fuse_lora(model: Path, lora: Path, out: Path, *, scale: float = 1.0) -> ModelFolder:
-    """Writes the folder `out`: a pipeline of the scheduler and the transformer of `model`, weights with the LoRA added.
+    """Writes the folder `out`: the pipeline of `model`, the weights of its transformer with the LoRA added.
+
+    Of a whole pipeline (a folder with every component that its index names) the index is kept and the files of the
+    other components are linked (copied where links cannot be made): prompts need them. Of anything else, `out` is a
+    pipeline of the transformer and, where there is one, the scheduler.
 
     W + scale * alpha / r * B A (https://arxiv.org/abs/2106.09685, section 4.1), in float32; alpha is a tensor of the
     file, or what its metadata (diffusers) or the adapter_config.json beside it (PEFT) says, and alpha / r is 1 where
@@ -63,15 +68,36 @@ def fuse_lora(model: Path, lora: Path, out: Path, *, scale: float = 1.0) -> Mode
     """
     source, file = open_model(Path(model)), TensorFile(Path(lora), cure=_CURE)
     pairs, adapter = _pairs(file, linears(source)), _adapter(file)
-    parts: dict[str, object] = {"transformer": ["diffusers", source.class_name]}
+    others = _other_components(Path(model))
     with whole_folder(Path(out)) as folder:
         write_tensors(folder / "transformer" / WEIGHTS, _Fused(source, file, pairs, adapter, scale))
         write_json(folder / "transformer" / CONFIG, source.config)
-        if source.scheduler_config is not None:
-            parts["scheduler"] = ["diffusers", source.scheduler_config.get("_class_name", "DDIMScheduler")]
-            write_json(folder / SCHEDULER, source.scheduler_config)
-        write_json(folder / INDEX, {"_class_name": "DiffusionPipeline", **parts})
+        if others:
+            for component in others:
+                link_folder(component, folder / component.name)
+            write_bytes(folder / INDEX, (Path(model) / INDEX).read_bytes())
+        else:
+            _write_alone(source, folder)
     return open_model(Path(out))
+
+
+def _other_components(model: Path) -> list[Path]:
+    """The folders of a whole pipeline beside its transformer; none of a folder that is no pipeline or lacks one."""
+    if not (model / INDEX).is_file():
+        return []
+    # The index names a component by its library and class, and one that is left out on purpose by [null, null].
+    index = read_json(model / INDEX).items()
+    named = [model / name for name, kind in index if isinstance(kind, list) and kind[0] is not None]
+    return [path for path in named if path.name != "transformer"] if all(path.is_dir() for path in named) else []
+
+
+def _write_alone(source: ModelFolder, folder: Path) -> None:
+    """The index and the scheduler of a pipeline that holds nothing beside them and the transformer."""
+    parts: dict[str, object] = {"transformer": ["diffusers", source.class_name]}
+    if source.scheduler_config is not None:
+        parts["scheduler"] = ["diffusers", source.scheduler_config.get("_class_name", "DDIMScheduler")]
+        write_json(folder / SCHEDULER, source.scheduler_config)
+    write_json(folder / INDEX, {"_class_name": "DiffusionPipeline", **parts})
 
 
 class _Fused(Mapping[str, np.ndarray]):

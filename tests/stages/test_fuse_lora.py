@@ -10,15 +10,18 @@ import torch
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base import files, progress
 from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import sha256_of_folder
 from dit2deploy.models.load import load_transformer, open_model
 from dit2deploy.pipeline import compile
+from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.fuse_lora import fuse_lora
+from tests import pipelines
 
 LAYER = "transformer_blocks.0.attn1.to_q"
 
 
-def factors(folder, rank=3):
-    n, k = open_model(folder).tensors.shape(f"{LAYER}.weight")
+def factors(folder, rank=3, layer=LAYER):
+    n, k = open_model(folder).tensors.shape(f"{layer}.weight")
     random = np.random.default_rng(0)
     return random.standard_normal((rank, k), np.float32), random.standard_normal((n, rank), np.float32)
 
@@ -28,8 +31,8 @@ def written(path, tensors, metadata=None):
     return path
 
 
-def weight(folder):
-    return open_model(folder).tensors.read(f"{LAYER}.weight")
+def weight(folder, layer=LAYER):
+    return open_model(folder).tensors.read(f"{layer}.weight")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,35 @@ def test_what_is_no_lora_of_this_model_is_refused(tiny_dit_folder, tmp_path, cha
     with pytest.raises(Misuse, match=match):
         fuse_lora(tiny_dit_folder, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("links", ("hard", "symbolic", "none"))
+def test_a_whole_pipeline_stays_one(tmp_path, monkeypatch, links):
+    """Its other components are there, however links can be made, and it draws prompts with the LoRA."""
+
+    def refused(*_arguments):
+        raise OSError("no links here")
+
+    for call in {"hard": (), "symbolic": ("link",), "none": ("link", "symlink")}[links]:
+        monkeypatch.setattr(f"os.{call}", refused)
+    source = pipelines.flux(tmp_path / "flux")
+    layer = "transformer_blocks.0.attn.to_q"
+    a, b = factors(source, layer=layer)
+    path = written(tmp_path / "l.safetensors", {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b})
+    made = fuse_lora(source, path, tmp_path / "out", scale=0.5)
+    out = tmp_path / "out"
+    assert (out / "model_index.json").read_bytes() == (source / "model_index.json").read_bytes()
+    for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "scheduler"):
+        assert sha256_of_folder(out / name) == sha256_of_folder(source / name)
+        kinds = {(file.is_symlink(), file.stat().st_nlink > 1) for file in (out / name).iterdir()}
+        assert kinds == {{"hard": (False, True), "symbolic": (True, False), "none": (False, False)}[links]}
+    np.testing.assert_allclose(weight(made.folder, layer), weight(source, layer) + 0.5 * (b @ a), atol=1e-6)
+    if links == "symbolic":
+        (tmp_path / "prompts.txt").write_text("a cat")
+        settings = {"prompts": tmp_path / "prompts.txt", "steps": 2, "height": 8, "width": 8}
+        first, fused = (calibrate(folder, tmp_path / f"{folder.name}.set", **settings) for folder in (source, out))
+        np.testing.assert_array_equal(first.call(0)["hidden_states"], fused.call(0)["hidden_states"])
+        assert not np.array_equal(first.call(1)["hidden_states"], fused.call(1)["hidden_states"])
 
 
 def test_compile_adds_it_before_all_else(tiny_dit_folder, tmp_path):
