@@ -12,10 +12,12 @@ import torch
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json
+from dit2deploy.base.progress import track
 from dit2deploy.models.family import Family
 from dit2deploy.models.load import INDEX
 
 _CURE = "Give the folder of a whole pipeline, with its text encoders, tokenizers, VAE and scheduler."
+BATCH = 4  # prompts at a time: memory does not grow with their number
 # What loading and calling a pipeline raises where its parts do not fit.
 _BROKEN = (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -55,11 +57,26 @@ def open_pipeline(path: Path) -> Any:
     return pipe
 
 
-def run(pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, guidance: float, **size: int | None) -> Any:
-    """What the pipeline draws for the prompts, by seeds that count up from `seed`: images float [N, H, W, 3] or frames
-    [N, F, H, W, 3] in 0 .. 1.
+def run(pipe: Any, prompts: Sequence[str], *, what: str, **settings: Any) -> np.ndarray:
+    """What `batches` draws with the same arguments, as one array."""
+    return np.concatenate(list(batches(pipe, prompts, what=what, **settings)))
 
-    `size`: height, width, num_frames; None is the pipeline's own. Raises Misuse for what the pipeline does not take.
+
+def batches(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    what: str,
+    seed: int,
+    steps: int,
+    guidance: float,
+    **size: int | None,
+) -> Iterator[np.ndarray]:
+    """What the pipeline draws for the prompts, BATCH of them after another: images float [N, H, W, 3] or frames
+    [N, F, H, W, 3] in 0 .. 1. Prompt i has the seed `seed + i`, whatever the batches.
+
+    `what` names the progress. `size`: height, width, num_frames; None is the pipeline's own. Raises Misuse for what the
+    pipeline does not take.
     """
     known = inspect.signature(type(pipe).__call__).parameters
     options = {"guidance_scale": guidance, **{name: value for name, value in size.items() if value is not None}}
@@ -70,12 +87,15 @@ def run(pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, guidance: f
         options["use_resolution_binning"] = (
             False  # PixArt: the size that is asked for, not the nearest it was trained on
         )
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
-    try:
-        made = pipe(prompt=list(prompts), num_inference_steps=steps, generator=generators, output_type="np", **options)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise Misuse(f"{type(pipe).__name__}: refuses the prompts: {_first_line(error)}", _CURE) from error
-    return np.asarray(made.frames if hasattr(made, "frames") else made.images)
+    options |= {"num_inference_steps": steps, "output_type": "np"}
+    for first in track(range(0, len(prompts), BATCH), what):
+        few = list(prompts[first : first + BATCH])
+        generators = [torch.Generator().manual_seed(seed + first + index) for index in range(len(few))]
+        try:
+            made = pipe(prompt=few, generator=generators, **options)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise Misuse(f"{type(pipe).__name__}: refuses the prompts: {_first_line(error)}", _CURE) from error
+        yield np.asarray(made.frames if hasattr(made, "frames") else made.images)
 
 
 @contextmanager

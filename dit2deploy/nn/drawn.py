@@ -8,7 +8,6 @@ import numpy as np
 
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.progress import report
 from dit2deploy.models.load import open_model
 from dit2deploy.models.pipeline import open_pipeline, run
 from dit2deploy.nn import at_hand
@@ -31,13 +30,10 @@ def draw_both(
     if expected is not None and open_model(folder).sha256 != expected:
         raise Misuse(f"{folder}: is not the model that {bundle.folder} was made from.", "Give that one.")
     pipe = open_pipeline(folder)
-    report("draw prompts", 0, 2)
-    drawn = {"full_precision": run(pipe, prompts, **settings)}
-    report("draw prompts", 1, 2)
+    drawn = {"full_precision": run(pipe, prompts, what="draw prompts in full precision", **settings)}
     pipe.transformer = EngineTransformer(bundle, engine())
     try:
-        drawn["engine"] = run(pipe, prompts, **settings)
+        drawn["engine"] = run(pipe, prompts, what="draw prompts with the engine", **settings)
     finally:
         pipe.transformer.close()
-    report("draw prompts", 2, 2)
     return drawn

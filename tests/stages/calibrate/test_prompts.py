@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
+from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
 from dit2deploy.cli import main
 from dit2deploy.models.flux import FLUX
@@ -149,6 +150,24 @@ def test_pixart_is_recorded_with_the_mask_of_its_captions(prompts, tmp_path):
         assert call["hidden_states"].shape == (4, 4, 8, 8) and call["encoder_attention_mask"].dtype == np.int64
         np.testing.assert_array_equal(call["encoder_attention_mask"], torch.cat([mask_without, mask]).numpy())
         np.testing.assert_array_equal(call["encoder_hidden_states"], torch.cat([without, text]).numpy())
+
+
+@pytest.mark.parametrize("name", ("flux", "pixart"))
+def test_batches_of_prompts_make_the_same_set(name, tmp_path, monkeypatch):
+    """Three prompts at once against two and one: PixArt asks without and with each prompt in one call."""
+    folder = getattr(pipelines, name)(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\nred\n")
+    settings = {"prompts": tmp_path / "prompts.txt", "steps": 2, "guidance": 3.0, "height": 16, "width": 16}
+    at_once = calibrate(folder, tmp_path / "at-once", **settings)
+    monkeypatch.setattr("dit2deploy.models.pipeline.BATCH", 2)
+    told: list[tuple] = []
+    stop = progress.listen(lambda *news: told.append(news))
+    parts = calibrate(folder, tmp_path / "parts", **settings)
+    stop()
+    assert [news[1:] for news in told if news[0] == "calibrate: prompts"] == [(0, 2), (1, 2), (2, 2)]
+    assert parts.manifest.timesteps == at_once.manifest.timesteps and set(parts.tensors) == set(at_once.tensors)
+    for tensor in at_once.tensors:
+        np.testing.assert_allclose(parts.tensors.read(tensor), at_once.tensors.read(tensor), atol=1e-4, err_msg=tensor)
 
 
 def test_what_the_family_has_no_input_for_is_named():
