@@ -20,6 +20,7 @@ from dit2deploy.base.files import sha256_of_file, sha256_of_folder, sha256_of_js
 from dit2deploy.models.hub import local
 from dit2deploy.models.load import ModelFolder, open_model
 from dit2deploy.models.pipeline import read_prompts
+from dit2deploy.sampling import is_guided
 
 STAGES = (
     "fuse-lora",
@@ -322,7 +323,7 @@ def estimate(
         call, calls = held.call(0), len(held)
     else:
         source = open_model(model)
-        batch = samples if guidance == 1 or source.family.conditioning != "class" else 2 * samples
+        batch = 2 * samples if is_guided(guidance) and source.family.conditioning == "class" else samples
         inputs = source.family.inputs(skeleton(source).config, batch=batch, seed=seed)
         call, calls = {name: tensor.numpy() for name, tensor in inputs.items()}, steps
     found.append(quantize.estimate(model, chosen, call, calls=calls, max_memory=max_memory, seed=seed))

@@ -184,6 +184,11 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
     return np.stack(draws) if draws else np.zeros((0, *shape), np.float32)
 
 
+def is_guided(guidance: float) -> bool:
+    """Whether the model is asked without its label too: for scales above 1, as in diffusers' DiTPipeline."""
+    return guidance > 1
+
+
 def trajectory(
     denoise: Denoise,
     *,
@@ -198,7 +203,7 @@ def trajectory(
     last step's `after`.
 
     `denoise` is the model, see `Denoise`; where its output has 2C channels (learned sigma) the second half is
-    ignored. guidance 1 asks the model once a step. Any other value doubles the batch to [conditional,
+    ignored. Guidance of 1 or less asks the model once a step (`is_guided`). More doubles the batch to [conditional,
     unconditional], the latter with `null_label` (the model's number of classes), and extrapolates all latent
     channels: unconditional + guidance * (conditional - unconditional), https://arxiv.org/abs/2207.12598.
     """
@@ -209,7 +214,7 @@ def trajectory(
             f"trajectory: labels {labels.shape} do not match noise {latents.shape}.",
             "Give noise [B, C, H, W] and one label a sample.",
         )
-    guided = guidance != 1
+    guided = is_guided(guidance)
     if guided:
         if null_label is None:
             raise Misuse(

@@ -23,7 +23,7 @@ from dit2deploy.models.load import ModelFolder, load_transformer, open_model, sk
 from dit2deploy.models.pipeline import read_prompts
 from dit2deploy.models.stream import largest_layer
 from dit2deploy.nn.call import call_numpy
-from dit2deploy.sampling import Scheduler, initial_noise, trajectory
+from dit2deploy.sampling import Scheduler, initial_noise, is_guided, trajectory
 from dit2deploy.stages.calibrate.prompts import denoise
 
 FIRST_SEED = 1 << 20  # noise of seed 0 is this one's: calibration shares no noise with the samples of small seeds
@@ -120,7 +120,7 @@ def weights_in_memory(
 ) -> tuple[int, int]:
     """Bytes that a call takes beside the weights that stay in memory, and bytes of these; Misuse where not even one
     layer and the activations fit."""
-    inputs = source.family.inputs(empty.config, batch=samples if guidance == 1 else 2 * samples, seed=0)
+    inputs = source.family.inputs(empty.config, batch=2 * samples if is_guided(guidance) else samples, seed=0)
     least = largest_layer(empty) + cost_of_call(empty, inputs).activations
     keep = require(
         f"calibrate: {samples} samples",

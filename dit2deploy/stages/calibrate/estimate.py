@@ -9,6 +9,7 @@ from dit2deploy.base.memory import SLACK
 from dit2deploy.models.cost import cost_of_call, product_rate
 from dit2deploy.models.load import open_model, skeleton
 from dit2deploy.models.stream import bytes_of
+from dit2deploy.sampling import is_guided
 from dit2deploy.stages.calibrate.calibrate import has_trajectories, weights_in_memory
 
 
@@ -29,7 +30,7 @@ def estimate(
         raise Misuse("calibrate: with prompts, it is not estimated.", "Leave the prompts or --dry-run out.")
     source = open_model(Path(model))
     empty = skeleton(source)
-    guided = has_trajectories(source, Path(model)) and guidance != 1
+    guided = has_trajectories(source, Path(model)) and is_guided(guidance)
     inputs = source.family.inputs(empty.config, batch=2 * samples if guided else samples, seed=0)
     rate = read_rate(source.tensors.files[0].path)
     stored = sum(file.path.stat().st_size for file in source.tensors.files)

@@ -9,7 +9,7 @@ import torch
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base.errors import Misuse
 from dit2deploy.nn.simulate import Simulation
-from dit2deploy.sampling import Scheduler
+from dit2deploy.sampling import Scheduler, is_guided
 from dit2deploy.stages.search.measure import DIGITS, LARGEST, TINY
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Walk:
         self._scheduler = Scheduler.from_config(manifest.scheduler)
         self._timesteps = manifest.timesteps
         first = calibration.call(0)
-        guided, held = manifest.guidance != 1, len(manifest.seeds)
+        guided, held = is_guided(manifest.guidance), len(manifest.seeds)
         kept = np.asarray(samples)
         self.start = first["hidden_states"][kept]
         rows = np.concatenate([kept, kept + held]) if guided else kept
