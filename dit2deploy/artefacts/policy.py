@@ -16,6 +16,7 @@ _CURE = "Write it anew with `dit2deploy search`."
 
 Weight = Literal["ternary", "int3", "int4", "int8", "float"]
 Grid = Literal["mid-tread", "mid-rise"]
+BranchInit = Literal["residual", "weight", "alternating", "weighted", "refit", "salient"]
 
 MOST_MID_RISE = 7  # bits: its codes are odd integers of an int8
 
@@ -91,7 +92,7 @@ class LayerPolicy(schema.Record):
     # Where branches come from, see quantizers/branches.py. "residual", "weight", "alternating": V1, V2 and V3 of
     # methods.md 3.3; "weighted": V3 in the norm of the layer's inputs (4.3); "refit": V2, and once more for what the
     # codes leave, in that norm; "salient": MPQ-DMv2's residual of input channels, a low-rank branch alone.
-    branch_init: Literal["residual", "weight", "alternating", "weighted", "refit", "salient"] = "alternating"
+    branch_init: BranchInit = "alternating"
     # How the calibration's steps count in the second moments of the inputs; "fisher": AdaTSQ, quantizers/temporal.py.
     hessian: Literal["uniform", "fisher"] = "uniform"
     # SmoothQuant's alpha; 0: none. Its factors are folded into the layer before this one: quantizers/smoothing.py.

@@ -1,9 +1,11 @@
 """dit2deploy search"""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
+from dit2deploy.artefacts.policy import BranchInit
 from dit2deploy.cli import options
 
 
@@ -22,8 +24,9 @@ from dit2deploy.cli import options
 @click.option("--clip", type=click.Choice(("absmax", "gaussian")), help="Of activations.  [default: the recipe's]")
 @click.option(
     "--branch-init",
-    type=click.Choice(("residual", "weight", "alternating", "weighted", "refit")),
-    help="Where the side branch comes from (RobuQ's V1, V2, V3; V3 in the norm of the inputs).  [default: alternating]",
+    type=click.Choice(get_args(BranchInit)),
+    help="Of the side branch: RobuQ's V1, V2, V3; V3, and V2 once more, in the norm of the inputs; of salient "
+    "input channels.  [default: refit with GPTQ, else alternating]",
 )
 @click.option(
     "--hessian",
@@ -53,7 +56,7 @@ from dit2deploy.cli import options
 @click.option(
     "--bits",
     callback=options.widths,
-    help="Mixed: activation widths to choose from.  [default: robuq-ampn 1,2,3,4; the others 2,3,4,5,6,8]",
+    help="Mixed: activation widths to choose from.  [default: robuq-ampn 1,2,3,4; adatsq 2,3,4,5,6; treeq-tss 2,3,4,5,6,8]",
 )
 @click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss, hawq: samples compared.  [default: 32]")
 @click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")

@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from dit2deploy.artefacts.policy import MOST_MID_RISE, Grid, LayerPolicy, Policy, Weight, check_grid
+from dit2deploy.artefacts.policy import MOST_MID_RISE, BranchInit, Grid, LayerPolicy, Policy, Weight, check_grid
 from dit2deploy.artefacts.schema import first_fault
 from dit2deploy.base.errors import Misuse
 from dit2deploy.stages.search.problem import Problem
 
 Rounding = Literal["nearest", "gptq", "adaround"]
 Clip = Literal["absmax", "gaussian"]
-BranchInit = Literal["residual", "weight", "alternating", "weighted"]
 Hessian = Literal["uniform", "fisher"]
 Gain = Literal["none", "clip"]
 
