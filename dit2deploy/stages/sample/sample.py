@@ -25,9 +25,10 @@ def sample(
 ) -> np.ndarray:
     """Draws one image for each of `labels` and writes them to `out`, a PNG with one row a label.
 
-    Image i comes from seed `seed + i` by DDIM with classifier-free guidance (1 or less: none), so it does not depend on the
-    images beside it. Gives float32 [N, C, H, W] in -1..1 in the order of `labels`. Raises Misuse for a model that needs
-    a VAE or a text encoder, for unknown labels, and for a target that is not in the bundle or cannot run here.
+    Image i comes from seed `seed + i` by DDIM with classifier-free guidance (1 or less: none), so it does not depend
+    on the images beside it. Gives float32 [N, C, H, W] in -1..1 in the order of `labels`. Raises Misuse for a model
+    that needs a VAE or a text encoder, for unknown labels, and for a target that is not in the bundle or cannot run
+    here.
     """
     if not labels:
         raise Misuse("sample: no label is given.", "Give at least one, e.g. --label 7.")
