@@ -105,8 +105,10 @@ class Bundle:
         return read_json(path) if path.exists() else None
 
     @property
-    def policy(self) -> Policy:
-        return Policy.load(self.folder / POLICY_FILE)
+    def policy(self) -> Policy | None:
+        """None of a bundle that was built where its checkpoint was gone."""
+        path = self.folder / POLICY_FILE
+        return Policy.load(path) if path.is_file() else None
 
     def reference(self) -> dict[str, np.ndarray]:
         tensors = TensorFile(self.folder / REFERENCE, cure=_CURE)

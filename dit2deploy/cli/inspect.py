@@ -1,6 +1,5 @@
 """dit2deploy inspect"""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dit2deploy.artefacts.unfinished import Unfinished
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json
 from dit2deploy.cli import options
+from dit2deploy.evaluate.words import counted
 
 _EVIDENCE = {PARITY: "parity", PROFILE: "profile", REPORT: "report"}
 _SAME_SEARCH = "the same `dit2deploy search` with the same --out; how many it takes follows from what it finds"
@@ -22,18 +22,8 @@ _SHOWN = 8  # names of what is missing
 
 
 def _policy(policy: Policy) -> list[tuple[str, str]]:
-    formats = Counter(
-        f"{layer.weight} A{'/'.join(map(str, layer.activation_bits)) or '-'}"
-        + (" mid-rise" if layer.grid == "mid-rise" else "")
-        + (" two regions" if layer.regions != "token" else "")
-        + (f" Hadamard {layer.hadamard}" if layer.hadamard > 1 else "")
-        + (f" rank {layer.low_rank}" if layer.low_rank else "")
-        + (" Monarch " + "x".join(map(str, layer.monarch)) if layer.monarch else "")
-        for layer in policy.layers.values()
-    )
-    return [("method", policy.method), ("timestep groups", str(len(policy.timestep_bounds)))] + [
-        (f"{count} layers", what) for what, count in formats.most_common()
-    ]
+    rows = [(f"{count} {what}", words.line) for what, words, count in counted(policy)]
+    return [("method", policy.method), ("timestep groups", str(len(policy.timestep_bounds))), *rows]
 
 
 def _policy_file(path: Path):
@@ -74,7 +64,7 @@ def _bundle(path: Path):
         *((f"  {part}", options.megabytes(count)) for part, count in manifest.size.parts.items()),
         *((f"target {name}", ", ".join(record.engines)) for name, record in manifest.targets.items()),
         *((f"input {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.inputs),
-        *_policy(bundle.policy),
+        *(_policy(bundle.policy) if bundle.policy else [("policy", "none: the checkpoint was gone at the build")]),
         *((name, f"not yet: dit2deploy {how} {path}") for name, how in _EVIDENCE.items() if not (path / name).exists()),
         ("files", f"{len(manifest.sha256)}, every hash as the manifest says"),
     ]

@@ -186,7 +186,9 @@ targets = click.option(
     help="May be given several times.",
 )
 steps = click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Sampler steps.")
-guidance = click.option("--guidance", default=1.5, show_default=True, help="Classifier-free guidance scale; of classes, 1 or less: none.")
+guidance = click.option(
+    "--guidance", default=1.5, show_default=True, help="Classifier-free guidance scale; of classes, 1 or less: none."
+)
 threads = click.option("--threads", type=click.IntRange(1), help="Threads of the engine.  [default: all cores]")
 
 

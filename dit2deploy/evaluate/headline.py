@@ -8,15 +8,16 @@ from dit2deploy.base.files import read_json
 
 
 def headline(bundle: Bundle) -> dict[str, Any]:
-    """What parity.json, profile.json and quality.json say in short; None for what was not measured.
+    """What parity.json, profile.json and quality.json say in short; None for what was not measured, and for
+    the recipe of a bundle without a policy.
 
     Latency is that of the profile's own headline setting (threads, batch); of parity, each check's worst SQNR in dB.
     """
     profile, parity, quality = (_evidence(bundle, name) for name in (PROFILE, PARITY, QUALITY))
-    size = bundle.manifest.size
+    size, policy = bundle.manifest.size, bundle.policy
     return {
         "model": bundle.manifest.model,
-        "recipe": bundle.policy.options.get("recipe", bundle.policy.method),
+        "recipe": policy.options.get("recipe", policy.method) if policy else None,
         "training": bundle.manifest.provenance.get("training"),
         "size": {"float32": size.float32, "bytes": sum(size.parts.values()), "ratio": size.ratio, "parts": size.parts},
         "speed": _speed(profile) if profile else None,

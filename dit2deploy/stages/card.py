@@ -10,6 +10,7 @@ from dit2deploy.base.files import write_bytes
 from dit2deploy.evaluate.generate import Sampler
 from dit2deploy.evaluate.headline import headline, rows
 from dit2deploy.evaluate.images import grid, write_png
+from dit2deploy.evaluate.words import counted
 from dit2deploy.nn import at_hand
 from dit2deploy.targets import by_name
 
@@ -49,12 +50,14 @@ def card(
             "---",
             *header,
             "tags:",
-            *(f"- {tag}" for tag in ("quantized", "diffusion-transformer", "onnx", found["recipe"])),
+            *(f"- {tag}" for tag in ("quantized", "diffusion-transformer", "onnx", found["recipe"]) if tag),
             "---",
             "",
-            f"# {opened.manifest.model}, {found['recipe']}",
+            f"# {opened.manifest.model}, {found['recipe'] or 'quantized'}",
             "",
-            f"Quantized with dit2deploy: {_formats(policy)}. Engines: {', '.join(opened.manifest.targets)}.",
+            f"Quantized with dit2deploy. Engines: {', '.join(opened.manifest.targets)}.",
+            "",
+            *(f"- {count} {what}: {words.line}" for what, words, count in (counted(policy) if policy else ())),
             "",
             "| | |",
             "|---|---|",
@@ -84,15 +87,6 @@ def card(
 
 
 _HASHES = ("model_sha256", "checkpoint_sha256", "policy_sha256")
-
-
-def _formats(policy) -> str:
-    counts: dict[str, int] = {}
-    for layer in policy.layers.values():
-        bits = "/".join(map(str, layer.activation_bits))
-        name = f"{layer.weight} weights with {bits}-bit activations" if layer.is_quantized else "full precision"
-        counts[name] = counts.get(name, 0) + 1
-    return ", ".join(f"{count} linear layers in {name}" for name, count in counts.items())
 
 
 def _draw(bundle: Bundle, target: str, *, steps: int, guidance: float, seed: int) -> list[str]:

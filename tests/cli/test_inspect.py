@@ -3,11 +3,14 @@
 import json
 
 from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.artefacts.device_table import DeviceTable, Linear, LinearTime
 from dit2deploy.artefacts.policy import Policy
 from dit2deploy.cli import main
 from dit2deploy.demo import CHECKPOINT
+from dit2deploy.evaluate.headline import headline
 from dit2deploy.stages.search.front import Front, FrontPoint
+from tests.stages.tiny_bundle import tiny_bundle
 
 POLICY = CHECKPOINT / "policy.json"
 
@@ -18,8 +21,18 @@ def explained(capsys, path, *words: str) -> str:
 
 
 def test_policy_and_checkpoint(capsys):
-    assert "ternary A4" in explained(capsys, POLICY)
+    assert "weights ternary (" in explained(capsys, POLICY)
     assert "trained 868 steps" in explained(capsys, CHECKPOINT).replace("\u2502", "").replace("  ", " ")
+
+
+def test_a_bundle_without_a_policy(capsys, tmp_path):
+    """As build makes it where the checkpoint is gone."""
+    bundle = tiny_bundle(tmp_path)
+    (bundle.folder / "policy.json").unlink()
+    kept = {name: digest for name, digest in bundle.manifest.sha256.items() if name != "policy.json"}
+    schema.save(bundle.manifest.model_copy(update={"sha256": kept}), bundle.folder / "manifest.json")
+    assert "none: the checkpoint was gone at the build" in explained(capsys, bundle.folder)
+    assert headline(Bundle.load(bundle.folder))["recipe"] is None
 
 
 def test_a_device_table(capsys, tmp_path):

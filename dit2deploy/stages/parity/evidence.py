@@ -127,8 +127,8 @@ def _divided(bundle: Bundle, module: Any) -> tuple[str, ...]:
     from dit2deploy.models.load import linears_of
     from dit2deploy.quantizers.smoothing import smoothed
 
-    family = family_of(bundle.manifest.model)
-    wanted = smoothed(bundle.policy, family.folds(linears_of(module))) if family else ()
+    family, policy = family_of(bundle.manifest.model), bundle.policy
+    wanted = smoothed(policy, family.folds(linears_of(module))) if family and policy else ()
     producers = {producer.layer for fold, _ in wanted for producer in fold.producers}
     return tuple(name for name in bundle.manifest.layers if name in producers)
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dit2deploy.artefacts.bundle import Bundle
-from dit2deploy.artefacts.policy import FILE as POLICY_FILE
-from dit2deploy.artefacts.policy import LayerPolicy
 from dit2deploy.evaluate import profile_charts
 from dit2deploy.evaluate.headline import metric_value
-from dit2deploy.formats import by_name as format_by_name
+from dit2deploy.evaluate.words import Words, of_policy
 from dit2deploy.targets import by_name
 
 _PARTS = {
@@ -129,42 +127,19 @@ def _quality_card(quality: Mapping[str, Any] | None) -> Card:
 
 
 def policy(bundle: Bundle) -> Mapping[str, Any] | None:
-    """Rows of layers that are treated alike, and the full list; None where the bundle has no policy."""
-    if not bundle.path(POLICY_FILE).is_file():
-        return None
+    """Rows of layers and attentions that are treated alike, and the full list; None where the bundle has no policy."""
     found = bundle.policy
-    rows: dict[tuple[str, ...], PolicyRow] = {}
-    for name, layer in found.layers.items():
-        cells = _cells(layer)
-        rows.setdefault(cells, PolicyRow(*cells)).layers.append(name)
+    if found is None:
+        return None
+    rows: dict[Words, PolicyRow] = {}
+    for _, name, words in of_policy(found):
+        rows.setdefault(words, PolicyRow(*words)).layers.append(name)
     return {
         "method": found.method,
         "groups": found.timestep_bounds,
         "rows": sorted(rows.values(), key=lambda row: -len(row.layers)),
-        "layers": [(name, *_cells(layer)) for name, layer in found.layers.items()],
+        "layers": [(name, *words) for _, name, words in of_policy(found)],
     }
-
-
-def _cells(layer: LayerPolicy) -> tuple[str, str, str, str]:
-    """Weight, activation, rotation, branch."""
-    if not layer.is_quantized:
-        return "float", "float", "none", "none"
-    grouped = f", groups of {layer.group_size}" if layer.group_size else ", per channel"
-    bits = "/".join(str(bits) for bits in dict.fromkeys(layer.activation_bits))
-    rounding = {"nearest": "", "gptq": ", GPTQ", "adaround": ", AdaRound"}[layer.rounding]
-    return (
-        f"{layer.weight} ({format_by_name(layer.weight).bits:g} bit{grouped}{rounding})",
-        f"{bits} bit per token, {layer.clip}, {layer.grid}",
-        f"Hadamard, blocks of {layer.hadamard}" if layer.hadamard > 1 else "none",
-        _branches(layer) or "none",
-    )
-
-
-def _branches(layer: LayerPolicy) -> str:
-    told = [f"rank {layer.low_rank}"] if layer.low_rank else []
-    if layer.monarch:
-        told.append(f"Monarch {layer.monarch.blocks_in} x {layer.monarch.blocks_out} of rank {layer.monarch.rank}")
-    return ", ".join(told)
 
 
 def parts(bundle: Bundle) -> list[dict[str, Any]]:
