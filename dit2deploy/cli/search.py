@@ -56,7 +56,7 @@ from dit2deploy.cli import options
 @click.option(
     "--bits",
     callback=options.widths,
-    help="Mixed: activation widths to choose from.  [default: robuq-ampn 1,2,3,4; adatsq 2,3,4,5,6; treeq-tss 2,3,4,5,6,8]",
+    help="Mixed: activation widths to choose from.  [default: robuq-ampn 1,2,3,4; adatsq 2,3,4,5,6; else 2,3,4,5,6,8]",
 )
 @click.option("--items", type=click.IntRange(2), help="robuq-ampn, treeq-tss, hawq: samples compared.  [default: 32]")
 @click.option("--survivors", type=click.IntRange(2), help="treeq-tss: configurations a node keeps.  [default: 16]")
