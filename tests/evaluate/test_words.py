@@ -27,8 +27,8 @@ def test_all_that_is_set_is_told():
     )
     assert of_layer(layer).line == (
         "weights int8 (4 bit, groups of 16, Twin-Log levels, columns in zigzag order); activations 4/6/4 bit "
-        "per token, gaussian, mid-tread, gain given back by the weight scales, smoothed (alpha 0.5); Hadamard, blocks of 8; "
-        "rank 2, Monarch 4 x 2 of rank 1"
+        "per token, gaussian, mid-tread, gain given back by the weight scales, smoothed (alpha 0.5); "
+        "Hadamard, blocks of 8; rank 2, Monarch 4 x 2 of rank 1"
     )
     assert of_layer(LayerPolicy(weight="float")).line == "full precision"
 
