@@ -214,7 +214,7 @@ Op make(const Definition& definition) {
     op.variadic_output_min_arity = op.variadic_output_homogeneity = [](const CustomOp*) { return 0; };
     op.create_kernel_v2 = create;
     op.kernel_compute_v2 = compute;
-    op.start_version = [](const CustomOp*) { return 1; };
+    op.start_version = [](const CustomOp* o) { return of(o).version; };
     op.end_version = [](const CustomOp*) { return INT_MAX; };
     return op;
 }

@@ -22,7 +22,6 @@ namespace {
 using namespace nvinfer1;
 
 constexpr const char* kNamespace = "dit2deploy";
-constexpr const char* kVersion = "1";
 
 // TensorRT's logger moved between versions 10 and 11 and is null while a library loads, so faults go to
 // stderr; TensorRT itself reports the return code with the name of the layer.
@@ -145,7 +144,7 @@ class Plugin : public IPluginV3,
     IPluginV3* clone() noexcept override { return new Plugin(definition_, attributes_); }
 
     const char* getPluginName() const noexcept override { return definition_.name; }
-    const char* getPluginVersion() const noexcept override { return kVersion; }
+    const char* getPluginVersion() const noexcept override { return version_.c_str(); }
     const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
     int32_t configurePlugin(const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*,
@@ -159,6 +158,14 @@ class Plugin : public IPluginV3,
             check_count(inputs);
             refuse(definition_.check_shapes(attributes_, least));
             refuse(definition_.check_shapes(attributes_, most));
+            // What the kernels cannot do is told while the engine is built, not when it first runs.
+            std::vector<Tensor> from, to;
+            for (size_t i = 0; i < most.size(); ++i)
+                from.push_back({definition_.inputs[i].dtype, most[i], nullptr});
+            const std::vector<Shape> results = output_shapes(definition_, most);
+            for (size_t i = 0; i < results.size(); ++i)
+                to.push_back({definition_.outputs[i].dtype, results[i], nullptr});
+            definition_.plan_cuda(attributes_, from, to);
         });
     }
 
@@ -245,6 +252,7 @@ class Plugin : public IPluginV3,
 
     const Definition& definition_;
     const Attributes attributes_;
+    const std::string version_ = std::to_string(definition_.version);
     std::vector<int32_t> integers_;
     std::vector<PluginField> fields_;
     PluginFieldCollection collection_{};
@@ -272,11 +280,12 @@ class Creator : public IPluginCreatorV3One {
 
     const PluginFieldCollection* getFieldNames() noexcept override { return &collection_; }
     const char* getPluginName() const noexcept override { return definition_.name; }
-    const char* getPluginVersion() const noexcept override { return kVersion; }
+    const char* getPluginVersion() const noexcept override { return version_.c_str(); }
     const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
   private:
     const Definition& definition_;
+    const std::string version_ = std::to_string(definition_.version);
     std::vector<PluginField> fields_;
     PluginFieldCollection collection_{};
 };

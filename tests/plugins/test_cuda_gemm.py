@@ -113,6 +113,30 @@ def test_large_tiles_are_exact(fmt: Format, library):
     np.testing.assert_array_equal(y, q.astype(int) @ weights.T)
 
 
+@pytest.mark.parametrize("bytes_off", [0, 4, 8])
+def test_a_result_that_lies_between_two_elements_is_written_too(bytes_off: int, library, monkeypatch):
+    """Tiles store two elements at once: y at an odd address, as a view of another tensor may have, goes without them.
+    The emulator refuses accesses that are not aligned."""
+    host = on_host(library)
+    m, n, k = 17, 64, 128
+    q = np.random.default_rng(0).integers(-7, 7, (m, k), endpoint=True).astype(np.int8)
+    weights = weights_of(TERNARY, n, k)
+    inputs = [q, np.ones((m, 1), np.float32), in_fragments(TERNARY, weights, library)]
+    inputs += [np.ones((n, 1), np.float32), np.zeros(n, np.float32)]
+    held: list[np.ndarray] = []
+
+    def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        held.append(np.zeros(4 * m * n + 128, np.uint8))
+        begin = -held[0].ctypes.data % 64 + bytes_off
+        return held[0][begin : begin + 4 * m * n].view(dtype).reshape(shape)
+
+    monkeypatch.setattr(kernel.np, "empty", empty)
+    attributes = {"bits": 4, "layout": kernel.FRAGMENT_ORDER}
+    (y,) = kernel.run("TernaryGemm", inputs, attributes, [(m, n)], isa="cuda_on_host", library=host)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(y, q.astype(int) @ weights.T)
+
+
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_a_split_k_gives_the_bits_of_its_formula(fmt: Format, library):
     """65 steps in 4 slices, the plan's rule: float32 in the order of the kernel that does not split."""

@@ -171,12 +171,22 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
     assert f"TernaryGemm: {said}" in str(caught.value)
 
 
+DEEP = {  # |sums| of its extremes are 2^31 and more
+    "q": np.zeros((1, 140000), np.int8),
+    "s": np.ones((1, 1), np.float32),
+    "w": np.zeros((1, 35000), np.int32),
+    "ws": np.ones((1, 1), np.float32),
+    "bias": np.zeros(1, np.float32),
+}
+
+
 @pytest.mark.parametrize(
     ("op", "inputs", "attributes", "said"),
     (
         ("TernaryGemm", gemm(w=np.zeros((N, 5), np.int32)), {}, "w must be [35, 2] for 35 outputs and 40 columns"),
         ("TernaryGemm", gemm(s=np.ones((M + 1, 1), np.float32)), {}, "s must have the rows of q"),
         ("TernaryGemm", gemm(ws=np.ones((N, 3), np.float32)), {}, "3 groups do not divide the 40 columns of q"),
+        ("Int8Gemm", DEEP, {}, "sums of 140000 columns of int8 weights may leave int32: at most 131071 share a scale"),
         ("TernaryGemmLowRank", gemm(low_rank=True, up=np.ones((N, 9), np.float32)), {}, "t must be [.., r]"),
         ("TernaryGemmResidual", gated(residual=np.ones((M, N + 1), np.float32)), {}, "residual must be [.., 35]"),
         (
@@ -225,6 +235,7 @@ def test_constant_weights_that_do_not_fit_stop_the_load(library, changes, said):
         "words",
         "steps",
         "groups",
+        "depth",
         "rank",
         "residual-columns",
         "residual-rows",

@@ -6,7 +6,8 @@
 namespace d2d {
 namespace {
 
-// Sums in float64, so that every order of the additions rounds to the same float32.
+// Sums in float64: another order of the additions shows in the float32 result of next to no row,
+// unless its large terms cancel.
 void modulate(const float* x, const float* shift, const float* scale, float eps, int64_t k, float* y) {
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < k; ++i) sum += x[i];

@@ -1,8 +1,9 @@
 // AdaLnHadamardQuantize. Example: DiT-XL/2, 512 tokens of 1152, RTX 4090 (1.0 TB/s, 82.6
-// Tflop/s fp32, 1.3 Tflop/s fp64).
-//   bytes 512 * 1152 * (4 + 1) + scales = 2.95 MB / 1.0 TB/s           = 2.9 us   <- the bound (with y 5.3 us)
-//   operations 512 * 1152 * 5 in float64                  / 1.3 T/s    = 2.3 us
-// So: memory-bound, but not by much. Two kernels, as HadamardQuantize's: in the registers of warps a row is read once;
+// Tflop/s fp32; 0.65 T/s in float64, without contraction).
+//   bytes 512 * 1152 * (4 + 1) + scales = 2.95 MB / 1.0 TB/s           = 2.9 us   (with y 5.3 us)
+//   operations 512 * 1152 * 5 in float64, its conversions among them / 0.65 T/s = 4.5 us   <- the bound (8 an element with
+//                                                                                 the gaussian clip: 7.3 us)
+// So: bound by float64 on cards with few units for it, by memory on Hopper, whose rate is half of that of float32. Two kernels, as HadamardQuantize's: in the registers of warps a row is read once;
 // through shared memory three times, of which the second and the third come from a cache. Compiled without contraction to
 // fused multiply-adds.
 #include "cuda_rows.h"

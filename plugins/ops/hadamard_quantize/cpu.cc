@@ -30,7 +30,8 @@ float largest(const float* t, int64_t k) {
     return most;
 }
 
-// In float64, so that every order of the additions rounds to the same float32.
+// In float64: another order of the additions shows in the float32 result of next to no row,
+// unless its large terms cancel.
 float root_mean_square(const float* t, int64_t k) {
     double sum = 0;
     for (int64_t i = 0; i < k; ++i) sum += static_cast<double>(t[i]) * t[i];

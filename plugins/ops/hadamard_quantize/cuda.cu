@@ -1,8 +1,9 @@
 // HadamardQuantize. Example: DiT-XL/2, 512 tokens of 1152, RTX 4090 (1.0 TB/s, 82.6
-// Tflop/s fp32).
+// Tflop/s fp32, 0.65 T/s in float64 without contraction).
 //   bytes 512 * 1152 * (4 + 1) + scales = 2.95 MB / 1.0 TB/s  = 2.9 us   <- the bound
 //   operations 512 * 1152 * (7 stages + 3)      / 82.6 T/s    = 0.07 us
-// So: memory-bound. Two kernels; cuda_plan.cc chooses:
+//   with the gaussian clip 512 * 1152 * 3 in float64 / 0.65 T/s = 2.7 us
+// So: memory-bound, with that clip only just on cards with few float64 units. Two kernels; cuda_plan.cc chooses:
 //   warps (cuda_warp_rows.h)  a row in the registers of a warp or a few: one read, one write
 //   any (cuda_rows.h)         a block of threads a row, through shared memory: every K, block and address
 // Compiled without contraction to fused multiply-adds.

@@ -68,8 +68,7 @@ template <class Source>
 GPU_DEVICE void quantize_row(const Source& x, const gpu::Shared<double>& sums,
                              const gpu::Shared<float>& peaks, const gpu::Shared<float>& t, const RowPlan& p,
                              int8_t* q, float* s) {
-    // The square of a float is exact in float64, so every order of the additions rounds to the same float32
-    // in the end.
+    // In float64, as everywhere (cpu.cc).
     double sum = 0;
     float peak = 0;
     for (int64_t start = 0; start < p.k; start += p.tile) {

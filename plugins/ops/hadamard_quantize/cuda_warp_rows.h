@@ -146,7 +146,8 @@ GPU_DEVICE float peak_of_row(const WarpRow& w, const gpu::Shared<int>& partial, 
     return gpu::float_of(of_row(w, partial, most, [](int a, int b) { return a > b ? a : b; }));
 }
 
-// In float64, so that every order of the additions rounds to the same float32.
+// In float64: another order of the additions shows in the float32 result of next to no row,
+// unless its large terms cancel.
 GPU_DEVICE float root_mean_square_of_row(const WarpRow& w, const gpu::Shared<double>& partial,
                                          const Values& v) {
     double sum = 0;

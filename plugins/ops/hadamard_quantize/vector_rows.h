@@ -151,7 +151,8 @@ class VectorRows {
         return value;
     }
 
-    // In float64, so that every order of the additions rounds to the same float32.
+    // In float64: another order of the additions shows in the float32 result of next to no row,
+    // unless its large terms cancel.
     static float root_mean_square(const float* t, int64_t k) {
         Doubles low{}, high{};
         for (int64_t i = 0; i < k; i += Width) {

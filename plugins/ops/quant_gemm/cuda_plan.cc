@@ -2,7 +2,8 @@
 //
 // The rule, first line that holds:
 //   any        layout 0; K no multiple of 16; groups of no multiple of 32; K >= 131072 (sums of weights at the top of
-//              their bytes would leave int32); q, w, residual or gate not 16-byte aligned
+//              their bytes would leave int32); q, w, residual or gate not 16-byte aligned; N even and y not aligned to
+//              the two elements that are stored at once
 //   16         M <= 16, and K and its groups multiples of 64
 //   64x64      groups
 //   128x128    where it makes at least 128 blocks, about one for each SM of a large card; weights are then read from
@@ -48,7 +49,9 @@ constexpr const char* kFunctions[][kVariants] = {
 
 int64_t blocks(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+bool aligned(const void* pointer, size_t bytes = 16) {
+    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
 
 // Of K, for 64 x 64 tiles; 1: not split.
 int64_t slices_of(const GemmProblem& p) {
@@ -60,7 +63,8 @@ int64_t slices_of(const GemmProblem& p) {
 Variant variant_of(const GemmProblem& p, int64_t layout) {
     const int64_t size = p.k / p.groups;
     if (layout != kFragmentOrder || p.k % 16 || (p.groups > 1 && size % 32) || p.k >= kMostDepth ||
-        !aligned(p.q) || !aligned(p.w) || !aligned(p.residual) || !aligned(p.gate))
+        !aligned(p.q) || !aligned(p.w) || !aligned(p.residual) || !aligned(p.gate) ||
+        (p.n % 2 == 0 && !aligned(p.y, 2 * sizeof(float))))
         return any;
     if (p.m <= kFewTokens && size % 64 == 0) return p.groups == 1 ? few : few_groups;
     if (p.groups > 1) return small_groups;

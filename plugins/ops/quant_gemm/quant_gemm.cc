@@ -72,6 +72,10 @@ std::string check_shapes(const Attributes& attributes, const std::vector<Shape>&
     if (k <= 0) return "the columns of q must be known and at least one";
     if (groups < 1 || k % groups)
         return text(groups) + " groups do not divide the " + text(k) + " columns of q";
+    constexpr int64_t most = INT32_MAX / (128 * format.offset);  // |q| <= 128 times the largest |weight|
+    if (k / groups > most)
+        return "sums of " + text(k / groups) + " columns of " + format.name +
+               " weights may leave int32: at most " + text(most) + " share a scale";
     if (bias.rank != 1 || bias.dims[0] != n) return "bias must hold " + text(n) + " values, one an output";
     const LayoutShape expected = layout_shape(format, attributes.integer("layout"), n, k);
     if (w.dims[0] != expected.rows || w.dims[1] != expected.columns)
