@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from dit2deploy.models import FAMILIES
 from dit2deploy.ops import HADAMARD_QUANTIZE
 from dit2deploy.stages.export.bodies import add_bodies
-from dit2deploy.stages.export.fuse.ada_ln import fuse_ada_ln
+from dit2deploy.stages.export.fuse.ada_ln import _constant, fuse_ada_ln
 from dit2deploy.stages.export.passes import tidy
 
 PATTERN = """<ir_version: 10, opset_import: ["" : 20, "dit2deploy" : 1]>
@@ -98,6 +98,13 @@ def test_what_is_not_the_pattern_is_left_alone(kwargs):
     before = count(model)
     fuse_ada_ln(model)
     assert count(model) == before and before[HADAMARD_QUANTIZE.name] == 1
+
+
+def test_epsilons_that_are_alike_stay_apart():
+    model = pattern()
+    names = [_constant(model.graph, number).name for number in (1e-6, 1.2e-6)]
+    held = [float(model.graph.initializers[name].const_value.numpy()[0]) for name in names]
+    assert held == [pytest.approx(1e-6), pytest.approx(1.2e-6)]
 
 
 def test_a_second_quantizer_of_the_row_reads_what_is_kept():
