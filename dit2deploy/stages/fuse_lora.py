@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dit2deploy.base.command import command
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, read_json, whole_folder, write_bytes, write_json, write_tensors
+from dit2deploy.base.files import TensorFile, inside, read_json, whole_folder, write_bytes, write_json, write_tensors
 from dit2deploy.base.progress import note
 from dit2deploy.models.links import link_folder
 from dit2deploy.models.load import CONFIG, INDEX, SCHEDULER, ModelFolder, linears, open_model
@@ -19,6 +20,7 @@ _LEAVES = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.we
 _PREFIXES = ("transformer.", "base_model.model.", "diffusion_model.")
 _METADATA = "lora_adapter_metadata"  # of diffusers
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+RECORD = "fused_lora.json"
 _CURE = "Give the safetensors file that diffusers' save_lora_weights or PEFT writes for this transformer."
 
 
@@ -59,7 +61,8 @@ def fuse_lora(model: Path, lora: Path, out: Path, *, scale: float = 1.0) -> Mode
 
     Of a whole pipeline (a folder with every component that its index names) the index is kept and the files of the
     other components are linked (copied where links cannot be made): prompts need them. Of anything else, `out` is a
-    pipeline of the transformer and, where there is one, the scheduler.
+    pipeline of the transformer and, where there is one, the scheduler. fused_lora.json tells what was added; a folder
+    that holds it is replaced, any other that is not empty is refused.
 
     W + scale * alpha / r * B A (https://arxiv.org/abs/2106.09685, section 4.1), in float32; alpha is a tensor of the
     file, or what its metadata (diffusers) or the adapter_config.json beside it (PEFT) says, and alpha / r is 1 where
@@ -69,7 +72,8 @@ def fuse_lora(model: Path, lora: Path, out: Path, *, scale: float = 1.0) -> Mode
     source, file = open_model(Path(model)), TensorFile(Path(lora), cure=_CURE)
     pairs, adapter = _pairs(file, linears(source)), _adapter(file)
     others = _other_components(Path(model))
-    with whole_folder(Path(out)) as folder:
+    with whole_folder(Path(out), replaces=lambda folder: (folder / RECORD).is_file()) as folder:
+        write_json(folder / RECORD, {"model": str(model), "lora": str(lora), "scale": scale, "command": command()})
         write_tensors(folder / "transformer" / WEIGHTS, _Fused(source, file, pairs, adapter, scale))
         write_json(folder / "transformer" / CONFIG, source.config)
         if others:
@@ -87,7 +91,7 @@ def _other_components(model: Path) -> list[Path]:
         return []
     # The index names a component by its library and class, and one that is left out on purpose by [null, null].
     index = read_json(model / INDEX).items()
-    named = [model / name for name, kind in index if isinstance(kind, list) and kind[0] is not None]
+    named = [inside(model, name) for name, kind in index if isinstance(kind, list) and kind[0] is not None]
     return [path for path in named if path.name != "transformer"] if all(path.is_dir() for path in named) else []
 
 
