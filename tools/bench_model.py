@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx
 from blocks.engines import ENTRIES
+from blocks.folded import write_folded
 from blocks.made import Made
 from blocks.race import METHOD as BLOCKS_METHOD
 from blocks.race import measure as measure_blocks
@@ -60,9 +60,9 @@ def int8_baseline(bundle: Bundle, folder: Path) -> Entrant:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         logging.disable(logging.WARNING)
-        model = onnx.load(OnnxModel.load(Path(bundle.manifest.provenance["float_onnx"])).path)
-        del model.graph.value_info[:]  # it transposes weights of Gemm nodes and then stumbles over their old shapes
-        quantize_dynamic(model, path, weight_type=QuantType.QInt8)
+        folded = folder / "folded.onnx"
+        write_folded(OnnxModel.load(Path(bundle.manifest.provenance["float_onnx"])).path, folded)
+        quantize_dynamic(folded, path, weight_type=QuantType.QInt8)
     return Entrant(ORT_INT8, label, open_, reason)
 
 

@@ -33,9 +33,10 @@ REGION = re.compile(r"(<!-- figure:([\w-]+) -->\n)(.*?)(<!-- /figure -->)", re.D
 
 @dataclass(frozen=True)
 class Figure:
-    """One region: the result files (in tools/results) it comes from, and how they read.
+    """One region: the result files (in tools/results) it comes from, and how those that are there read.
 
-    `before`: what has to run before the command that the last file tells of itself.
+    Without the first of them the region stays empty. `before`: what has to run before the command that the last file
+    tells of itself.
     """
 
     name: str
@@ -101,19 +102,20 @@ def steps(result: Mapping[str, Any]) -> str:
 
 
 def reached(*results: Mapping[str, Any]) -> str:
-    """The bars of tools/bars.py, of the results in the order of BAR_FILES."""
-    header, *lines = table(dict(zip(BAR_FILES, results, strict=True)))
+    """The bars of tools/bars.py."""
+    by_kind = {(result["kind"], result.get("blocks")): result for result in results}
+    kinds = {"gemm": ("bench_gemm", None), "blocks": ("bench_blocks", 1), "dit-xl": ("bench_blocks", 28)}
+    header, *lines = table({name: by_kind[kind] for name, kind in kinds.items() if kind in by_kind})
     return f"Kernels for {results[0]['isa']}.\n\n{markdown(header, lines)}"
 
 
-BAR_FILES = {"gemm": "bench_gemm.json", "blocks": "bench_blocks.json", "dit-xl": "bench_dit_xl.json"}
 FIGURES = (
     Figure("demo", ("demo.json",), demo, before="make demo && "),
-    Figure("gemm", (BAR_FILES["gemm"],), gemm),
+    Figure("gemm", ("bench_gemm.json",), gemm),
     Figure("model", ("bench_model.json",), steps),
-    Figure("blocks", (BAR_FILES["blocks"],), blocks),
-    Figure("dit-xl", (BAR_FILES["dit-xl"],), blocks),
-    Figure("bars", tuple(BAR_FILES.values()), reached),
+    Figure("blocks", ("bench_blocks.json",), blocks),
+    Figure("dit-xl", ("bench_dit_xl.json",), blocks),
+    Figure("bars", ("bench_gemm.json", "bench_blocks.json", "bench_dit_xl.json"), reached),
 )
 
 
@@ -131,20 +133,20 @@ def filled(text: str, results: Path) -> str:
         if name not in known:
             raise ValueError(f"there is a region figure:{name}; known: {', '.join(known)}")
         figure = known[name]
-        paths = [results / file for file in figure.files]
-        if not all(path.exists() for path in paths):
+        there = [file for file in figure.files if (results / file).exists()]
+        if figure.files[0] not in there:
             return opening + closing
-        found = [json.loads(path.read_bytes()) for path in paths]
-        return f"{opening}{figure.render(*found)}\n\n{source(figure, found[-1])}\n{closing}"
+        found = [json.loads((results / file).read_bytes()) for file in there]
+        return f"{opening}{figure.render(*found)}\n\n{source(figure, there, found[-1])}\n{closing}"
 
     return REGION.sub(fill, text)
 
 
-def source(figure: Figure, result: Mapping[str, Any]) -> str:
+def source(figure: Figure, there: Iterable[str], result: Mapping[str, Any]) -> str:
     """Machine, date, files and command, in italics."""
     machine = result["machine"]
     load = f" (load {result['load_before']:.1f} before)" if "load_before" in result else ""
-    files = ", ".join(f"[{file}](/{RESULTS / file})" for file in figure.files)
+    files = ", ".join(f"[{file}](/{RESULTS / file})" for file in there)
     return (
         f"*{machine['cpu']}, {machine['cores']} cores{load}, {result['date'][:10]}; {files}, "
         f"made by `{figure.before}python tools/{result['command']}`.*"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blocks.folded import write_folded
 
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.artefacts.onnx_model import OnnxModel
@@ -87,6 +88,9 @@ class Made:
             export_float(self.pipeline(), out)
         return OnnxModel.load(out).path
 
+    def rivals_onnx(self) -> Path:
+        return self._model("rivals", lambda path: write_folded(self.float_onnx(), path))
+
     def bundle(self, own: Own) -> Path:
         """The ort-cpu bundle of a recipe, weights rounded to nearest: that is as fast as any other rounding."""
         from dit2deploy.artefacts.policy import Policy
@@ -112,14 +116,11 @@ class Made:
 
     def ort_int8(self) -> Path:
         """What `quantize_dynamic` makes of the float model."""
-        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         def write(path: Path) -> None:
             logging.disable(logging.WARNING)
-            model = onnx.load(self.float_onnx())
-            del model.graph.value_info[:]  # it transposes weights of Gemm nodes and stumbles over their old shapes
-            quantize_dynamic(model, path, weight_type=QuantType.QInt8, use_external_data_format=True)
+            quantize_dynamic(self.rivals_onnx(), path, weight_type=QuantType.QInt8, use_external_data_format=True)
 
         return self._model("ort-int8", write)
 
@@ -129,7 +130,7 @@ class Made:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         def write(path: Path) -> None:
-            model = onnx.load(self.float_onnx())
+            model = onnx.load(self.rivals_onnx())
             made = MatMulNBitsQuantizer(model, bits=4, block_size=GROUP, is_symmetric=True, accuracy_level=4)
             made.process()
             made.model.save_model_to_file(str(path), True)
@@ -146,7 +147,7 @@ class Made:
             calls = nncf.Dataset([inputs(2, seed=100 + i) for i in range(CALIBRATION_CALLS)])
             alphas = AdvancedSmoothQuantParameters(matmul=-1)
             model = nncf.quantize(
-                openvino.Core().read_model(self.float_onnx()),
+                openvino.Core().read_model(self.rivals_onnx()),
                 calls,
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=CALIBRATION_CALLS,
@@ -163,7 +164,7 @@ class Made:
 
         def write(path: Path) -> None:
             model = nncf.compress_weights(
-                openvino.Core().read_model(self.float_onnx()),
+                openvino.Core().read_model(self.rivals_onnx()),
                 mode=nncf.CompressWeightsMode.INT4_SYM,
                 group_size=GROUP,
                 ratio=1.0,
