@@ -124,8 +124,9 @@ def markdown(header: tuple, rows: list[tuple]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def filled(text: str, results: Path) -> str:
-    """A document's text with all regions filled; ValueError for a region that nobody knows."""
+def filled(text: str, results: Path, *, up: str = "") -> str:
+    """A document's text with all regions filled, `up` being how its links come to the root; ValueError for a region
+    that nobody knows."""
     known = {figure.name: figure for figure in FIGURES}
 
     def fill(match: re.Match) -> str:
@@ -137,16 +138,16 @@ def filled(text: str, results: Path) -> str:
         if figure.files[0] not in there:
             return opening + closing
         found = [json.loads((results / file).read_bytes()) for file in there]
-        return f"{opening}{figure.render(*found)}\n\n{source(figure, there, found[-1])}\n{closing}"
+        return f"{opening}{figure.render(*found)}\n\n{source(figure, there, found[-1], up)}\n{closing}"
 
     return REGION.sub(fill, text)
 
 
-def source(figure: Figure, there: Iterable[str], result: Mapping[str, Any]) -> str:
+def source(figure: Figure, there: Iterable[str], result: Mapping[str, Any], up: str) -> str:
     """Machine, date, files and command, in italics."""
     machine = result["machine"]
     load = f" (load {result['load_before']:.1f} before)" if "load_before" in result else ""
-    files = ", ".join(f"[{file}](/{RESULTS / file})" for file in there)
+    files = ", ".join(f"[{file}]({up}{RESULTS / file})" for file in there)
     return (
         f"*{machine['cpu']}, {machine['cores']} cores{load}, {result['date'][:10]}; {files}, "
         f"made by `{figure.before}python tools/{result['command']}`.*"
@@ -170,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in DOCUMENTS:
         path = options.root / name
         before = path.read_text()
-        after = filled(before, results)
+        after = filled(before, results, up="../" * name.count("/"))
         differ |= after != before
         if options.check and after != before:
             print(f"{path} does not show what is in {results}; run: python tools/figures.py")

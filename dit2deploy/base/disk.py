@@ -56,7 +56,8 @@ def writing(path: Path, size: int | None = None, *, cure: str = _CURE) -> Iterat
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str | os.PathLike) and not _is_of(Path(error.filename), path):
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+        if names and not any(_is_of(Path(name), path) for name in names):  # a copy names both its ends
             raise
         # numpy's writers give no number for a full disk.
         told = free if error.errno in (*_FULL, None) else None

@@ -8,9 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dit2deploy.base.command import command
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, inside, read_json, whole_folder, write_bytes, write_json, write_tensors
+from dit2deploy.base.files import (
+    TensorFile,
+    inside,
+    read_json,
+    sha256_of_file,
+    whole_folder,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from dit2deploy.base.progress import note
 from dit2deploy.models.links import link_folder
 from dit2deploy.models.load import CONFIG, INDEX, SCHEDULER, ModelFolder, linears, open_model
@@ -73,7 +81,7 @@ def fuse_lora(model: Path, lora: Path, out: Path, *, scale: float = 1.0) -> Mode
     pairs, adapter = _pairs(file, linears(source)), _adapter(file)
     others = _other_components(Path(model))
     with whole_folder(Path(out), replaces=lambda folder: (folder / RECORD).is_file()) as folder:
-        write_json(folder / RECORD, {"model": str(model), "lora": str(lora), "scale": scale, "command": command()})
+        write_json(folder / RECORD, {"lora_sha256": sha256_of_file(Path(lora)), "scale": scale})
         write_tensors(folder / "transformer" / WEIGHTS, _Fused(source, file, pairs, adapter, scale))
         write_json(folder / "transformer" / CONFIG, source.config)
         if others:
