@@ -35,7 +35,7 @@ from dit2deploy.stages.quantize.reconstruct import reconstruct, units_of
 from dit2deploy.stages.quantize.regions import search_regions
 
 REGIONS = "regions"  # the part that holds what is searched for all layers and attentions at once
-ALGORITHM = 1  # part of each part's key: raise it when the same inputs give other codes
+ALGORITHM = 2  # part of each part's key: raise it when the same inputs give other codes
 
 
 def quantize(
