@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bars import table
+from bars import GEMM, table
 
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.artefacts.results import write_results
@@ -103,9 +103,7 @@ def steps(result: Mapping[str, Any]) -> str:
 
 def reached(*results: Mapping[str, Any]) -> str:
     """The bars of tools/bars.py."""
-    by_kind = {(result["kind"], result.get("blocks")): result for result in results}
-    kinds = {"gemm": ("bench_gemm", None), "blocks": ("bench_blocks", 1), "dit-xl": ("bench_blocks", 28)}
-    header, *lines = table({name: by_kind[kind] for name, kind in kinds.items() if kind in by_kind})
+    header, *lines = table({result.get("blocks", GEMM): result for result in results})
     return f"Kernels for {results[0]['isa']}.\n\n{markdown(header, lines)}"
 
 

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,10 +98,11 @@ def sweep(path: Path) -> None:
     """Removes what killed runs on this machine left of `path` under temporary names; what one of them was about to
     replace gets its name back. A note names what other machines left, containers of another name among them: whether
     they still write cannot be seen from here."""
-    others = [entry.name for entry, host, _ in _owned(path.parent, f".{path.name}.") if host != _host()]
+    owned = _owned(path.parent, f".{path.name}.")
+    others = [entry.name for entry, host, _ in owned if host != _host()]
     if others:
         note(f"{path.parent}: {', '.join(others)} is of another machine; remove it if nothing there writes {path.name}")
-    for left in _orphans(path.parent, f".{path.name}."):
+    for left in _orphans(owned):
         if left.suffix == ".old" and not path.exists():
             os.replace(left, path)
         else:
@@ -112,15 +113,15 @@ def sweep(path: Path) -> None:
 def scratch_folder() -> Iterator[Path]:
     """A folder where TMPDIR says, gone when the block ends; those of killed runs on this machine go before."""
     place = Path(tempfile.gettempdir())
-    for left in _orphans(place, _SCRATCH):
+    for left in _orphans(_owned(place, _SCRATCH)):
         _remove(left)
     with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{_host()}-{os.getpid()}-") as folder:
         yield Path(folder)
 
 
-def _orphans(folder: Path, prefix: str) -> list[Path]:
-    """Entries of the folder that begin so and belong to a process of this machine that has ended."""
-    return [entry for entry, host, process in _owned(folder, prefix) if host == _host() and not _runs(process)]
+def _orphans(owned: Iterable[tuple[Path, str, int]]) -> list[Path]:
+    """Those that belong to a process of this machine that has ended."""
+    return [entry for entry, host, process in owned if host == _host() and not _runs(process)]
 
 
 def _owned(folder: Path, prefix: str) -> list[tuple[Path, str, int]]:

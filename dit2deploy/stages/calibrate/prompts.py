@@ -25,9 +25,9 @@ def denoise(
     """All calls of the pipeline's transformer while it draws the prompts, and the timestep of each in 0 .. 1000,
     a whole number in the timestep group of the one that it was.
 
-    The full-precision pipeline runs in float32, a few prompts at a time; given back are the calls of all prompts
-    as one batch. Raises Misuse for a folder that is no whole
-    pipeline, where a call's output is not finite, and where texts of the batches have other lengths.
+    The full-precision pipeline runs in float32, a few prompts at a time; given back are the calls of all prompts as one
+    batch. Raises Misuse for a folder that is no whole pipeline, where a call's output is not finite, and where texts of
+    the batches have other lengths.
     """
     pipe = open_pipeline(model)
     sampler = {"seed": seed, "steps": steps, "guidance": guidance}

@@ -3,9 +3,9 @@
 //   bytes 512 * 1152 * (4 + 1) + scales = 2.95 MB / 1.0 TB/s           = 2.9 us   (with y 5.3 us)
 //   operations 512 * 1152 * 5 in float64, its conversions among them / 0.65 T/s = 4.5 us   <- the bound (8 an element with
 //                                                                                 the gaussian clip: 7.3 us)
-// So: bound by float64 on cards with few units for it, by memory on Hopper, whose rate is half of that of float32. Two kernels, as HadamardQuantize's: in the registers of warps a row is read once;
-// through shared memory three times, of which the second and the third come from a cache. Compiled without contraction to
-// fused multiply-adds.
+// So: bound by float64 on cards with few units for it, by memory on Hopper, whose rate is half of that of float32. Two
+// kernels, as HadamardQuantize's: in the registers of warps a row is read once; through shared memory three times, of which
+// the second and the third come from a cache. Compiled without contraction to fused multiply-adds.
 #include "cuda_rows.h"
 #include "cuda_warp_rows.h"
 

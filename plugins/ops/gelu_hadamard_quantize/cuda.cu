@@ -3,9 +3,9 @@
 //   bytes 512 * 4608 * (4 + 1) + scales = 11.8 MB / 1.0 TB/s           = 11.8 us   <- the bound (with y 21 us)
 //   operations 512 * 4608 * (27 of GELU + 9 stages + 3) / 82.6 T/s     = 1.1 us
 //   with the gaussian clip 512 * 4608 * 3 in float64 / 0.65 T/s = 10.9 us
-// So: memory-bound, with that clip only just on cards with few float64 units. Two kernels, as HadamardQuantize's: in the registers of warps, each value is activated once; through
-// shared memory a row of more than one tile is activated twice, as it is read twice. Compiled without contraction to
-// fused multiply-adds.
+// So: memory-bound, with that clip only just on cards with few float64 units. Two kernels, as HadamardQuantize's: in the
+// registers of warps, each value is activated once; through shared memory a row of more than one tile is activated twice, as
+// it is read twice. Compiled without contraction to fused multiply-adds.
 #include "cuda_rows.h"
 #include "cuda_warp_rows.h"
 #include "gelu.h"
