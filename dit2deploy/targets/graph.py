@@ -41,6 +41,11 @@ def weight_format(node: ir.Node) -> str:
     return "" if name == node.op_type else name.lower()
 
 
+def is_read_once(value: ir.Value) -> bool:
+    """By one input of one node, and by nobody outside of the graph."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
 def columns_of(node: ir.Node) -> int:
     """K of a GEMM node: the last dim of its input q.
 

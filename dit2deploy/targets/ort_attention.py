@@ -17,6 +17,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from dit2deploy.targets.graph import is_read_once
+
 DOMAIN, NAME = "com.microsoft", "MultiHeadAttention"
 
 
@@ -92,7 +94,7 @@ def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 def _only_reader(node: ir.Node | None, op_type: str) -> ir.Node | None:
     """The one node that reads the node's one output, if it is of this type."""
-    if node is None or node.outputs[0].is_graph_output() or len(node.outputs[0].uses()) != 1:
+    if node is None or not is_read_once(node.outputs[0]):
         return None
     reader = next(iter(node.outputs[0].uses())).node
     return reader if not reader.domain and reader.op_type == op_type else None

@@ -230,7 +230,7 @@ def _slow_gemms(model: ir.Model) -> list[str]:
     """Names of the GEMMs that the tiled CUDA kernels do not take (plugins/ops/quant_gemm/cuda_plan.cc)."""
     found = []
     for node in filter(is_gemm, model.graph):
-        k, groups = columns_of(node), node.inputs[WS].shape[1]
+        k, groups = columns_of(node), node.inputs[WS].shape.numpy()[1]
         if k % 16 or (groups > 1 and k // groups % 32):
             found.append(node.name)
     return found

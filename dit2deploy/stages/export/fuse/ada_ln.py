@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from dit2deploy.ops import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP
 from dit2deploy.stages.export.fuse.quantizer import quantizers, replace_quantizer
-from dit2deploy.stages.export.fuse.values import dims, is_read_once, is_row_a_sample, operands
+from dit2deploy.stages.export.fuse.values import dims, is_row_a_sample, operands
+from dit2deploy.targets.graph import is_read_once
 
 _EPSILON = 1e-5  # of LayerNormalization, where the attribute is not written
 _LARGEST_CONSTANT = 65536  # numbers: a norm's ones are fewer

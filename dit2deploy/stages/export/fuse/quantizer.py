@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from dit2deploy.ops import DOMAIN, HADAMARD_QUANTIZE, Op
-from dit2deploy.stages.export.fuse.values import is_read_once
+from dit2deploy.targets.graph import is_read_once
 
 
 def quantizers(graph: ir.Graph) -> list[ir.Node]:

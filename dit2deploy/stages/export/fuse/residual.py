@@ -10,8 +10,8 @@ others read, as that of joined layers is, is left alone. (Z-Image normalizes y f
 import onnx_ir as ir
 
 from dit2deploy.ops import DOMAIN, GEMMS, LOW_RANK_GEMMS, LOW_RANK_RESIDUAL_GEMMS, RESIDUAL_GEMMS
-from dit2deploy.stages.export.fuse.values import dims, is_read_once, is_row_a_sample, operands
-from dit2deploy.targets.graph import JOINED
+from dit2deploy.stages.export.fuse.values import dims, is_row_a_sample, operands
+from dit2deploy.targets.graph import JOINED, is_read_once
 
 _RESIDUAL = {GEMMS[name].name: op.name for name, op in RESIDUAL_GEMMS.items()}
 _RESIDUAL |= {LOW_RANK_GEMMS[name].name: op.name for name, op in LOW_RANK_RESIDUAL_GEMMS.items()}

@@ -3,10 +3,6 @@
 import onnx_ir as ir
 
 
-def is_read_once(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
 def operands(value: ir.Value, op_type: str) -> list[tuple[ir.Value, ir.Value]]:
     """The two inputs of the `op_type` node that makes `value`, in both orders; empty where another op makes it."""
     node = value.producer()
