@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "epilogue.h"
 #include "quant_gemm.h"
@@ -15,6 +16,13 @@ namespace {
 constexpr int64_t kTokensAPart = 16;          // of a task that prepares activations
 constexpr int64_t kFewActivations = 1 << 16;  // prepared before other threads would be awake
 constexpr int kLargestCode = 128;
+
+// What the work is split for. A runtime does not tell how many threads its pool has: one that was given fewer gets
+// smaller tasks than it needs.
+inline int64_t cores() {
+    static const int64_t count = std::thread::hardware_concurrency();
+    return count;
+}
 
 // fill(m) for every token, on the threads of the node where that is worth waking them.
 template <class F>

@@ -17,8 +17,6 @@
 //   the shift is the same for every weight: r / 2 a look-up is taken off the sum of a group.
 #pragma once
 
-#include <thread>
-
 #include "activations.h"
 #include "epilogue.h"
 #include "layout.h"
@@ -92,9 +90,8 @@ class LookupGemm : public CpuKernel {
     // The largest that leaves two tasks a core. Beside the first, the others cost 8, 12 and 20 % of the time of
     // one thread at K 1152.
     static Split split_of(const GemmProblem& p) {
-        static const int64_t cores = std::thread::hardware_concurrency();
         for (const Split split : {Split{64, Tables::kMostOutputs}, Split{64, 384}, Split{32, 384}})
-            if (split.tasks(p) >= 2 * cores) return split;
+            if (split.tasks(p) >= 2 * cores()) return split;
         return {16, 384};
     }
 

@@ -1,6 +1,7 @@
-// How the fast CPU kernels walk a GEMM in layout 1: a task is a few tiles of 16 outputs; their weights are
-// unpacked once for all tokens, a block of K at a time so that a tile's stay in the first-level cache; a
-// micro-kernel of an instruction set adds up the integers of a few tokens; one epilogue.
+// How the fast CPU kernels walk a GEMM in layout 1: a task is a few tiles of 16 outputs by all tokens, or by a part
+// of them where that leaves cores idle; its weights are unpacked once for its tokens, a block of K at a time so that a
+// tile's stay in the first-level cache; a micro-kernel of an instruction set adds up the integers of a few tokens; one
+// epilogue.
 //
 // In an anonymous namespace, for the reason that epilogue.h gives.
 #pragma once
@@ -14,8 +15,10 @@ namespace d2d {
 namespace {
 
 constexpr int64_t kTilesATask = 4;  // read the activations once for 64 outputs
-constexpr int64_t kBytesABlock =
-    20480;  // of a tile's unpacked weights: the rest of 32 KiB is for activations
+// At least, where tokens are split: unpacking is then 3 % of a task's instructions (AVX2).
+constexpr int64_t kTokensATask = 64;
+// Of a tile's unpacked weights: the rest of 32 KiB is for activations.
+constexpr int64_t kBytesABlock = 20480;
 
 // Of the thread that runs a node: kPanel, kSums, which all its tasks read; of the thread that runs a task:
 // the others.
@@ -73,10 +76,13 @@ class TiledGemm : public CpuKernel {
         const Micro micro(kFormat, Micro::kAsksForLargest ? largest_code(p, parallel) : kLargestCode);
         const int32_t* sums = nullptr;
         const Panel panel = prepare(p, is_wide(micro), micro.centred(), &sums, parallel);
-        const int64_t tiles = (p.n + kTile - 1) / kTile;
-        parallel.run(static_cast<size_t>((tiles + kTilesATask - 1) / kTilesATask), [&](size_t task) {
-            const int64_t tile = static_cast<int64_t>(task) * kTilesATask;
-            run_tiles(p, micro, panel, sums, tile, least(kTilesATask, tiles - tile));
+        const int64_t tiles = (p.n + kTile - 1) / kTile, columns = (tiles + kTilesATask - 1) / kTilesATask;
+        const int64_t tokens = tokens_a_task(p.m, columns), blocks = (p.m + tokens - 1) / tokens;
+        parallel.run(static_cast<size_t>(columns * blocks), [&](size_t task) {
+            const int64_t tile = static_cast<int64_t>(task) / blocks * kTilesATask;
+            const int64_t first = static_cast<int64_t>(task) % blocks * tokens;
+            run_tiles(p, micro, panel, sums, tile, least(kTilesATask, tiles - tile), first,
+                      least(p.m, first + tokens));
         });
     }
 
@@ -85,6 +91,13 @@ class TiledGemm : public CpuKernel {
     static constexpr bool kMayBeWide = Index == 3;
 
     static bool is_wide(const Micro& micro) { return kMayBeWide && micro.wide(); }
+
+    // All, or as many as leave four tasks a core: with fewer, the last ones run while most cores have nothing to do.
+    static int64_t tokens_a_task(int64_t m, int64_t columns) {
+        int64_t blocks = 1;
+        while (columns * blocks < 4 * cores() && m >= 2 * blocks * kTokensATask) blocks *= 2;
+        return ((m + blocks - 1) / blocks + Micro::kTokens - 1) / Micro::kTokens * Micro::kTokens;
+    }
 
     // Pads and widens the activations where that is needed, and adds them up by token and group: codes are
     // weights + offset, so offset * sum is taken off. Both stay in the scratch of this thread until all tasks
@@ -107,9 +120,9 @@ class TiledGemm : public CpuKernel {
     }
 
     static void run_tiles(const GemmProblem& p, const Micro& micro, const Panel& panel, const int32_t* sums,
-                          int64_t tile, int64_t tiles) {
+                          int64_t tile, int64_t tiles, int64_t begin_token, int64_t end_token) {
         const bool wide = is_wide(micro);
-        const int64_t dots_size = p.m * kTile;
+        const int64_t dots_size = (end_token - begin_token) * kTile;
         auto* dots = scratch<int32_t>(static_cast<size_t>(tiles * (dots_size + scales_size(p))), kDots);
         auto* values = reinterpret_cast<float*>(dots + tiles * dots_size);
         auto* weights = scratch<uint8_t>(static_cast<size_t>(tiles * kBytesABlock), kWeights);
@@ -124,11 +137,11 @@ class TiledGemm : public CpuKernel {
                 const int64_t count = least(most, end - first);
                 for (int64_t i = 0; i < tiles; ++i)
                     unpack_block(p, wide, tile + i, first, count, weights + i * kBytesABlock);
-                for (int64_t m = 0; m < p.m; m += Micro::kTokens) {
-                    const int64_t tokens = least(Micro::kTokens, p.m - m);
+                for (int64_t m = begin_token; m < end_token; m += Micro::kTokens) {
+                    const int64_t tokens = least(Micro::kTokens, end_token - m);
                     const int8_t* q = panel.rows + m * panel.stride + first * panel.quad;
                     for (int64_t i = 0; i < tiles; ++i) {
-                        int32_t* sum = dots + i * dots_size + m * kTile;
+                        int32_t* sum = dots + i * dots_size + (m - begin_token) * kTile;
                         if (first == begin)
                             std::memset(sum, 0, static_cast<size_t>(tokens * kTile) * sizeof(int32_t));
                         micro.add(q, panel.stride, weights + i * kBytesABlock, static_cast<int>(tokens),
