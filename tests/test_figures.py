@@ -71,12 +71,33 @@ def test_bars_are_told_by_their_least_ratio(root):
     results = {
         GEMM: {"rows": [{"name": "ternary A3", "baseline": "ternary A4", "ratio": ratio} for ratio in (1.5, 1.2)]},
         1: {"rows": [step("W3A3", "ORT dynamic int8", ratio, 1) for ratio in (1.4, 1.0, 1.2)]},
-        DIT_XL: {"rows": [step("W4A8", "ORT MatMulNBits 4 bit", 2.1, 28)], "engines": engines},
+        DIT_XL: {"rows": [step("ternary A4", "torch fp32 eager", 7.9, 28)], "engines": engines},
     }
     told = {tuple(line[:2]): line[2:] for line in table(results)}
     assert told["ternary A3, GEMM", "ternary A4"] == ("1\u00d7", "1.2\u00d7", "", "1.20 .. 1.50", "goal")
     assert told["W3A3, 1 block of DiT-XL/2", "ORT dynamic int8"][-2:] == ("1.00 .. 1.40", "neither")
-    assert told["W4A8, 28 blocks of DiT-XL/2", "ORT MatMulNBits 4 bit"][-2:] == ("2.10 .. 2.10", "floor")
+    assert told["ternary A4, 28 blocks of DiT-XL/2", "torch fp32 eager"][-2:] == ("7.90 .. 7.90", "floor")
     assert told["ternary A4, memory, 28 blocks", "ORT dynamic int8"][-2:] == ("3.40 .. 3.40", "floor")
     assert told["ternary A4, 28 blocks", "itself with 1 thread"][-2:] == ("1.92 .. 1.92", "floor")
     assert told["ternary A8, 1 block of DiT-XL/2", "ORT dynamic int8"][-2:] == ("not measured", "")
+
+
+def test_a_whole_model_has_a_line_an_engine():
+    """Of the fewest tokens, memory of the last threads; the first engine's ratios stand beside its rivals."""
+
+    def engine(name, threads, tokens, ms):
+        sizes = {"anonymous_bytes": threads << 20, "file_bytes": 7 << 20, "stored_bytes": 30 << 20}
+        return {"name": name, "threads": threads, "tokens": tokens, "ms": ms, **sizes}
+
+    names, settings = ("own", "rival"), [(1, 256), (1, 512), (2, 256), (2, 512)]
+    engines = [engine(name, *setting, 100 * index) for index, setting in enumerate(settings, 1) for name in names]
+    rows = [
+        {"name": "own", "baseline": "rival", "ratio": index / 2, "threads": threads, "tokens": tokens}
+        for index, (threads, tokens) in enumerate(settings, 1)
+    ]
+    lines = figures.whole({"engines": engines, "rows": rows, "blocks": 2, "isa": "avx2"}).splitlines()
+    assert lines[2] == "| one step, 256 tokens | 1 thread | 2 threads | own is faster | memory | files |"
+    assert lines[4:] == [
+        "| own | 100 ms | 300 ms |  | 9 MiB | 30 MiB |",
+        "| rival | 100 ms | 300 ms | 0.50\u00d7 / 1.50\u00d7 | 9 MiB | 30 MiB |",
+    ]

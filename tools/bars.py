@@ -1,6 +1,6 @@
 """The bars for the CPU kernels, and what the result files say of them: the table in docs/cpu.md."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,11 @@ def _by_setting(results: Results, own: str, *keys: str) -> dict[tuple[int, int],
     return {(row["threads"], row["tokens"]): sum(row[key] for key in keys) for row in found}
 
 
-def _steps(own: str, against: Mapping[str, tuple[float, float, float]]) -> list[Bar]:
+def _steps(own: str, against: Mapping[str, tuple[float, float, float]], *, blocks: Sequence[int] = (1,)) -> list[Bar]:
     return [
         Bar(f"{own}, {count} block{'s' if count > 1 else ''} of DiT-XL/2", name, *bar, speed(own, name, count))
         for name, bar in against.items()
-        for count in (1, DIT_XL)
+        for count in blocks
     ]
 
 
@@ -80,8 +80,8 @@ BARS = (
     Bar("ternary A4, GEMM", MATMUL_INTEGER, 2.0, 2.6, 3.2, speed("ternary A4", MATMUL_INTEGER, GEMM)),
     Bar("ternary A3, GEMM", "ternary A4", 1.0, 1.2, 0, speed("ternary A3", "ternary A4", GEMM)),
     Bar("ternary A2, GEMM", "ternary A4", 1.0, 1.2, 0, speed("ternary A2", "ternary A4", GEMM)),
-    *_steps("ternary A4", TERNARY),
-    *_steps(f"ternary A4{BRANCH}", TERNARY),
+    *_steps("ternary A4", TERNARY, blocks=(1, DIT_XL)),
+    *_steps(f"ternary A4{BRANCH}", TERNARY, blocks=(1, DIT_XL)),
     *_steps("ternary A8", {INT8: (1.3, 1.6, 1.9)}),
     *_steps("W3A3", {INT8: (1.1, 1.3, 0)}),
     *_steps("W4A4", {INT8: (1.1, 1.2, 1.3), OPENVINO_INT8: (1.0, 1.1, 1.2)}),

@@ -101,6 +101,31 @@ def steps(result: Mapping[str, Any]) -> str:
     return ratios(result["rows"])
 
 
+def whole(result: Mapping[str, Any]) -> str:
+    """A line an engine, of the fewest tokens: times by threads, how many times faster the first engine is, memory of
+    the process and files."""
+    tokens = min(row["tokens"] for row in result["engines"])
+    engines = [row for row in result["engines"] if row["tokens"] == tokens]
+    threads = list(dict.fromkeys(row["threads"] for row in engines))
+    own = engines[0]["name"]
+    faster = {
+        (row["baseline"], row["threads"]): f"{row['ratio']:.2f}\u00d7"
+        for row in result["rows"]
+        if (row["name"], row["tokens"]) == (own, tokens)
+    }
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in engines):
+        same = {row["threads"]: row for row in engines if row["name"] == name}
+        last = same[threads[-1]]
+        sizes = (last["anonymous_bytes"] + last["file_bytes"], last["stored_bytes"])
+        times = (f"{same[count]['ms']:.0f} ms" for count in threads)
+        ratio = " / ".join(faster.get((name, count), "") for count in threads).strip(" /")
+        lines.append((name, *times, ratio, *(f"{size / 2**20:.0f} MiB" for size in sizes)))
+    counted = (f"{count} thread{'s' if count > 1 else ''}" for count in threads)
+    header = (f"one step, {tokens} tokens", *counted, f"{own} is faster", "memory", "files")
+    return f"DiT-XL/2, {result['blocks']} blocks, kernels for {result['isa']}:\n\n{markdown(header, lines)}"
+
+
 def reached(*results: Mapping[str, Any]) -> str:
     """The bars of tools/bars.py."""
     header, *lines = table({result.get("blocks", GEMM): result for result in results})
@@ -112,7 +137,8 @@ FIGURES = (
     Figure("gemm", ("bench_gemm.json",), gemm),
     Figure("model", ("bench_model.json",), steps),
     Figure("blocks", ("bench_blocks.json",), blocks),
-    Figure("dit-xl", ("bench_dit_xl.json",), blocks),
+    Figure("dit-xl", ("bench_dit_xl.json",), whole),
+    Figure("dit-xl-ratios", ("bench_dit_xl.json",), blocks),
     Figure("bars", ("bench_gemm.json", "bench_blocks.json", "bench_dit_xl.json"), reached),
 )
 
