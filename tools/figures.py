@@ -126,6 +126,16 @@ def whole(result: Mapping[str, Any]) -> str:
     return f"DiT-XL/2, {result['blocks']} blocks, kernels for {result['isa']}:\n\n{markdown(header, lines)}"
 
 
+def nodes(result: Mapping[str, Any]) -> str:
+    """Milliseconds of a step by op and threads, and the first over the last."""
+    header = ("op", "nodes", *(f"{count} thread{'s' if count > 1 else ''}" for count in result["threads"]), "as fast")
+    lines = [
+        (row["op"], row["nodes"], *(f"{ms:.1f} ms" for ms in row["ms"]), f"{row['ms'][0] / row['ms'][-1]:.2f}\u00d7")
+        for row in result["rows"]
+    ]
+    return f"{result['engine']}, {result['blocks']} blocks, {result['tokens']} tokens:\n\n{markdown(header, lines)}"
+
+
 def reached(*results: Mapping[str, Any]) -> str:
     """The bars of tools/bars.py."""
     header, *lines = table({result.get("blocks", GEMM): result for result in results})
@@ -139,6 +149,7 @@ FIGURES = (
     Figure("blocks", ("bench_blocks.json",), blocks),
     Figure("dit-xl", ("bench_dit_xl.json",), whole),
     Figure("dit-xl-ratios", ("bench_dit_xl.json",), blocks),
+    Figure("nodes", ("bench_nodes.json",), nodes),
     Figure("bars", ("bench_gemm.json", "bench_blocks.json", "bench_dit_xl.json"), reached),
 )
 
