@@ -45,7 +45,7 @@ class _Model(click.ParamType):
 
 
 MODEL = _Model()
-TARGET_NAMES = ("ort-cpu", "tensorrt-rtx", "tensorrt", "reference")
+TARGET_NAMES = ("ort-cpu", "ort-cuda", "tensorrt-rtx", "tensorrt", "reference")
 
 
 class _Lines:

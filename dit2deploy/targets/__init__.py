@@ -1,10 +1,16 @@
 """Runtime targets: THE list."""
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.targets import ort_cpu, reference, tensorrt, tensorrt_rtx
+from dit2deploy.targets import ort_cpu, ort_cuda, reference, tensorrt, tensorrt_rtx
 from dit2deploy.targets.target import Availability, Runner, Target
 
-TARGETS: tuple[Target, ...] = (ort_cpu.TARGET, tensorrt_rtx.TARGET, tensorrt.TARGET, reference.TARGET)
+TARGETS: tuple[Target, ...] = (
+    ort_cpu.TARGET,
+    ort_cuda.TARGET,
+    tensorrt_rtx.TARGET,
+    tensorrt.TARGET,
+    reference.TARGET,
+)
 
 
 def by_name(name: str) -> Target:

@@ -15,7 +15,7 @@ from dit2deploy.artefacts.onnx_model import DATA, OnnxModel
 from dit2deploy.base.disk import writing
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_file, write_bytes
-from dit2deploy.base.progress import track
+from dit2deploy.base.progress import note, track
 from dit2deploy.targets import kernel
 
 DOMAIN = "dit2deploy"
@@ -58,6 +58,17 @@ def columns_of(node: ir.Node) -> int:
             "Make the file anew with `dit2deploy export`.",
         )
     return shape[-1]
+
+
+def tell_slow_gemms(model: ir.Model, target: str) -> None:
+    """A note of the GEMMs that the tiled CUDA kernels do not take (plugins/ops/quant_gemm/cuda_plan.cc)."""
+    found = []
+    for node in filter(is_gemm, model.graph):
+        k, groups = columns_of(node), node.inputs[WS].shape.numpy()[1]
+        if k % 16 or (groups > 1 and k // groups % 32):
+            found.append(node.name)
+    if found:
+        note(f"{target}: {len(found)} GEMMs take a slow kernel, for their K or groups: {', '.join(found[:3])}")
 
 
 def use_kernel_layout(model: ir.Model, layout: int) -> None:

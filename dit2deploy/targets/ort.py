@@ -1,10 +1,9 @@
-"""ONNX Runtime sessions as runners: what the targets ort-cpu and reference share."""
+"""ONNX Runtime sessions as runners: what the targets ort-cpu, ort-cuda and reference share."""
 
 import importlib
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +15,12 @@ from dit2deploy.artefacts.onnx_model import size_label
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.machine import cores
 from dit2deploy.base.memory import give_back
+from dit2deploy.targets.target import Runner
 
 OLDEST = (1, 18)
 # From this version on, a model given as bytes may name the folder of its data; later versions refuse links to data.
 _FOLDER_OPTION = (1, 22)
+ON_CPU = "CPUExecutionProvider"
 _INSTALL = "Install it: pip install onnxruntime."
 
 
@@ -51,16 +52,14 @@ class OrtRunner:
     def __init__(self, session: Any, folder: tempfile.TemporaryDirectory | None = None) -> None:
         self.session = session
         self._folder = folder
-        self._outputs = [port.name for port in session.get_outputs()]
+        self.outputs = [port.name for port in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises Misuse for inputs that the engine does not have, lacks or cannot take."""
         try:
-            return dict(zip(self._outputs, self.session.run(self._outputs, dict(inputs)), strict=True))
+            return dict(zip(self.outputs, self.session.run(self.outputs, dict(inputs)), strict=True))
         except errors(runtime()) as error:
-            raise Misuse(
-                f"the engine refused the inputs: {_message(error)}", "Compare them with the manifest."
-            ) from None
+            raise refused(error) from None
 
     def close(self) -> None:
         del self.session
@@ -74,9 +73,9 @@ class BySize:
     `graphs` are labels of sizes (onnx_model.size_label); all map the same data file, so that it is in memory once.
     """
 
-    def __init__(self, graphs: Mapping[str, Path], open: Callable[[Path], OrtRunner]) -> None:
+    def __init__(self, graphs: Mapping[str, Path], open: Callable[[Path], Runner]) -> None:
         self._graphs, self._open = graphs, open
-        self._opened: dict[str, OrtRunner] = {}
+        self._opened: dict[str, Runner] = {}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises Misuse for latents of a size that has no graph, and as OrtRunner does."""
@@ -96,15 +95,15 @@ class BySize:
             runner.close()
 
 
-def open_graphs(bundle: Bundle, target: str, **options: Any) -> OrtRunner | BySize:
-    """The target's engine of a bundle, `options` as `open_session` takes them: its one graph, or all by their sizes."""
+def open_graphs(bundle: Bundle, target: str, open: Callable[[Path], Runner]) -> Runner:
+    """The target's engine of a bundle: its one graph, or all by their sizes."""
     graphs = {label: bundle.path(name) for label, name in bundle.target(target).engines.items()}
     first = graphs.pop("onnx")
     if not graphs:
-        return open_session(first, **options)
+        return open(first)
     shape = next(port.shape for port in bundle.manifest.inputs if port.name == "hidden_states")
     own = size_label((int(shape[-2]), int(shape[-1])))
-    return BySize({own: first, **graphs}, partial(open_session, **options))
+    return BySize({own: first, **graphs}, open)
 
 
 def open_session(
@@ -116,26 +115,32 @@ def open_session(
     optimize: bool = True,
     prepack: bool = False,
     trace: Path | None = None,
+    providers: Sequence[str | tuple[str, Mapping[str, str]]] = (ON_CPU,),
+    config: Mapping[str, str] | None = None,
 ) -> OrtRunner:
-    """Opens an ONNX file on the CPU.
+    """Opens an ONNX file.
 
     `values`: inner values to give back beside the outputs; `library`: custom ops; `optimize` False: the graph as it is
     (function bodies would be folded to float32 weights at load); `prepack`: ONNX Runtime's default, which copies float
     weights into its own order and is what a user of plain ONNX Runtime gets; `trace`: prefix of ONNX Runtime's own
-    profile, whose path `runner.session.end_profiling()` gives. Raises Failed where ONNX Runtime refuses the file.
+    profile, whose path `runner.session.end_profiling()` gives; `providers`: what runs nodes, the first that can, each
+    with its options; `config`: further entries of the session's configuration. Raises Failed where ONNX Runtime refuses
+    the file.
     """
     module = runtime()
     options = module.SessionOptions()
     options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 3
     # Idle sessions would spin on the cores of whoever works next: three sessions at once took twice as long.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    entries = {"session.force_spinning_stop": "1", **(config or {})}
     if not prepack:
         # Weights stay where they are mapped instead of being copied at load.
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        entries["session.disable_prepacking"] = "1"
         # The plan for all activations would be a second block beside what the first call took: 55 MiB of DiT-XL/2, for
         # no time that could be measured.
         options.enable_mem_pattern = False
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
     if not optimize:
         options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
     if trace is not None:
@@ -148,11 +153,13 @@ def open_session(
     try:
         if library is not None:
             options.register_custom_ops_library(str(library))
-        session = module.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # It would answer an error of one provider by a session without that.
+        session = module.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
     except errors(module) as error:
         if folder is not None:
             folder.cleanup()
         raise Failed(f"{path}: ONNX Runtime cannot load it: {_message(error)}", "Build the bundle anew.") from None
+    session.disable_fallback()
     give_back()
     return OrtRunner(session, folder)
 
@@ -177,6 +184,11 @@ def _with_outputs(path: Path, values: Sequence[str], options: Any, version_: tup
     changed = Path(folder.name) / path.name
     changed.write_bytes(content)
     return str(changed), folder
+
+
+def refused(error: Exception) -> Misuse:
+    """What is told of an error that ONNX Runtime raises when a session runs."""
+    return Misuse(f"the engine refused the inputs: {_message(error)}", "Compare them with the manifest.")
 
 
 def _message(error: Exception) -> str:

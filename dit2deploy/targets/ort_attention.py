@@ -1,4 +1,4 @@
-"""Attention as ONNX Runtime's own operator, com.microsoft MultiHeadAttention, for its CPU provider.
+"""Attention as ONNX Runtime's own operator, com.microsoft MultiHeadAttention, for its CPU and CUDA providers.
 
     Softmax(MatMul(c q, c k^T)) v,  Transpose [B, H, T, D] -> [B, T, H, D],  Reshape -> [B, T, H D]
 

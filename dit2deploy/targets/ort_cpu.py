@@ -1,24 +1,18 @@
 """Target `ort-cpu`: ONNX Runtime with our kernels as custom ops, weights in the kernels' own order and mapped."""
 
-# onnx_ir types every name, shape and constant as optional.
-# pyright: reportArgumentType=false, reportReturnType=false
-
-import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
-from dit2deploy.targets.graph import drop_native_bodies, save_graphs, use_kernel_layout
-from dit2deploy.targets.ort import BySize, OrtRunner, open_graphs, runtime
-from dit2deploy.targets.ort_attention import use_fused_attention
-from dit2deploy.targets.reference import record, refuse_options
-from dit2deploy.targets.target import Availability, Target
+from dit2deploy.targets.ort import open_graphs, open_session, runtime
+from dit2deploy.targets.ort_build import build_custom_ops
+from dit2deploy.targets.reference import refuse_options
+from dit2deploy.targets.target import Availability, Runner, Target, library_of
 
 NAME = "ort-cpu"
 
@@ -37,36 +31,15 @@ def availability() -> Availability:
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
-    """Rewrites packed weights into the kernels' layout, drops the bodies of ops that have kernels, takes the runtime's
-    own attention, adds the library."""
+    """Graphs of custom ops with weights in the order of the CPU kernels; there are no options."""
     refuse_options(NAME, options)
-    if onnx.manifest.form != "fused":
-        raise Misuse(
-            f"{onnx.folder}: target {NAME} takes the fused form, this is {onnx.manifest.form}.",
-            "Export with `--form fused`.",
-        )
-
-    def prepare(model: ir.Model) -> None:
-        use_kernel_layout(model, kernel.KERNEL_ORDER)
-        drop_native_bodies(model)
-        use_fused_attention(model)
-
-    folder = root / NAME
-    folder.mkdir(exist_ok=True)
-    model = save_graphs(onnx, folder, prepare)
-    library = folder / kernel.LIBRARY_NAME
-    shutil.copyfile(kernel.library_path(), library)
-    made = record(onnx, model, folder, root=root, extra=(library,))
-    details = {**made.details, "library_bytes": library.stat().st_size, "layout": kernel.KERNEL_ORDER}
-    return made.model_copy(update={"details": details})
+    made, _ = build_custom_ops(onnx, root=root, target=NAME, layout=kernel.KERNEL_ORDER)
+    return made
 
 
-def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> OrtRunner | BySize:
-    found = bundle.target(NAME)
-    library = next((name for name in found.files if name.endswith(kernel.LIBRARY_NAME)), None)
-    if library is None:
-        raise Misuse(f"{bundle.folder}: holds no {kernel.LIBRARY_NAME}.", "Make it anew with `dit2deploy build`.")
-    return open_graphs(bundle, NAME, threads=threads, values=values, library=bundle.path(library))
+def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> Runner:
+    library = library_of(bundle, NAME)
+    return open_graphs(bundle, NAME, partial(open_session, threads=threads, values=values, library=library))
 
 
 TARGET = Target(NAME, availability, build, open_engine)

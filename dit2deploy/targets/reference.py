@@ -1,6 +1,7 @@
 """Target `reference`: the ONNX file through plain ONNX Runtime by its function bodies, without our kernels: slow."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from dit2deploy.artefacts.onnx_model import DATA, OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.machine import versions
 from dit2deploy.targets.graph import bytes_by_part, save_graphs
-from dit2deploy.targets.ort import BySize, OrtRunner, open_graphs, runtime
-from dit2deploy.targets.target import Availability, Target
+from dit2deploy.targets.ort import open_graphs, open_session, runtime
+from dit2deploy.targets.target import Availability, Runner, Target
 
 NAME = "reference"
 
@@ -33,8 +34,8 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
     return record(onnx, save_graphs(onnx, folder, lambda model: None), folder, root=root, extra=())
 
 
-def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> OrtRunner | BySize:
-    return open_graphs(bundle, NAME, threads=threads, values=values, optimize=False)
+def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> Runner:
+    return open_graphs(bundle, NAME, partial(open_session, threads=threads, values=values, optimize=False))
 
 
 def refuse_options(target: str, options: Mapping[str, Any]) -> None:
@@ -55,7 +56,7 @@ def record(onnx: OnnxModel, model: ir.Model, folder: Path, *, root: Path, extra:
         files=tuple(str(file.relative_to(root)) for file in (*files, *extra)),
         weight_bytes=total,
         details={"parts": parts},
-        versions=versions("onnx-ir", "onnxruntime"),
+        versions=versions("onnx-ir", "onnxruntime", "onnxruntime-gpu"),
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.base.errors import Misuse
+from dit2deploy.targets.kernel import LIBRARY_NAME
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,11 @@ class Target:
     availability: Callable[[], Availability]
     build: Build
     open: Open
+
+
+def library_of(bundle: Bundle, target: str) -> Path:
+    """The kernel library that the bundle holds for a target; Misuse where it holds none."""
+    for name in bundle.target(target).files:
+        if name.endswith(LIBRARY_NAME):
+            return bundle.path(name)
+    raise Misuse(f"{bundle.folder}: holds no {LIBRARY_NAME}.", "Make it anew with `dit2deploy build`.")

@@ -21,9 +21,8 @@ from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.machine import versions
-from dit2deploy.base.progress import note
 from dit2deploy.targets import kernel
-from dit2deploy.targets.graph import DOMAIN, WS, W, columns_of, is_gemm, save_streamed, use_kernel_layout
+from dit2deploy.targets.graph import DOMAIN, W, is_gemm, save_streamed, tell_slow_gemms, use_kernel_layout
 from dit2deploy.targets.half_matmul import with_half_matmuls
 from dit2deploy.targets.trt_engine import found_once, inspect_engine
 
@@ -71,8 +70,7 @@ def build_engines(
         }
         answer = run_child(job, environment(module, Path(scratch)), package=package)
         model = ir.load(source)
-        if slow := _slow_gemms(model):
-            note(f"{target}: {len(slow)} GEMMs take a slow kernel, for their K or groups: {', '.join(slow[:3])}")
+        tell_slow_gemms(model, target)
         made = {
             plan.label: _details(model, onnx, plan, path, told, module=module)
             for plan, path, told in zip(plans, paths, answer["engines"], strict=True)
@@ -224,16 +222,6 @@ def _details(
         "packed_weight_bytes": total,
         "other_bytes": told["bytes"] - total,
     }
-
-
-def _slow_gemms(model: ir.Model) -> list[str]:
-    """Names of the GEMMs that the tiled CUDA kernels do not take (plugins/ops/quant_gemm/cuda_plan.cc)."""
-    found = []
-    for node in filter(is_gemm, model.graph):
-        k, groups = columns_of(node), node.inputs[WS].shape.numpy()[1]
-        if k % 16 or (groups > 1 and k // groups % 32):
-            found.append(node.name)
-    return found
 
 
 def _packed_weights(model: ir.Model) -> list[Any]:

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+struct CUstream_st;
+
 namespace d2d::ort {
 
 constexpr uint32_t kApiVersion = 18;  // ONNX Runtime 1.18, the oldest that has all slots below
@@ -60,6 +62,8 @@ inline constexpr Function<90, Status*(const KernelContext*, size_t, const Value*
 inline constexpr Function<91, Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)> output;
 inline constexpr Function<93, void(Status*)> release_status;
 inline constexpr Function<99, void(ShapeInfo*)> release_shape_info;
+// The handle of the CUDA stream that the node's provider computes on; null is the default stream.
+inline constexpr Function<193, Status*(const KernelContext*, CUstream_st**)> gpu_stream;
 inline constexpr Function<249, Status*(const KernelInfo*, size_t, int*, const Value**)> constant_input;
 inline constexpr Function<274, Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>
     parallel_for;

@@ -1,4 +1,5 @@
-// ONNX Runtime: every Definition of the list as a custom op of domain `dit2deploy`; no line per op.
+// ONNX Runtime: every Definition of the list as custom ops of domain `dit2deploy`, one for the CPU and one for the CUDA
+// execution provider; no line per op.
 #include <climits>
 #include <cstdio>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_driver.h"
 #include "onnxruntime.h"
 #include "op.h"
 
@@ -61,15 +63,17 @@ void refuse(const std::string& fault) {
 
 struct Op : CustomOp {
     const Definition* definition;
+    bool on_gpu;
 };
 
 struct Node {
     const Definition* definition;
     Attributes attributes;
-    std::unique_ptr<CpuKernel> kernel;
+    std::unique_ptr<CpuKernel> kernel;  // none on a GPU, where nothing outlives a call
 };
 
-const Definition& of(const CustomOp* op) { return *static_cast<const Op*>(op)->definition; }
+const Op& own(const CustomOp* op) { return *static_cast<const Op*>(op); }
+const Definition& of(const CustomOp* op) { return *own(op).definition; }
 
 // ONNX Runtime answers a question for an attribute of another type as it answers for one that is not there.
 void refuse_another_type(const KernelInfo* info, const Attribute& attribute) {
@@ -158,7 +162,11 @@ Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** ke
         node->attributes = read_attributes(definition, info);
         refuse(definition.check_attributes(node->attributes));
         refuse(definition.check_shapes(node->attributes, constant_shapes(definition, info)));
-        node->kernel = definition.make_cpu(node->attributes, isa_in_use());
+        // Kernels are loaded here: the first computation may be one that a CUDA graph captures.
+        if (own(op).on_gpu)
+            load_cuda_kernels();
+        else
+            node->kernel = definition.make_cpu(node->attributes, isa_in_use());
         *kernel = node.release();
     });
 }
@@ -189,6 +197,12 @@ Status* compute(void* kernel, KernelContext* context) {
             outputs[i] = {definition.outputs[i].dtype, results[i], nullptr};
             check(tensor_data(api, value, &outputs[i].data));
         }
+        if (!node.kernel) {  // all tensors are on the GPU, and so is what comes before and after, on this stream
+            CUstream_st* stream = nullptr;
+            check(gpu_stream(api, context, &stream));
+            launch_cuda(definition.plan_cuda(node.attributes, inputs, outputs), stream);
+            return;
+        }
         const Parallel pool{
             [](void* of, size_t tasks, void (*task)(void*, size_t), void* user) {
                 check(parallel_for(api, static_cast<const KernelContext*>(of), task, tasks, 0, user));
@@ -198,11 +212,14 @@ Status* compute(void* kernel, KernelContext* context) {
     });
 }
 
-Op make(const Definition& definition) {
+Op make(const Definition& definition, bool on_gpu) {
     Op op{};
     op.definition = &definition;
+    op.on_gpu = on_gpu;
     op.name = [](const CustomOp* o) { return of(o).name; };
-    op.execution_provider = [](const CustomOp*) -> const char* { return nullptr; };  // null: the CPU
+    op.execution_provider = [](const CustomOp* o) {
+        return own(o).on_gpu ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+    };
     op.input_type = [](const CustomOp* o, size_t i) { return static_cast<int>(of(o).inputs[i].dtype); };
     op.input_type_count = [](const CustomOp* o) { return of(o).inputs.size(); };
     op.output_type = [](const CustomOp* o, size_t i) { return static_cast<int>(of(o).outputs[i].dtype); };
@@ -226,7 +243,10 @@ CustomOpDomain* domain() {
         CustomOpDomain* made = nullptr;
         check(create_domain(api, "dit2deploy", &made));
         auto* ops = new std::vector<Op>();
-        for (const Definition& definition : definitions()) ops->push_back(make(definition));
+        // Of one name, they may differ in their provider and types alone; where a session has no CUDA provider, those
+        // for it are never made.
+        for (const Definition& definition : definitions())
+            for (const bool on_gpu : {false, true}) ops->push_back(make(definition, on_gpu));
         for (const Op& op : *ops) check(add_op(api, made, &op));
         whole = made;
     }

@@ -1,12 +1,15 @@
-// libcuda.so.1 for machines without a GPU: the calls of base/cuda_driver.cc, over the emulator.
+// libcuda.so.1 for machines without a GPU: the calls of base/cuda_driver.cc and of dit2deploy/targets/cuda.py, over the
+// emulator.
 //
 // A module is the PTX that it was loaded with, and a function what that says of an entry: a launch is refused where its
 // parameters are not 8 bytes wide each, or its block has more threads than the entry allows. Then the kernel of that
 // name runs on the emulator before the launch returns. Device memory is host memory; where a launch names none that
-// cuMemAlloc gave, all memory counts as the launch's.
+// cuMemAlloc gave, all memory counts as the launch's. On a stream that is captured a launch is written down, parameters
+// and all, and nothing runs; what a GPU refuses in that time is refused.
 #include <cstdlib>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "emulator.h"
 
@@ -14,7 +17,8 @@
 
 namespace {
 
-constexpr int kInvalidValue = 1, kInvalidContext = 201, kNotFound = 500, kLaunchFailed = 719;
+constexpr int kInvalidValue = 1, kInvalidContext = 201, kNotFound = 500, kLaunchFailed = 719,
+              kNotWhileCapturing = 900;
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76, kMajor = 8, kMinor = 0;
 constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;
 
@@ -23,6 +27,13 @@ struct Function {
     size_t parameters;
     unsigned threads;  // of a block at most
 };
+
+struct Launch {
+    const Function* function;
+    gpu::host::Grid grid;
+    std::vector<uint64_t> words;
+};
+using Graph = std::vector<Launch>;
 
 struct Module {
     std::string ptx;
@@ -33,11 +44,34 @@ thread_local void* current = nullptr;
 thread_local std::string last_error = "no error";
 void* last_stream = nullptr;
 std::map<uint64_t, size_t> allocations;
-int primary;  // its address is the handle of the one context
+std::map<void*, Graph> captured;  // by their streams
+int primary;                      // its address is the handle of the one context
 
 int fail(int status, const std::string& text) {
     last_error = text;
     return status;
+}
+
+// 0, or the error of what waits or allocates while a stream is captured.
+int refuse_in_a_capture() {
+    return captured.empty() ? 0 : fail(kNotWhileCapturing, "not permitted while a stream is captured");
+}
+
+int run(const Launch& launch) {
+    gpu::host::Grid grid = launch.grid;
+    bool allocated = false;
+    for (const uint64_t word : launch.words) allocated = allocated || allocations.count(word);
+    if (allocated)
+        for (const auto& [address, bytes] : allocations)
+            grid.memory.push_back({reinterpret_cast<const void*>(address), bytes});
+    else
+        grid.memory.push_back({nullptr, SIZE_MAX});
+    try {
+        gpu::host::launch(launch.function->name, grid, launch.words);
+    } catch (const std::exception& error) {
+        return fail(kLaunchFailed, error.what());
+    }
+    return 0;
 }
 
 size_t count(const std::string& text, const std::string& part) {
@@ -54,7 +88,12 @@ D2D_EXPORT int cuDevicePrimaryCtxRetain(void** context, int) { return *context =
 D2D_EXPORT int cuCtxSetCurrent(void* context) { return current = context, 0; }
 D2D_EXPORT int cuCtxGetCurrent(void** context) { return *context = current, 0; }
 D2D_EXPORT int cuCtxGetDevice(int* device) { return *device = 0, current ? 0 : kInvalidContext; }
-D2D_EXPORT int cuCtxSynchronize() { return current ? 0 : kInvalidContext; }
+D2D_EXPORT int cuCtxSynchronize() { return current ? refuse_in_a_capture() : kInvalidContext; }
+D2D_EXPORT int cuDeviceGetCount(int* devices) { return *devices = 1, 0; }
+D2D_EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+D2D_EXPORT int cuStreamCreate(void** stream, unsigned) { return *stream = new char, 0; }
+D2D_EXPORT int cuStreamDestroy_v2(void* stream) { return delete static_cast<char*>(stream), 0; }
+D2D_EXPORT int cuStreamSynchronize(void*) { return refuse_in_a_capture(); }
 
 D2D_EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
     if (attribute != kCapabilityMajor && attribute != kCapabilityMinor)
@@ -67,6 +106,7 @@ D2D_EXPORT int cuGetErrorString(int, const char** text) { return *text = last_er
 
 D2D_EXPORT int cuModuleLoadDataEx(void** module, const void* image, unsigned, int*, void**) {
     if (!current) return fail(kInvalidContext, "no context is current");
+    if (const int status = refuse_in_a_capture()) return status;
     *module = new Module{static_cast<const char*>(image), {}};  // never unloaded
     return 0;
 }
@@ -97,29 +137,48 @@ D2D_EXPORT int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, un
     if (block_x * block_y * block_z > function.threads)
         return fail(kInvalidValue, "the block has more threads than " + function.name + " allows");
     static unsigned launches = 0;
-    gpu::host::Grid grid{
-        {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, launches++ % 3, {}};
-    std::vector<uint64_t> words;
-    bool allocated = false;
-    for (size_t i = 0; i < function.parameters; ++i) {
-        words.push_back(*static_cast<const uint64_t*>(parameters[i]));
-        allocated = allocated || allocations.count(words.back());
-    }
-    if (allocated)
-        for (const auto& [address, bytes] : allocations)
-            grid.memory.push_back({reinterpret_cast<const void*>(address), bytes});
-    else
-        grid.memory.push_back({nullptr, SIZE_MAX});
+    Launch launch{&function,
+                  {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, launches++ % 3, {}},
+                  {}};
+    for (size_t i = 0; i < function.parameters; ++i)
+        launch.words.push_back(*static_cast<const uint64_t*>(parameters[i]));
     last_stream = stream;
-    try {
-        gpu::host::launch(function.name, grid, words);
-    } catch (const std::exception& error) {
-        return fail(kLaunchFailed, error.what());
-    }
+    const auto capture = captured.find(stream);
+    if (capture == captured.end()) return run(launch);
+    capture->second.push_back(launch);
     return 0;
 }
 
+D2D_EXPORT int cuStreamBeginCapture_v2(void* stream, int) {
+    if (!stream || captured.count(stream)) return fail(kNotWhileCapturing, "this stream cannot be captured");
+    captured[stream];
+    return 0;
+}
+
+D2D_EXPORT int cuStreamEndCapture(void* stream, void** graph) {
+    const auto capture = captured.find(stream);
+    if (capture == captured.end()) return fail(kInvalidValue, "the stream is not captured");
+    *graph = new Graph(std::move(capture->second));
+    captured.erase(capture);
+    return 0;
+}
+
+D2D_EXPORT int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+    *executable = new Graph(*static_cast<Graph*>(graph));
+    return 0;
+}
+
+D2D_EXPORT int cuGraphLaunch(void* executable, void*) {
+    for (const Launch& launch : *static_cast<Graph*>(executable))
+        if (const int status = run(launch)) return status;
+    return 0;
+}
+
+D2D_EXPORT int cuGraphDestroy(void* graph) { return delete static_cast<Graph*>(graph), 0; }
+D2D_EXPORT int cuGraphExecDestroy(void* executable) { return delete static_cast<Graph*>(executable), 0; }
+
 D2D_EXPORT int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    if (const int status = refuse_in_a_capture()) return status;
     *address = reinterpret_cast<uint64_t>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
     allocations[*address] = bytes;
     return 0;
@@ -132,10 +191,12 @@ D2D_EXPORT int cuMemFree_v2(uint64_t address) {
 }
 
 D2D_EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+    if (const int status = refuse_in_a_capture()) return status;
     return std::memcpy(reinterpret_cast<void*>(to), from, bytes), 0;
 }
 
 D2D_EXPORT int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
+    if (const int status = refuse_in_a_capture()) return status;
     return std::memcpy(to, reinterpret_cast<const void*>(from), bytes), 0;
 }
 

@@ -36,8 +36,9 @@ from dit2deploy.formats import FORMATS, Format, pack, unpack
 from dit2deploy.ops import MONARCH_ADD, OPS
 from dit2deploy.ops.hadamard_quantize import hadamard
 from dit2deploy.ops.op import NUMPY, Case, Op
-from dit2deploy.targets import kernel
+from dit2deploy.targets import cuda, kernel
 from tests import over_pipe
+from tests.plugins.ort_host import CUDA, OrtHost
 
 ISAS = ("portable", "avx2", "avx512_vnni", "neon")
 WEIGHT_PORTS = ("w", "ws", "bias", "up", "down")
@@ -146,6 +147,29 @@ def in_cuda(op: Op, case: Case, *, layout: int = kernel.INTERCHANGE) -> list[np.
     return in_raw_kernel("cuda", op, case, layout=layout)
 
 
+@functools.cache
+def host_of_custom_ops() -> OrtHost:
+    return OrtHost(library(), cuda.Device())
+
+
+def in_cuda_custom_op(op: Op, case: Case) -> list[np.ndarray]:
+    """As ONNX Runtime's CUDA provider would run it: tensors on the GPU, on a stream, weights in fragment order."""
+    try:
+        host = host_of_custom_ops()
+    except Misuse as error:
+        pytest.skip(error.cause)
+    case = in_kernel_order(op, case, library(), kernel.FRAGMENT_ORDER)
+    return host.run(
+        op.name,
+        CUDA,
+        {**op.attributes, **case.attributes},
+        [case.inputs[port.name] for port in op.inputs],
+        [np.dtype(NUMPY[port.dtype]) for port in op.outputs],
+        constants=[index for index, port in enumerate(op.inputs) if port.name in WEIGHT_PORTS],
+        stream=host.device.stream,
+    )
+
+
 ON_HOST = "libdit2deploy_host_cuda.so"
 
 
@@ -200,7 +224,9 @@ FACES = (
     ),
     Face("cuda", in_cuda),
     Face("cuda-fragments", functools.partial(in_cuda, layout=kernel.FRAGMENT_ORDER), relaid=True),
+    Face("cuda-custom-op", in_cuda_custom_op),
 )
+ON_GPU = ("cuda", "cuda-fragments", "cuda-custom-op")
 
 
 def reference(op: Op, case: Case) -> list[np.ndarray]:
@@ -287,7 +313,7 @@ def _pairs():
         for op in OPS:
             if (op.native or not face.native) and (format_of(op) or not face.relaid):
                 for case in op.cases():
-                    marks = [pytest.mark.gpu] if face.name in ("cuda", "cuda-fragments") else []
+                    marks = [pytest.mark.gpu] if face.name in ON_GPU else []
                     yield pytest.param(face, op, case, id=f"{face}-{op}-{case}", marks=marks)
 
 

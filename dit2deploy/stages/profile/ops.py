@@ -15,7 +15,7 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import write_json
 from dit2deploy.stages.profile.costs import Cost, Port, cost_of
 from dit2deploy.targets.graph import JOINED
-from dit2deploy.targets.kernel import LIBRARY_NAME
+from dit2deploy.targets.kernel import FRAGMENT_ORDER, LIBRARY_NAME
 from dit2deploy.targets.ort import open_session
 
 _WARM_UP = 3
@@ -49,6 +49,8 @@ def traced(
     record = bundle.target(target)
     if "onnx" not in record.engines:
         raise Misuse(f"{target} has no per-op profile.", "Use the profiler of its own runtime.")
+    if record.details.get("layout") == FRAGMENT_ORDER:
+        raise Misuse(f"{target} has no per-op profile: ONNX Runtime would time launches.", "Use Nsight Systems.")
     engine = bundle.path(record.engines["onnx"])
     library = next((bundle.path(name) for name in record.files if name.endswith(LIBRARY_NAME)), None)
     with scratch_folder() as folder:

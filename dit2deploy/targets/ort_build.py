@@ -1,0 +1,41 @@
+"""What the targets ort-cpu and ort-cuda write: graphs of custom ops, weights in their kernels' order, the library."""
+
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+from dit2deploy.artefacts.bundle import TargetRecord
+from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.base.errors import Misuse
+from dit2deploy.targets import kernel
+from dit2deploy.targets.graph import drop_native_bodies, save_graphs, use_kernel_layout
+from dit2deploy.targets.ort_attention import use_fused_attention
+from dit2deploy.targets.reference import record
+
+
+def build_custom_ops(onnx: OnnxModel, *, root: Path, target: str, layout: int) -> tuple[TargetRecord, ir.Model]:
+    """Rewrites packed weights into `layout`, drops the bodies of ops that have kernels, takes the runtime's own
+    attention, adds the library; gives what was written and the first graph.
+
+    Raises Misuse for a model that is not of the fused form.
+    """
+    if onnx.manifest.form != "fused":
+        raise Misuse(
+            f"{onnx.folder}: target {target} takes the fused form, this is {onnx.manifest.form}.",
+            "Export with `--form fused`.",
+        )
+
+    def prepare(model: ir.Model) -> None:
+        use_kernel_layout(model, layout)
+        drop_native_bodies(model)
+        use_fused_attention(model)
+
+    folder = root / target
+    folder.mkdir(exist_ok=True)
+    model = save_graphs(onnx, folder, prepare)
+    library = folder / kernel.LIBRARY_NAME
+    shutil.copyfile(kernel.library_path(), library)
+    made = record(onnx, model, folder, root=root, extra=(library,))
+    details = {**made.details, "library_bytes": library.stat().st_size, "layout": layout}
+    return made.model_copy(update={"details": details}), model

@@ -1,0 +1,115 @@
+"""The custom ops of ONNX Runtime's CUDA provider, through a fake host and the emulated driver; what they compute is
+tests/ops/test_numerics.py's face "cuda-custom-op"."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit2deploy.targets import kernel
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN = """
+import ctypes
+import numpy as np
+from dit2deploy.targets import cuda, kernel
+from tests.plugins.ort_host import CUDA, OrtHost, Refused
+device = cuda.Device()
+driver = ctypes.CDLL("libcuda.so.1")
+x, qmax = np.ones((3, 8), np.float32), np.ones(1, np.float32)
+CODES, STEPS = np.dtype(np.int8), np.dtype(np.float32)
+def host(**options): return OrtHost(kernel.library_path(), device, **options)
+def quantize(host, *inputs, block=8, stream=0, constants=()):
+    inputs = inputs or (x, qmax)
+    attributes = {"block": block, "clip": "absmax"}
+    return host.run("HadamardQuantize", CUDA, attributes, inputs, [CODES, STEPS], stream=stream, constants=constants)
+def told(what):
+    try:
+        what()
+    except Refused as error:
+        print(error.code, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(library) -> Path:
+    path = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "driver" / "libcuda.so.1"
+    if not path.is_file():
+        pytest.skip(f"{path} was not built")
+    return path
+
+
+def run(driver: Path, code: str) -> list[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(driver.parent)}
+    done = subprocess.run([sys.executable, "-c", BEGIN + code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_op_is_there_for_both_providers(driver):
+    names = {entry["name"] for entry in kernel.describe()}
+    found = run(driver, "print(*(f'{name}/{provider}' for name, provider in host().ops), sep='\\n')")
+    assert sorted(found) == sorted(f"{name}/{p}ExecutionProvider" for name in names for p in ("CPU", "CUDA"))
+
+
+def test_a_node_computes_on_the_stream_of_the_context(driver):
+    code = """
+q, s = quantize(host(), stream=77)
+driver.d2d_last_stream.restype = ctypes.c_void_p
+print(driver.d2d_last_stream(), *q[2], *s[2])
+print(*quantize(host(), np.ones((0, 8), np.float32), qmax)[0].shape)
+"""
+    assert run(driver, code) == ["77 1 0 0 0 0 0 0 0 2.828427", "0 8"]
+
+
+def test_a_node_allocates_copies_and_waits_for_nothing(driver):
+    """All of which the driver refuses while a stream is captured; the graph then reads what the inputs hold."""
+    code = """
+served, stream = host(), ctypes.c_void_p(device.stream)
+made = served.made("HadamardQuantize", CUDA, {"block": 8}, (x, qmax), [CODES, STEPS], stream=device.stream)
+with made as (node, compute):
+    compute()
+    assert not driver.cuStreamBeginCapture_v2(stream, 1)
+    print(driver.cuCtxSynchronize() != 0)
+    compute()
+    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+    assert not driver.cuStreamEndCapture(stream, ctypes.byref(graph))
+    assert not driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+    device.upload(node.inputs[0].address, -3 * x)
+    print(*served.outputs(node)[1][2])
+    assert not driver.cuGraphLaunch(executable, stream)
+    q, s = served.outputs(node)
+    print(*q[2], *s[2])
+"""
+    assert run(driver, code) == ["True", "2.828427", "-1 0 0 0 0 0 0 0 8.485281"]
+
+
+def test_what_is_wrong_comes_back_as_a_status(driver):
+    code = """
+served = host()
+told(lambda: quantize(served, block=24))
+told(lambda: quantize(served, block=16))
+told(lambda: quantize(served, x, np.ones(2, np.float32), constants=[1]))
+told(lambda: quantize(served, x.astype(np.int32), qmax))
+told(lambda: quantize(served, x))
+told(lambda: quantize(host(refused_slots=[193])))
+"""
+    assert run(driver, code) == [
+        "2 HadamardQuantize: block must be a power of two from 1 to 32768, got 24",
+        "2 HadamardQuantize: block 16 does not divide the 8 columns of x",
+        "2 HadamardQuantize: qmax has 2 values, which do not divide the 3 rows of x",
+        "2 HadamardQuantize: input x has the element type 6",
+        "2 HadamardQuantize: has 1 inputs, expects 2",
+        "1 slot 193 refuses",
+    ]
+
+
+def test_a_failing_driver_comes_back_as_a_status(driver):
+    code = """
+served = host()
+driver.cuCtxSetCurrent(None)
+told(lambda: quantize(served))
+"""
+    assert run(driver, code) == ["1 HadamardQuantize: no CUDA context is current"]
