@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from dit2deploy.base.errors import Failed, Misuse
 
 _CURE = "Run this on a machine with an NVIDIA GPU and its driver; engines for it can be built on any machine."
 _MAJOR, _MINOR = 75, 76  # attributes of a device: its compute capability
+_THREAD_LOCAL = 1  # mode of a capture: other threads may go on allocating
 
 
 def capability() -> str:
@@ -76,6 +78,34 @@ class Device:
     def wait(self) -> None:
         """Until everything on the stream is done."""
         check(self._driver.cuStreamSynchronize(self._stream), "running the engine")
+
+    def capture(self, enqueue: Callable[[], bool]) -> int:
+        """Handle of a graph of what `enqueue` puts on the stream, of which nothing runs meanwhile.
+
+        Raises Failed where `enqueue` gives False or does what cannot be captured, such as allocating.
+        """
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        check(self._driver.cuStreamBeginCapture_v2(self._stream, _THREAD_LOCAL), "capturing a step")
+        done = False
+        try:
+            done = enqueue()
+        finally:
+            status = self._driver.cuStreamEndCapture(self._stream, ctypes.byref(graph))
+        check(status, "capturing a step")
+        try:
+            if not done:
+                raise Failed("capturing a step: the engine refused.", "Its reason is above.")
+            made = self._driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+            check(made, "making a CUDA graph")
+        finally:
+            self._driver.cuGraphDestroy(graph)
+        return executable.value or 0
+
+    def launch(self, graph: int) -> None:
+        check(self._driver.cuGraphLaunch(ctypes.c_void_p(graph), self._stream), "launching a step")
+
+    def forget(self, graph: int) -> None:
+        self._driver.cuGraphExecDestroy(ctypes.c_void_p(graph))
 
     def close(self) -> None:
         if self._context:

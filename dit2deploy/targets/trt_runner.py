@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.base.errors import Failed, Misuse
-from dit2deploy.targets import cuda, kernel
+from dit2deploy.base.progress import note
+from dit2deploy.targets import cuda
 from dit2deploy.targets.graph import DOMAIN
+from dit2deploy.targets.target import library_of
 
 _COMPARE = "Compare them with the manifest."
 
@@ -34,21 +37,37 @@ def open_runner(bundle: Bundle, target: str, *, module: str, values: Sequence[st
             f"{bundle.folder}: has no engine for this GPU, of compute capability {here} (there: {there}).",
             f"Build with `--compute-capability {here}`.",
         )
-    library = next((name for name in found.files if name.endswith(kernel.LIBRARY_NAME)), None)
-    if library is None:
-        raise Misuse(f"{bundle.folder}: holds no {kernel.LIBRARY_NAME}.", "Make it anew with `dit2deploy build`.")
+    library = library_of(bundle, target)
     try:
         runtime = importlib.import_module(module)
     except ImportError as error:
         raise Misuse(f"{module} cannot be imported: {error}.", cure) from None
-    return TensorRtRunner(runtime, bundle.path(found.engines[label]), bundle.path(library))
+    return TensorRtRunner(runtime, bundle.path(found.engines[label]), library)
+
+
+@dataclass
+class _Step:
+    """An execution context for one set of shapes and its memory on the GPU; `graph` once it was captured."""
+
+    context: Any
+    addresses: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
+    graph: int = 0
+    is_warm: bool = False
 
 
 class TensorRtRunner:
-    """A Runner over an execution context. Each call copies its inputs to the GPU and its outputs back."""
+    """A Runner over execution contexts, one for each set of input shapes, with fixed memory on the GPU.
+
+    Each call copies its inputs there and its outputs back. The first call with inputs of some shapes is enqueued, the
+    second captured as a CUDA graph, later ones launch that; where a capture is refused, all are enqueued. What differs
+    between steps of one shape, bit widths included, is data, so a graph serves all of them.
+    """
 
     def __init__(self, trt: Any, engine: Path, library: Path) -> None:
         self._trt = trt
+        self._steps: dict[tuple, _Step] = {}
+        self._captures = True
         self._device = cuda.Device()
         try:
             self._open(engine, library)
@@ -69,9 +88,6 @@ class TensorRtRunner:
             raise Failed(
                 f"{engine}: TensorRT cannot open it (its reason is above).", "Build it anew with this version."
             )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise Failed(f"{engine}: TensorRT made no execution context.", "Free memory of the GPU.")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self._inputs = [name for name in names if is_input[name]]
@@ -81,32 +97,67 @@ class TensorRtRunner:
         """Outputs by name. Raises Misuse for inputs that the engine does not have, lacks or cannot take."""
         self._check(inputs)
         self._device.use()
-        addresses: dict[str, int] = {}
+        shapes = tuple(inputs[name].shape for name in self._inputs)
+        if shapes not in self._steps:
+            self._steps[shapes] = self._step(inputs)
+        step = self._steps[shapes]
+        for name, value in inputs.items():
+            self._device.upload(step.addresses[name], value)
+        if not step.graph and step.is_warm and self._captures:
+            self._capture(step)
+        if step.graph:
+            self._device.launch(step.graph)
+        elif not self._enqueue(step):
+            raise Failed("TensorRT did not run the engine (its reason is above).", "Look at `nvidia-smi`.")
+        self._device.wait()
+        step.is_warm = True
+        outputs = {name: np.empty(*told) for name, told in step.outputs.items()}
+        for name, value in outputs.items():
+            self._device.download(value, step.addresses[name])
+        return outputs
+
+    def _step(self, inputs: Mapping[str, np.ndarray]) -> _Step:
+        """A context of its own: a captured graph holds addresses within its context, and that of a shape stays."""
+        step = _Step(self._engine.create_execution_context())
+        if step.context is None:
+            raise Failed("TensorRT made no execution context (its reason is above).", "Free memory of the GPU.")
         try:
             for name, value in inputs.items():
-                if not self._context.set_input_shape(name, value.shape):
+                if not step.context.set_input_shape(name, value.shape):
                     raise Misuse(f"the engine refused the inputs: {name} of shape {value.shape}.", _COMPARE)
-                addresses[name] = self._device.empty(value.nbytes)
-                self._device.upload(addresses[name], value)
-            outputs = {}
+                step.addresses[name] = self._device.empty(value.nbytes)
             for name in self._outputs:
-                shape = tuple(self._context.get_tensor_shape(name))
-                outputs[name] = np.empty(shape, self._dtype(name))
-                addresses[name] = self._device.empty(outputs[name].nbytes)
-            for name, address in addresses.items():
-                self._context.set_tensor_address(name, address)
-            if not self._context.execute_async_v3(self._device.stream):
-                raise Failed("TensorRT did not run the engine (its reason is above).", "Look at `nvidia-smi`.")
-            self._device.wait()
-            for name, value in outputs.items():
-                self._device.download(value, addresses[name])
-            return outputs
-        finally:
-            for address in addresses.values():
-                self._device.free(address)
+                shape, dtype = tuple(step.context.get_tensor_shape(name)), self._dtype(name)
+                step.outputs[name] = shape, dtype
+                step.addresses[name] = self._device.empty(int(np.prod(shape)) * dtype.itemsize)
+        except BaseException:
+            self._free(step)
+            raise
+        for name, address in step.addresses.items():
+            step.context.set_tensor_address(name, address)
+        return step
+
+    def _enqueue(self, step: _Step) -> bool:
+        return step.context.execute_async_v3(self._device.stream)
+
+    def _capture(self, step: _Step) -> None:
+        try:
+            step.graph = self._device.capture(lambda: self._enqueue(step))
+        except Failed as error:
+            note(f"a step could not be captured as a CUDA graph, so none is: {error.cause}")
+            self._captures = False
+
+    def _free(self, step: _Step) -> None:
+        if step.graph:
+            self._device.forget(step.graph)
+        for address in step.addresses.values():
+            self._device.free(address)
 
     def close(self) -> None:
-        self._context = self._engine = self._runtime = None
+        for step in self._steps.values():
+            self._free(step)
+        self._steps.clear()
+        self._engine = self._runtime = None
         self._device.close()
 
     def _dtype(self, name: str) -> np.dtype:

@@ -1,0 +1,40 @@
+"""The runner of TensorRT engines and its CUDA graphs, with a made-up TensorRT on the emulated driver."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit2deploy.base.errors import Misuse
+from dit2deploy.targets import kernel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(case: str) -> list[str]:
+    try:
+        main = kernel.library_path()
+    except Misuse as error:
+        pytest.skip(error.cause)
+    driver = Path(os.environ.get("D2D_TEST_LIBRARIES", main.parent)) / "driver" / "libcuda.so.1"
+    if not driver.is_file():
+        pytest.skip(f"{driver} was not built")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(driver.parent)}
+    script = ROOT / "tests" / "targets" / "trt_on_host.py"
+    done = subprocess.run([sys.executable, script, case], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_step_is_captured_once_for_each_set_of_shapes():
+    """Enqueued to warm up and to be captured; the values of all seven calls are checked by the script."""
+    assert run("captures") == ["refused: the engine refused the inputs: x of shape (1, 9).", "enqueued: 1 1 2 2"]
+
+
+def test_what_cannot_be_captured_is_enqueued_with_one_note():
+    told = "note: a step could not be captured as a CUDA graph, so none is: capturing a step: the engine refused."
+    lines = run("allocates")
+    assert lines[0] == told and lines[1].startswith("refused: ")
+    assert lines[2:] == ["enqueued: 1 1 1 1 2 1 2 2"]  # the second 1 was the capture

@@ -1,0 +1,101 @@
+"""A TensorRT whose engine is one node of ours, on the emulated driver: run by test_trt_runner.py in a process.
+
+Checks what the runner gives and prints what it enqueued, refused and noted.
+
+    trt_on_host.py CASE
+"""
+
+import ctypes
+import enum
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from dit2deploy.base.errors import Dit2DeployError
+from dit2deploy.base.progress import listen
+from dit2deploy.targets import kernel
+from dit2deploy.targets.trt_runner import TensorRtRunner
+
+DRIVER = ctypes.CDLL("libcuda.so.1")
+PORTS = {"x": np.float32, "qmax": np.float32, "q": np.int8, "s": np.float32}
+ENQUEUED: list[str] = []
+TensorIOMode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
+
+
+class Context:
+    """HadamardQuantize with blocks of 8: tensors and their addresses, enqueued by the library's own entry."""
+
+    def __init__(self, allocates: bool) -> None:
+        self.allocates, self.shapes, self.addresses = allocates, {}, {}
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = tuple(shape)
+        return shape[-1] % 8 == 0 or name != "x"
+
+    def get_tensor_shape(self, name):
+        x = self.shapes["x"]
+        return x if name == "q" else (*x[:-1], 1)
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream):
+        ENQUEUED.append(str(self.shapes["x"][0]))
+        if self.allocates and DRIVER.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), ctypes.c_size_t(1)):
+            return False
+        memory = {
+            name: kernel.Memory(
+                address,
+                np.dtype(PORTS[name]),
+                self.shapes[name] if name in self.shapes else self.get_tensor_shape(name),
+            )
+            for name, address in self.addresses.items()
+        }
+        attributes = {"block": 8, "clip": "absmax"}
+        inputs, outputs = [memory["x"], memory["qmax"]], [memory["q"], memory["s"]]
+        kernel.launcher("HadamardQuantize", inputs, attributes, outputs)(stream)
+        return True
+
+
+def engine(allocates: bool) -> SimpleNamespace:
+    return SimpleNamespace(
+        num_io_tensors=len(PORTS),
+        get_tensor_name=list(PORTS).__getitem__,
+        get_tensor_mode=lambda name: TensorIOMode.INPUT if name in ("x", "qmax") else TensorIOMode.OUTPUT,
+        get_tensor_dtype=PORTS.__getitem__,
+        create_execution_context=lambda: Context(allocates),
+    )
+
+
+def main(case: str) -> None:
+    made = engine(allocates=case == "allocates")
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: made)
+    trt = SimpleNamespace(
+        get_plugin_registry=lambda: SimpleNamespace(get_creator=lambda *key: object()),
+        Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
+        Runtime=lambda log: runtime,
+        TensorIOMode=TensorIOMode,
+        nptype=lambda dtype: dtype,
+    )
+    listen(lambda what, done, total: print("note:", what) if total == 0 else None)
+    runner = TensorRtRunner(trt, Path(__file__), kernel.library_path())
+    qmax = np.ones(1, np.float32)
+    for rows, value, levels in ((1, 1, 1), (1, 2, 1), (1, -3, 7), (2, 4, 1), (1, 5, 1), (2, 6, 3), (2, 7, 1)):
+        x = np.full((rows, 8), value, np.float32)
+        got = runner.run({"x": x, "qmax": levels * qmax})
+        step = np.float32(np.sqrt(8) * abs(value) / levels)
+        assert got["q"].shape == x.shape and got["s"].shape == (rows, 1), got
+        assert (got["q"][:, 0] == levels * np.sign(value)).all() and not got["q"][:, 1:].any(), got
+        np.testing.assert_allclose(got["s"], step, rtol=1e-6)
+    try:
+        runner.run({"x": np.ones((1, 9), np.float32), "qmax": qmax})
+    except Dit2DeployError as error:
+        print("refused:", error.cause)
+    runner.close()
+    print("enqueued:", *ENQUEUED)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
