@@ -29,10 +29,11 @@ bench: $(VENV)/installed-dev demo
 	$(BIN)/python tools/bench_gemm.py --quick
 	$(BIN)/python tools/bench_model.py --quick
 
-# Needs an NVIDIA GPU: the tests marked gpu, then times beside torch, into tools/results/bench_gpu.json.
-gpu-check: $(VENV)/installed-dev
+# Needs an NVIDIA GPU: the tests marked gpu, then times beside torch and the demo's GPU engines beside the quantized
+# PyTorch model, into tools/results/bench_gpu.json.
+gpu-check: $(VENV)/installed-dev demo
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python tools/bench_gpu.py
+	$(BIN)/python tools/bench_gpu.py --bundle build/demo
 
 # Registers, spills, occupancy and instructions of the CUDA kernels on every GPU generation, without a GPU.
 cuda-statistics: $(VENV)/installed-dev $(CUDA_TOOLS)/installed

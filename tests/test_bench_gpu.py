@@ -43,6 +43,10 @@ def whole(driver, tmp_path_factory) -> tuple[subprocess.CompletedProcess, dict]:
 def test_every_kernel_is_checked_and_recorded(whole):
     _, record = whole
     assert record["kind"] == "bench_gpu" and record["faults"] == [] and {"torch", "numpy"} <= set(record["versions"])
+    assert [told["what"] for told in record["bundles"]] == [
+        f"bundle of {target} against the reference" for target in ("ort-cuda", "tensorrt-rtx", "tensorrt")
+    ]
+    assert all(told["reason"] == "no --bundle was given." for told in record["bundles"])
     names = {(row["what"], *row["shape"].values()) for row in record["rows"]}
     gemms = {
         (f"{fmt} GEMM", m, k, n)

@@ -1,18 +1,18 @@
-"""Times our CUDA kernels on a GPU beside torch's: GEMMs, quantizers and the blocks of DiT-XL/2, each checked first."""
+"""Times our CUDA kernels on a GPU beside torch's: GEMMs, quantizers and the blocks of DiT-XL/2, each checked first;
+and a bundle's engines against the quantized PyTorch model."""
 
 import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a machine that has torch and numpy need not have this package installed
 
-from gpu import gemm, quantize, step  # noqa: E402
+from gpu import bundle, gemm, quantize, step  # noqa: E402
 from gpu.device import METHOD, Ceilings, Device, kernel  # noqa: E402
 from gpu.rows import Row, table  # noqa: E402
 
@@ -30,19 +30,6 @@ EXAMPLE = """example:
 Every kernel is compared with its definition before it is timed. The result file is written anew every few seconds,
 so that a run that is stopped leaves what it had. GEMMs of ours take int8 codes and give float32 with scales and bias;
 cuBLAS gives fp16 without a bias, torch._int_mm bare int32. Exit code 1: a kernel computes something else; 2: no GPU."""
-
-
-def not_measured() -> list[dict[str, str]]:
-    """The runtimes' parts of the issue, and why this does not time them."""
-    entries = []
-    for package in ("onnxruntime", "tensorrt", "tensorrt_rtx"):
-        try:
-            import_module(package)
-            reason = "`dit2deploy profile` times a bundle, `pytest -m gpu` checks it"
-        except ImportError as error:
-            reason = str(error)
-        entries.append({"what": package, "reason": reason})
-    return entries
 
 
 def sections(device: Device, options: argparse.Namespace) -> dict[str, Callable[[], Iterator[Row]]]:
@@ -75,7 +62,6 @@ def measure(device: Device, options: argparse.Namespace) -> tuple[dict[str, Any]
         "state": {"before": before, "host_load": os.getloadavg()},
         "library": str(kernel.library_path()),
         "kernels_loaded_s": loaded,
-        "not_measured": not_measured(),
         "faults": [],
         "rows": [],
     }
@@ -97,6 +83,9 @@ def measure(device: Device, options: argparse.Namespace) -> tuple[dict[str, Any]
         record["bars"] = [*gemm.bars(record["rows"]), *quantize.bars(record["rows"]), *step.bars(record["rows"])]
         record["seconds"] = time.monotonic() - begin
         write_results(options.out, "bench_gpu", record)
+    record["bundles"] = list(bundle.measure(options.bundle))
+    record["faults"] += [told["reason"] for told in record["bundles"] if told.get("parity") == "failed"]
+    write_results(options.out, "bench_gpu", record)
     return record, not record["faults"]
 
 
@@ -109,6 +98,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, action="append", help="M; may be given several times")
     parser.add_argument("--seconds", type=float, default=240.0, help="of timing, all sections together; default: 240")
     parser.add_argument("--compile-seconds", type=float, default=150.0, help="for torch.compile; default: 150")
+    parser.add_argument("--bundle", type=Path, help="whose GPU engines run beside the quantized PyTorch model")
     parser.add_argument("--out", type=Path, default=ROOT / "tools" / "results" / "bench_gpu.json")
     options = parser.parse_args(arguments)
     options.section = options.section or list(SECTIONS)
@@ -126,6 +116,8 @@ def main(arguments: list[str] | None = None, open_device: Callable[[], Device] =
     print(f"{record['device']['name']}, {record['state'].get('after')}")
     for what in dict.fromkeys(row["of"].split()[0] for row in record["rows"]):
         print(table([row for row in record["rows"] if row["of"].split()[0] == what]), end="\n\n")
+    for told in record["bundles"]:
+        print(f"{told['what']}: {told.get('parity') or told['reason']}")
     print(*record["bars"], *record["faults"], sep="\n")
     return 0 if whole else 1
 

@@ -16,7 +16,7 @@ def command(out: Path, seed: int):
     """Compile the trained DiT that comes with the package, end to end: ternary weights, 4-bit activations.
 
     Handwritten digits, 4.6 M parameters, quantized and then trained by `dit2deploy finetune`; engines for ONNX Runtime
-    and, without a GPU, TensorRT-RTX.
+    and, without a GPU, TensorRT-RTX; for onnxruntime-gpu where it runs.
 
     \b
     dit2deploy demo
@@ -25,7 +25,7 @@ def command(out: Path, seed: int):
     from dit2deploy.pipeline import compile
     from dit2deploy.targets import by_name
 
-    targets = ["ort-cpu"]
+    targets = ["ort-cpu", *(["ort-cuda"] if by_name("ort-cuda").availability().can_run else [])]
     able = by_name("tensorrt-rtx").availability()
     if able.can_build:
         targets.append("tensorrt-rtx")

@@ -6,8 +6,11 @@ import pytest
 from dit2deploy.base.errors import Dit2DeployError, Misuse
 from dit2deploy.targets import TARGETS, Target, by_name
 
+ON_GPU = ("ort-cuda", "tensorrt-rtx", "tensorrt")
+PARAMS = [pytest.param(target, marks=[pytest.mark.gpu] * (target.name in ON_GPU)) for target in TARGETS]
 
-@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: target.name)
+
+@pytest.fixture(scope="module", params=PARAMS, ids=lambda target: target.name)
 def target(request) -> Target:
     return request.param
 
