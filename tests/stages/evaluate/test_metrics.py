@@ -19,11 +19,11 @@ PROMPTS = ("a cat", "a red dog", "red and dog")
 
 
 @pytest.fixture
-def pairs() -> Pairs:
+def pairs(tmp_path) -> Pairs:
     generator = np.random.default_rng(0)
     full = generator.random((3, 64, 64, 3), np.float32)
     engine = full + 0.05 * generator.standard_normal(full.shape).astype(np.float32)
-    return Pairs.of({"engine": engine, "full_precision": full}, PROMPTS, clip=None, real=None)
+    return Pairs.of({"engine": engine, "full_precision": full}, PROMPTS, samples=tmp_path / "samples")
 
 
 def changed(pairs: Pairs, **fields) -> Pairs:
@@ -53,9 +53,9 @@ def importable(name: str):
         pytest.skip(f"{name} cannot be imported: {error}")
 
 
-def test_frames_of_a_video_are_images_of_its_prompt():
+def test_frames_of_a_video_are_images_of_its_prompt(tmp_path):
     videos = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.float32).reshape(2, 3, 4, 4, 3)
-    made = Pairs.of({"engine": videos, "full_precision": videos}, ["a", "b"], clip=None, real=None)
+    made = Pairs.of({"engine": videos, "full_precision": videos}, ["a", "b"], samples=tmp_path)
     assert made.engine.shape == (6, 3, 4, 4) and made.prompts == ("a", "a", "a", "b", "b", "b")
     np.testing.assert_array_equal(made.engine[4].numpy(), videos[1, 1].transpose(2, 0, 1))
 

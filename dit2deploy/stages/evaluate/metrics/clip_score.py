@@ -3,7 +3,7 @@
 import torch
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.stages.evaluate.metrics.pairs import Metric, Pairs, package
+from dit2deploy.stages.evaluate.metrics.pairs import Metric, Pairs, package, whole_numbers
 
 _BATCH = 8
 MODEL = "openai/clip-vit-base-patch16"
@@ -34,7 +34,7 @@ def _score(model, processor, images: torch.Tensor, prompts: tuple[str, ...]) -> 
     scores = []
     with torch.no_grad():
         for at in range(0, len(images), _BATCH):
-            pictures = (images[at : at + _BATCH].clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            pictures = whole_numbers(images[at : at + _BATCH]).permute(0, 2, 3, 1)
             inputs = processor(
                 text=list(prompts[at : at + _BATCH]),
                 images=list(pictures.numpy()),

@@ -8,7 +8,7 @@ import torch
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.evaluate.quality import frechet_distance
-from dit2deploy.stages.evaluate.metrics.pairs import Metric, Pairs, hub_file, package
+from dit2deploy.stages.evaluate.metrics.pairs import Metric, Pairs, hub_file, package, whole_numbers
 
 _BATCH = 8
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -25,7 +25,7 @@ def measure(pairs: Pairs) -> dict[str, Any]:
     real = np.concatenate([_features(network, _image(path)[None]) for path in paths])
     found = {"engine": pairs.engine, "full_precision": pairs.full_precision}
     return {
-        **{who: frechet_distance(_features(network, _whole(images)), real) for who, images in found.items()},
+        **{who: frechet_distance(_features(network, whole_numbers(images)), real) for who, images in found.items()},
         "real": len(paths),
         "drawn": len(pairs.engine),
     }
@@ -42,10 +42,6 @@ def _image(path: Path) -> torch.Tensor:
 
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def _whole(images: torch.Tensor) -> torch.Tensor:
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _features(network: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
