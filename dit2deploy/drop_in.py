@@ -3,9 +3,8 @@
 import os
 
 from dit2deploy.artefacts.bundle import Bundle
-from dit2deploy.base.errors import Misuse
 from dit2deploy.nn.engine_transformer import EngineTransformer
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 
 def load(bundle: str | os.PathLike, target: str = "ort-cpu", threads: int | None = None) -> "EngineTransformer":
@@ -16,8 +15,5 @@ def load(bundle: str | os.PathLike, target: str = "ort-cpu", threads: int | None
     """
     opened = Bundle.load(bundle)
     opened.target(target)
-    chosen = by_name(target)
-    able = chosen.availability()
-    if not able.can_run:
-        raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
+    chosen = runnable(target)
     return EngineTransformer(opened, chosen.open(opened, threads=threads))

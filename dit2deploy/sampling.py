@@ -189,6 +189,13 @@ def is_guided(guidance: float) -> bool:
     return guidance > 1
 
 
+def guided_output(output: np.ndarray, guidance: float) -> np.ndarray:
+    """float32 [B, ..] of what the model gave, [conditional, unconditional] [2B, ..]: classifier-free guidance,
+    unconditional + guidance * (conditional - unconditional), https://arxiv.org/abs/2207.12598."""
+    conditional, unconditional = np.split(output, 2)
+    return unconditional + np.float32(guidance) * (conditional - unconditional)
+
+
 def trajectory(
     denoise: Denoise,
     *,
@@ -205,7 +212,7 @@ def trajectory(
     `denoise` is the model, see `Denoise`; where its output has 2C channels (learned sigma) the second half is
     ignored. Guidance of 1 or less asks the model once a step (`is_guided`). More doubles the batch to [conditional,
     unconditional], the latter with `null_label` (the model's number of classes), and extrapolates all latent
-    channels: unconditional + guidance * (conditional - unconditional), https://arxiv.org/abs/2207.12598.
+    channels (`guided_output`).
     """
     labels = np.asarray(labels, dtype=np.int64)
     latents = np.asarray(noise, dtype=np.float32)
@@ -227,8 +234,7 @@ def trajectory(
         output = denoise(asked, np.full(len(asked), timestep, np.int64), labels)
         output = _latent_channels(output, asked.shape)
         if guided:
-            conditional, unconditional = np.split(output, 2)
-            output = unconditional + np.float32(guidance) * (conditional - unconditional)
+            output = guided_output(output, guidance)
         after = scheduler.step(output, timestep, latents, steps=steps)
         yield Step(index, timestep, latents, output, after)
         latents = after

@@ -8,6 +8,7 @@ import sys
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.machine import anonymous_bytes, available_bytes
+from dit2deploy.base.shown import gigabytes
 
 SLACK = 256 << 20  # libraries that are imported late, small tensors, the allocator's own
 
@@ -40,7 +41,3 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB"

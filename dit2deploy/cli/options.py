@@ -27,7 +27,7 @@ from rich.text import Text
 
 from dit2deploy.base import progress
 from dit2deploy.base.estimate import Estimate
-from dit2deploy.base.memory import gigabytes
+from dit2deploy.base.shown import gigabytes
 
 EVERY = 30.0  # seconds between two lines of progress
 PATH = click.Path(path_type=Path)
@@ -276,7 +276,3 @@ def duration(seconds: float) -> str:
 
 def out(help: str) -> Callable:
     return click.option("-o", "--out", required=True, type=PATH, help=help)
-
-
-def megabytes(count: float) -> str:
-    return f"{count / 1e6:.2f} MB"

@@ -5,6 +5,8 @@ from typing import Any
 
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, QUALITY, Bundle
 from dit2deploy.base.files import read_json
+from dit2deploy.base.shown import megabytes
+from dit2deploy.evaluate.fidelity import deciding
 
 
 def headline(bundle: Bundle) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [
         (
             "weights, float32 -> engine",
-            f"{size['float32'] / 1e6:.2f} MB -> {size['bytes'] / 1e6:.2f} MB ({size['ratio']:.1f}x smaller)",
+            f"{megabytes(size['float32'])} -> {megabytes(size['bytes'])} ({size['ratio']:.1f}x smaller)",
         )
     ]
     if training := found.get("training"):
@@ -116,11 +118,7 @@ def _speed(profile: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parity(parity: Mapping[str, Any]) -> dict[str, Any]:
     checks = parity["engine_against_quantized"]
-    worst = {
-        name: (check.get("final") or min(check["values"], key=lambda value: value["sqnr_db"]))["sqnr_db"]
-        for name, check in checks.items()
-        if check["status"] != "not run"
-    }
+    worst = {name: deciding(check)["sqnr_db"] for name, check in checks.items() if check["status"] != "not run"}
     cost = parity["against_full_precision"].get("engine", {}).get("trajectory", {}).get("final")
     return {
         "status": parity["status"],

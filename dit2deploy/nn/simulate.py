@@ -20,13 +20,12 @@ from dit2deploy.targets.kernel import KERNEL_ORDER
 
 
 class _Form(NamedTuple):
-    """A layer's weight in one format, as the kernels read it."""
+    """A layer's weight in one format."""
 
-    words: torch.Tensor  # int32, in the kernels' layout
+    words: torch.Tensor  # int32, packed
     scale: torch.Tensor  # float32 [N, G]
     bias: torch.Tensor  # float32 [N]
     branches: dict[str, torch.Tensor]  # float32 factors, by suffix
-    error: float  # |W - Q(W)|^2, branches being part of Q
 
 
 class _Codes:
@@ -62,6 +61,7 @@ class SimulatedLinear(torch.nn.Module):
         self.weight, self.bias = source.weight, source.bias
         self._groups, self._codes, self._seed = groups, codes, seed
         self._forms: dict[tuple, _Form] = {}
+        self._errors: dict[tuple, float] = {}
         self._form: _Form | None = None
         self._policy = LayerPolicy(weight="float")
         self._qmax = torch.empty(0)
@@ -76,31 +76,29 @@ class SimulatedLinear(torch.nn.Module):
 
     def weight_error(self, policy: LayerPolicy) -> float:
         """|W - Q(W)|^2 of the weights, with what `policy` makes of them; branches count as part of Q."""
-        return self._made(policy).error
+        policy, key = _of_weight(policy)
+        if key not in self._errors:
+            form = self._quantized(policy)
+            rest = self.weight.detach() - total(form.branches) if form.branches else self.weight.detach()
+            made = dequantize(unpack(form.words, by_name(policy.weight), self.in_features).float(), form.scale)
+            self._errors[key] = float((rotate(rest, policy.hadamard) - made).double().square().sum())
+        return self._errors[key]
 
     def _made(self, policy: LayerPolicy) -> _Form:
-        # Forms serve every width of activations, and the gain goes with the width.
-        policy = policy.without_moments.model_copy(update={"gain": "none"})
-        key = (
-            *(policy.weight, policy.weight_bits, policy.log_bits, policy.group_size, policy.hadamard),
-            *(policy.low_rank, policy.branch_init, policy.monarch),
-        )
+        policy, key = _of_weight(policy)
         if key not in self._forms:
-            with torch.inference_mode(False):
-                bias = None if self.bias is None else self.bias.detach().numpy()
-                tensors = quantize_linear(self.weight.detach().numpy(), bias, policy, seed=self._seed)
-                words, scale = torch.from_numpy(tensors["weight"]), torch.from_numpy(tensors["weight_scale"])
-                factors = {leaf: torch.from_numpy(tensors[leaf]).float() for leaf in policy.branch_leaves}
-                rest = self.weight.detach() - total(factors) if factors else self.weight.detach()
-                made = dequantize(unpack(words, by_name(policy.weight), self.in_features).float(), scale)
-                self._forms[key] = _Form(
-                    kernel_words(words, policy.weight, self.in_features),
-                    scale,
-                    torch.from_numpy(tensors["bias"]),
-                    factors,
-                    float((rotate(rest, policy.hadamard) - made).double().square().sum()),
-                )
+            form = self._quantized(policy)
+            self._forms[key] = form._replace(words=kernel_words(form.words, policy.weight, self.in_features))
         return self._forms[key]
+
+    def _quantized(self, policy: LayerPolicy) -> _Form:
+        """With words in the interchange layout."""
+        with torch.inference_mode(False):
+            bias = None if self.bias is None else self.bias.detach().numpy()
+            tensors = quantize_linear(self.weight.detach().numpy(), bias, policy, seed=self._seed)
+            named = {name: torch.from_numpy(value) for name, value in tensors.items()}
+            factors = {leaf: named[leaf].float() for leaf in policy.branch_leaves}
+            return _Form(named["weight"], named["weight_scale"], named["bias"], factors)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._form is None:
@@ -118,6 +116,17 @@ class SimulatedLinear(torch.nn.Module):
             exact = torch.nn.functional.linear(x, self.weight, self.bias)
             y = exact + self._strength * (y - exact)
         return y
+
+
+def _of_weight(policy: LayerPolicy) -> tuple[LayerPolicy, tuple]:
+    """What of a policy makes the weight, and a key of it: forms serve every width of activations, and the gain goes
+    with the width."""
+    policy = policy.without_moments.model_copy(update={"gain": "none"})
+    key = (
+        *(policy.weight, policy.weight_bits, policy.log_bits, policy.group_size, policy.hadamard),
+        *(policy.low_rank, policy.branch_init, policy.monarch),
+    )
+    return policy, key
 
 
 class Simulation:

@@ -36,7 +36,7 @@ class Calls(Protocol):
         ...
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Ends a forward at the block that was waited for."""
 
 
@@ -135,7 +135,7 @@ def _forward(network: torch.nn.Module, block: str, tape: "_Tape", calls: Calls, 
 
     def leave(_module: torch.nn.Module, _arguments: tuple, output: Any) -> None:
         tape.write(block, index, output)
-        raise _Reached
+        raise Reached
 
     hooks = []
     if block:
@@ -146,7 +146,7 @@ def _forward(network: torch.nn.Module, block: str, tape: "_Tape", calls: Calls, 
     try:
         with torch.no_grad(), replaying(before, tape.outputs(index)):
             network(**call, return_dict=False)
-    except _Reached:
+    except Reached:
         pass
     finally:
         for handle in hooks:

@@ -12,7 +12,7 @@ from dit2deploy.evaluate.headline import headline, rows
 from dit2deploy.evaluate.images import grid, write_png
 from dit2deploy.evaluate.words import counted
 from dit2deploy.nn import at_hand
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 CARD, PICTURE = "README.md", "samples.png"
 COLUMNS = 8
@@ -95,12 +95,10 @@ def _draw(bundle: Bundle, target: str, *, steps: int, guidance: float, seed: int
         sampler = Sampler.of(bundle)
     except Misuse as error:
         return [f"No samples are shown: {error.cause}", ""]
-    able = by_name(target).availability()
-    if not able.can_run:
-        raise Misuse(f"{target} cannot run here: {able.reason}", able.cure)
+    chosen = runnable(target)
     labels = [int(label) for label in np.linspace(0, sampler.classes - 1, min(COLUMNS, sampler.classes))]
     settings = {"labels": labels, "seeds": range(seed, seed + len(labels)), "steps": steps, "guidance": guidance}
-    engine, output = by_name(target).open(bundle), bundle.manifest.outputs[0].name
+    engine, output = chosen.open(bundle), bundle.manifest.outputs[0].name
     try:
         drawn = {f"{target} engine": sampler.draw(lambda inputs: engine.run(inputs)[output], **settings)}
     finally:

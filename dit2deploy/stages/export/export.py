@@ -28,8 +28,9 @@ from dit2deploy.artefacts.onnx_model import (
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_folder, write_json
 from dit2deploy.base.machine import versions
-from dit2deploy.base.memory import gigabytes, require
+from dit2deploy.base.memory import require
 from dit2deploy.base.progress import note, report
+from dit2deploy.base.shown import gigabytes
 from dit2deploy.models import Family
 from dit2deploy.models import load as models
 from dit2deploy.models.family import Inputs, at_size

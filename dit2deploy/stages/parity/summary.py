@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dit2deploy.evaluate.fidelity import deciding
+
 
 def summary(result: Mapping[str, Any]) -> str:
     """Both questions, each with its layers, steps and trajectory."""
@@ -22,11 +24,11 @@ def _lines(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _line(check: Mapping[str, Any]) -> str:
     if check["status"] == "not run":
         return f"not run: {check['reason']}"
-    worst = min(check["values"], key=lambda value: value["sqnr_db"])
-    where = worst.get("layer") or f"timestep {worst['timestep']:g}"
-    if "final" in check:
-        worst, where = check["final"], "at the end"
-    text = f"SQNR {worst['sqnr_db']:.1f} dB {'at worst, ' if where != 'at the end' else ''}{where}"
+    told = deciding(check)
+    where = "at the end"
+    if "final" not in check:
+        where = f"at worst, {told['layer'] if 'layer' in told else 'timestep {:g}'.format(told['timestep'])}"
+    text = f"SQNR {told['sqnr_db']:.1f} dB {where}"
     if "left_out" in check:
         text += f"; {len(check['left_out'])} layers left out: {check['why_left_out']}"
     if "threshold_db" not in check:

@@ -11,7 +11,7 @@ import torch
 from dit2deploy.base.progress import track
 from dit2deploy.models.blocks import replaying
 from dit2deploy.nn.timestep_groups import TimestepGroups
-from dit2deploy.quantizers.walk import Calls
+from dit2deploy.quantizers.walk import Calls, Reached
 
 
 class Recorded(NamedTuple):
@@ -31,10 +31,6 @@ class Recorded(NamedTuple):
 
         keywords = {name: of(value) for name, value in self.keywords.items()}
         return Recorded(tuple(map(of, self.arguments)), keywords, of(self.group), self.output[chosen])
-
-
-class _Reached(Exception):
-    """Ends a forward at the block that was waited for."""
 
 
 def call_of(calls: Calls, index: int) -> dict[str, torch.Tensor]:
@@ -70,11 +66,11 @@ def record(
 
     def enter(_module: torch.nn.Module, arguments: tuple, keywords: dict) -> None:
         inputs.append((arguments, keywords, groups.index))
-        raise _Reached
+        raise Reached
 
     def leave(_module: torch.nn.Module, _arguments: tuple, output: Any) -> None:
         outputs.append(output)
-        raise _Reached
+        raise Reached
 
     hooks = (
         quantized.get_submodule(name).register_forward_pre_hook(enter, with_kwargs=True),
@@ -87,7 +83,7 @@ def record(
                 with torch.no_grad(), replaying(blocks, [held[index][place] for held in finished.values()]):
                     try:
                         network(**call_of(calls, index), return_dict=False)
-                    except _Reached:
+                    except Reached:
                         continue
     finally:
         for hook in hooks:

@@ -13,7 +13,7 @@ from dit2deploy.artefacts.policy import LayerPolicy, Policy
 from dit2deploy.base.estimate import Estimate, read_rate
 from dit2deploy.base.machine import anonymous_bytes
 from dit2deploy.base.memory import SLACK
-from dit2deploy.formats import by_name
+from dit2deploy.evaluate.size import stored_bytes
 from dit2deploy.models.cost import cost_of_call, product_rate
 from dit2deploy.models.load import linears_of, open_model, skeleton
 from dit2deploy.models.stream import bytes_of
@@ -59,7 +59,7 @@ def estimate(
         flops = cost.flops + sum(2 * cost.rows.get(name, 0) * shapes[name][1] ** 2 for name in needy)
         seconds += calls * flops / product + stored / rate
         tape = calls * cost.widest
-    packed = sum(_packed(layer, shapes[name]) for name, layer in layers.items())
+    packed = sum(stored_bytes(layer, shapes[name]) for name, layer in layers.items())
     rest = sum(source.tensors.nbytes(name) for name in source.tensors if name.rpartition(".")[0] not in layers)
     keep = bytes_of(empty) if plan.keep is None else min(plan.keep, bytes_of(empty))
     memory = anonymous_bytes() + SLACK + plan.peak + (keep if walked is not None and plan.keep is not None else 0)
@@ -89,12 +89,3 @@ def _columns(layer: LayerPolicy) -> int:
     """About COLUMNS columns that the layer's rotation and groups divide."""
     unit = math.lcm(layer.hadamard, layer.group_size or 1)
     return unit * max(1, COLUMNS // unit)
-
-
-def _packed(layer: LayerPolicy, shape: tuple[int, int]) -> int:
-    """Bytes of the layer in the checkpoint; Monarch factors count as a low rank of as many parameters."""
-    n, k = shape
-    words = 4 * n * by_name(layer.weight).words(k)
-    scales = 4 * n * (k // (layer.group_size or k) + 1)
-    monarch = 2 * layer.monarch[2] * (k * layer.monarch[1] + n * layer.monarch[0]) if layer.monarch else 0
-    return words + scales + 2 * layer.low_rank * (n + k) + monarch

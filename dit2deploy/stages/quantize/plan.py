@@ -7,7 +7,8 @@ import torch
 
 from dit2deploy.artefacts.policy import LayerPolicy, Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.memory import gigabytes, require
+from dit2deploy.base.memory import require
+from dit2deploy.base.shown import gigabytes
 from dit2deploy.models.blocks import blocks_of
 from dit2deploy.models.cost import cost_of_call
 from dit2deploy.models.family import Inputs

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.base import shown
 from dit2deploy.evaluate import profile_charts
+from dit2deploy.evaluate.fidelity import deciding
 from dit2deploy.evaluate.headline import metric_value
 from dit2deploy.evaluate.words import Words, of_policy
 from dit2deploy.targets import by_name
@@ -49,12 +51,6 @@ class PolicyRow:
         return list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name, count=1) for name in self.layers))
 
 
-def megabytes(count: float) -> str:
-    return (
-        f"{count / 1e6:.2f} MB" if count < 1e8 else f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
-    )
-
-
 def milliseconds(value: float) -> str:
     return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
 
@@ -70,7 +66,7 @@ def cards(bundle: Bundle, evidence: Mapping[str, Any]) -> list[Card]:
         Card(
             "Weights",
             f"{size.ratio:.1f}\u00d7 smaller",
-            f"{megabytes(size.float32)} in float32, {megabytes(sum(size.parts.values()))} in the bundle",
+            f"{shown.size(size.float32)} in float32, {shown.size(sum(size.parts.values()))} in the bundle",
         )
     ]
     return [
@@ -105,7 +101,9 @@ def _parity_card(parity: Mapping[str, Any] | None) -> Card:
         return Card("Parity", "not shown", "dit2deploy parity shows it", "missing")
     checks = parity["engine_against_quantized"]
     worst = [
-        f"{_NAMES[name]} {decibels(_deciding(check))}" for name, check in checks.items() if check["status"] != "not run"
+        f"{_NAMES[name]} {decibels(deciding(check)['sqnr_db'])}"
+        for name, check in checks.items()
+        if check["status"] != "not run"
     ]
     state = parity["status"] if parity["status"] in ("passed", "failed") else "missing"
     reason = next((check["reason"] for check in checks.values() if check["status"] == "not run"), "")
@@ -180,7 +178,7 @@ def checks(parity: Mapping[str, Any]) -> list[dict[str, Any]]:
             if check["status"] == "not run":
                 row["where"] = check["reason"]
             else:
-                worst = check.get("final") or min(check["values"], key=lambda value: value["sqnr_db"])
+                worst = deciding(check)
                 row["value"] = decibels(worst["sqnr_db"])
                 row["where"] = "final latents" if "final" in check else _place(worst)
                 row["threshold"] = check.get("threshold_db")
@@ -192,10 +190,6 @@ def checks(parity: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _place(value: Mapping[str, Any]) -> str:
     return f"worst: {value['layer']}" if "layer" in value else f"worst: timestep {value['timestep']:g}"
-
-
-def _deciding(check: Mapping[str, Any]) -> float:
-    return check["final"]["sqnr_db"] if "final" in check else min(value["sqnr_db"] for value in check["values"])
 
 
 def engines(bundle: Bundle, evidence: Mapping[str, Any]) -> list[dict[str, Any]]:

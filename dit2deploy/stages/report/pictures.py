@@ -11,7 +11,7 @@ from dit2deploy.base.errors import Misuse
 from dit2deploy.evaluate.generate import Call, Sampler
 from dit2deploy.evaluate.images import grid, png
 from dit2deploy.nn import at_hand
-from dit2deploy.targets import by_name
+from dit2deploy.targets import runnable
 
 COLUMNS = 10
 
@@ -84,10 +84,13 @@ def _uri(images: np.ndarray, *, columns: int = COLUMNS) -> str:
 def _why_no_engine(bundle: Bundle, target: str) -> str:
     if target not in bundle.manifest.targets:
         return f"the bundle has no engine for {target}"
-    able = by_name(target).availability()
-    return "" if able.can_run else f"{target} cannot run here: {able.reason}"
+    try:
+        runnable(target)
+    except Misuse as error:
+        return error.cause
+    return ""
 
 
 def _engine(bundle: Bundle, target: str) -> Call:
-    engine, output = by_name(target).open(bundle), bundle.manifest.outputs[0].name
+    engine, output = runnable(target).open(bundle), bundle.manifest.outputs[0].name
     return lambda inputs: engine.run(inputs)[output]

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from dit2deploy import __version__
 from dit2deploy.artefacts.bundle import PARITY, PROFILE, QUALITY, REPORT, Bundle
 from dit2deploy.artefacts.results import circumstances
+from dit2deploy.base import shown
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json, write_bytes
 from dit2deploy.evaluate import charts, profile_charts
@@ -77,7 +78,7 @@ def render(bundle: Bundle, evidence: Mapping[str, Any], pictures: Pictures) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"megabytes": facts.megabytes, "ms": facts.milliseconds, "db": facts.decibels}
+    environment.filters |= {"megabytes": shown.size, "ms": facts.milliseconds, "db": facts.decibels}
     environment.filters["metric_value"] = metric_value
     return environment.get_template(_TEMPLATE).render(
         manifest=bundle.manifest,

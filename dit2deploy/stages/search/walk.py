@@ -9,7 +9,7 @@ import torch
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base.errors import Misuse
 from dit2deploy.nn.simulate import Simulation
-from dit2deploy.sampling import Scheduler, is_guided
+from dit2deploy.sampling import Scheduler, guided_output, is_guided
 from dit2deploy.stages.search.measure import DIGITS, LARGEST, TINY
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Walk:
     def __init__(self, network: Simulation, calibration: CalibrationSet, *, samples: Sequence[int]) -> None:
         manifest = calibration.manifest
         self._network = network
-        self._steps, self._guidance = manifest.steps, np.float32(manifest.guidance)
+        self._steps, self._guidance = manifest.steps, manifest.guidance
         self._scheduler = Scheduler.from_config(manifest.scheduler)
         self._timesteps = manifest.timesteps
         first = calibration.call(0)
@@ -43,8 +43,7 @@ class Walk:
             }
             output = self._network.call(inputs).numpy()[:, : latents.shape[1]]
             if repeat == 2:
-                conditional, unconditional = np.split(output, 2)
-                output = unconditional + self._guidance * (conditional - unconditional)
+                output = guided_output(output, self._guidance)
             latents = self._scheduler.step(output, timestep, latents, steps=self._steps)
         return latents
 
