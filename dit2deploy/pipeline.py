@@ -121,7 +121,7 @@ def compile(
     from dit2deploy.stages.calibrate import calibrate
     from dit2deploy.stages.evaluate import evaluate
     from dit2deploy.stages.export import export, export_float
-    from dit2deploy.stages.fuse_lora import fuse_lora
+    from dit2deploy.stages.fuse_lora import config_beside, fuse_lora
     from dit2deploy.stages.parity import parity
     from dit2deploy.stages.profile import profile
     from dit2deploy.stages.quantize import quantize
@@ -153,6 +153,8 @@ def compile(
         if not added.is_file():
             raise Misuse(f"{added}: no such file.", "Give the LoRA's safetensors file.")
         parts = {"model": _identity(source), "lora": _hash(added), "scale": lora_scale}
+        if (config := config_beside(added)) is not None:  # its alpha is a part of the strength
+            parts["config"] = _hash(config)
         journal.run("fuse-lora", model, parts, lambda: fuse_lora(base, added, model, scale=lora_scale))
         source = open_model(model)
     made_of = _identity(source)
@@ -307,7 +309,9 @@ def estimate(
     model, found = local(model), []
     if calibration is None:
         sampler = {"samples": samples, "steps": steps, "guidance": guidance}
-        sampler |= _prompts(prompts, height=height, width=width, calibration=calibration)
+        asked = _prompts(prompts, height=height, width=width, calibration=calibration)
+        samples = len(_keys(asked).get("prompts", ())) or samples
+        sampler |= asked
         found.append(calibrate.estimate(model, **sampler, max_memory=max_memory))
     if checkpoint is not None:
         return found

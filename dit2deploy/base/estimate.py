@@ -11,15 +11,17 @@ _SAMPLE = 64 << 20  # bytes that are read to see how fast
 @dataclass(frozen=True)
 class Estimate:
     """Seconds on this machine as it is now, by a short probe; peak bytes that the process owns; bytes it writes,
-    temporary ones included."""
+    temporary ones included. `left_out` says what is not in it, which then is told as the least."""
 
     stage: str
     seconds: float
     memory: int
     disk: int
+    left_out: str = ""
 
     def told(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds": round(self.seconds, 3)}
+        told = {**asdict(self), "seconds": round(self.seconds, 3)}
+        return told if self.left_out else {name: value for name, value in told.items() if name != "left_out"}
 
 
 def read_rate(path: Path) -> float:

@@ -263,7 +263,12 @@ dry_run = click.option("--dry-run", is_flag=True, help="Write nothing: tell what
 
 def estimates(found: Sequence[Estimate]) -> tuple[dict[str, Any], Table]:
     """What a command with --dry-run gives back."""
-    rows = [(one.stage, duration(one.seconds), gigabytes(one.memory), gigabytes(one.disk)) for one in found]
+    rows = []
+    for one in found:
+        told = (duration(one.seconds), gigabytes(one.memory), gigabytes(one.disk))
+        rows.append((one.stage, *(f"{least} or more" for least in told)) if one.left_out else (one.stage, *told))
+        if one.left_out:
+            progress.note(f"{one.stage} --dry-run leaves out {one.left_out}")
     columns = ("stage", "time here and now", "peak memory", "disk")
     return {"estimates": [one.told() for one in found]}, table("nothing was written; about:", columns, rows)
 

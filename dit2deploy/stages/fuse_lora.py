@@ -142,17 +142,23 @@ class _Fused(Mapping[str, np.ndarray]):
         return len(self._source.tensors)
 
 
+def config_beside(lora: Path) -> Path | None:
+    """The configuration that PEFT writes beside its tensors; None of a file that is not PEFT's or stands alone."""
+    path = lora.with_name("adapter_config.json")
+    return path if lora.name == "adapter_model.safetensors" and path.is_file() else None
+
+
 def _adapter(file: TensorFile) -> _Adapter:
     """The adapter's configuration: of the metadata that diffusers writes, keys of this transformer only ("transformer."
     or no prefix: those of text encoders stand beside them); or of the file that PEFT writes beside the tensors."""
-    beside = file.path.with_name("adapter_config.json")
+    beside = config_beside(file.path)
     if _METADATA in file.metadata:
         where = f"{file.path}: its metadata {_METADATA}"
         try:
             told = json.loads(file.metadata[_METADATA])
         except ValueError as error:
             raise Misuse(f"{where} is no JSON: {error}.", _CURE) from error
-    elif file.path.name == "adapter_model.safetensors" and beside.is_file():
+    elif beside is not None:
         where, told = str(beside), read_json(beside, cure=_CURE)
     else:
         return _Adapter()

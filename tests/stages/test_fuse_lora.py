@@ -167,6 +167,29 @@ def test_compile_adds_it_before_all_else(tiny_dit_folder, tmp_path):
         compile(tiny_dit_folder, tmp_path / "other", lora=tmp_path / "gone.safetensors")
 
 
+def test_compile_fuses_anew_where_the_configuration_beside_the_lora_changed(tiny_dit_folder, tmp_path, monkeypatch):
+    """PEFT keeps alpha beside the tensors, whose bytes stay the same."""
+
+    def stop(*_arguments, **_options):
+        raise Misuse("here the LoRA is fused.", "Look at it.")
+
+    monkeypatch.setattr("dit2deploy.stages.calibrate.calibrate", stop)
+    a, b = factors(tiny_dit_folder)
+    path = written(tmp_path / "adapter_model.safetensors", {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": b})
+    notes = []
+    remove = progress.listen(lambda what, done, total: notes.append(what))
+    try:
+        for alpha, kept in ((3, 0), (6, 0), (6, 1)):
+            files.write_json(tmp_path / "adapter_config.json", {"lora_alpha": alpha})
+            with pytest.raises(Misuse, match="here the LoRA is fused"):
+                compile(tiny_dit_folder, tmp_path / "bundle", lora=path)
+            fused = weight(tmp_path / "bundle.work" / "model")
+            np.testing.assert_allclose(fused, weight(tiny_dit_folder) + alpha / 3 * (b @ a), atol=1e-5)
+            assert notes.count("fuse-lora: done before, kept") == kept
+    finally:
+        remove()
+
+
 def test_a_lora_in_the_place_of_a_model_is_told(tiny_dit_folder, tmp_path):
     a, b = factors(tiny_dit_folder)
     tensors = {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": b}

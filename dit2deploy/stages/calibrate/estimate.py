@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from dit2deploy.base.errors import Misuse
 from dit2deploy.base.estimate import Estimate, read_rate
 from dit2deploy.base.machine import anonymous_bytes
 from dit2deploy.base.memory import SLACK
 from dit2deploy.models.cost import cost_of_call, product_rate
 from dit2deploy.models.load import open_model, skeleton
+from dit2deploy.models.pipeline import read_prompts
 from dit2deploy.models.stream import bytes_of
 from dit2deploy.sampling import is_guided
-from dit2deploy.stages.calibrate.calibrate import has_trajectories, weights_in_memory
+from dit2deploy.stages.calibrate.calibrate import has_trajectories, require_pipeline, weights_in_memory
 
 
 def estimate(
@@ -24,11 +24,15 @@ def estimate(
     height: int | None = None,
     width: int | None = None,
 ) -> Estimate:
-    """Of `calibrate` with the same arguments; raises Misuse as it does, and for prompts: what text encoders and images
-    of a size take is not known. Writes nothing."""
-    if prompts is not None or height is not None or width is not None:
-        raise Misuse("calibrate: with prompts, it is not estimated.", "Leave the prompts or --dry-run out.")
+    """Of `calibrate` with the same arguments; raises Misuse as it does. Writes nothing.
+
+    With prompts, the least: to load the whole pipeline in float32. What its text encoders, its images of a size and
+    their calls take is not known without running it.
+    """
     source = open_model(Path(model))
+    if prompts is not None:
+        read_prompts(Path(prompts))
+        return _of_pipeline(Path(model), max_memory)
     empty = skeleton(source)
     guided = has_trajectories(source, Path(model)) and is_guided(guidance)
     inputs = source.family.inputs(empty.config, batch=2 * samples if guided else samples, seed=0)
@@ -45,3 +49,11 @@ def estimate(
         memory += least + min(keep, whole)
         disk += steps * inputs["hidden_states"].nbytes * 2  # outputs of steps, of two halves where sigma is learned
     return Estimate("calibrate", seconds, memory, disk)
+
+
+def _of_pipeline(model: Path, max_memory: int | None) -> Estimate:
+    files = sorted(model.rglob("*.safetensors"))
+    whole, stored = require_pipeline(model, max_memory), sum(path.stat().st_size for path in files)
+    seconds = stored / read_rate(max(files, key=lambda path: path.stat().st_size))
+    left_out = "what text encoders, calls of the transformer and images of the prompts take, and the set on the disk"
+    return Estimate("calibrate", seconds, anonymous_bytes() + SLACK + whole, 0, left_out)

@@ -1,5 +1,7 @@
 """Calibration by prompts: what the set holds is what the pipeline's transformer was given, and it can be used."""
 
+import json
+import math
 import shutil
 
 import diffusers
@@ -10,6 +12,7 @@ import torch
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
+from dit2deploy.base.files import TensorFile
 from dit2deploy.cli import main
 from dit2deploy.models.flux import FLUX
 from dit2deploy.models.pipeline import recording
@@ -124,6 +127,21 @@ def test_compile_calibrates_by_prompts_and_other_prompts_make_the_set_anew(flux,
     for wrong in ({"prompts": first, "calibration": made.folder}, {"height": 8}):
         with pytest.raises(Misuse, match=r"^compile: "):
             compile(flux, tmp_path / "out", **wrong)
+
+
+@pytest.mark.parametrize("command", ["calibrate", "compile"])
+def test_a_dry_run_by_prompts_tells_the_least(command, flux, prompts, tmp_path, capsys):
+    options = ["--prompts", prompts, "--steps", 2, "--dry-run", "--json", "-o", tmp_path / "out"]
+    main([command, str(flux), *map(str, options)])
+    printed = capsys.readouterr()
+    assert not list(tmp_path.iterdir())
+    found = {one["stage"]: one for one in json.loads(printed.out)["estimates"]}
+    whole = sum(
+        4 * math.prod(TensorFile(path).shape(name)) for path in flux.rglob("*.safetensors") for name in TensorFile(path)
+    )
+    assert found["calibrate"]["memory"] > whole and found["calibrate"]["seconds"] > 0
+    assert "text encoders" in found["calibrate"]["left_out"]
+    assert list(found) == (["calibrate"] if command == "calibrate" else ["calibrate", "quantize"])
 
 
 def test_a_missing_component_is_named(flux, prompts, tmp_path):
