@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dit2deploy.artefacts import schema
+from dit2deploy.artefacts.timesteps import of_calls
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import TensorFile, sha256_of_file, sha256_of_json, whole_folder, write_tensors
 
@@ -59,12 +60,19 @@ class CalibrationSet:
 
     @classmethod
     def load(cls, folder: Path) -> "CalibrationSet":
-        """Raises Misuse for a set that is missing, broken or of a newer schema."""
+        """Raises Misuse for a set that is missing, broken or of a newer schema, and for one by prompts whose timesteps
+        are not those of its calls: older sets tell rounded ones, and are read as if they told them right."""
         manifest = schema.load(CalibrationManifest, folder / MANIFEST, cure=_CURE)
         tensors = TensorFile(folder / TENSORS, cure=_CURE)
         for name in tensors:
             if tensors.shape(name)[:1] != (len(manifest.timesteps),):
                 raise Misuse(f"{folder}: {name} does not hold one entry for each of the timesteps.", _CURE)
+        if manifest.prompts and "timestep" in tensors:
+            recorded = tensors.read("timestep").reshape(len(manifest.timesteps), -1).max(axis=1)
+            timesteps = of_calls(manifest.timesteps, recorded)
+            if timesteps is None:
+                raise Misuse(f"{folder}: its timesteps are not those of its calls.", _CURE)
+            manifest = manifest.model_copy(update={"timesteps": timesteps})
         return cls(folder, manifest, tensors)
 
     @staticmethod

@@ -69,6 +69,22 @@ def test_the_set_lies_on_a_trajectory(made):
     assert 0.9 < latents[0].std() < 1.1 and not np.array_equal(latents[0], latents[1])
 
 
+def test_rounded_timesteps_of_older_sets_are_read_right(made, tmp_path):
+    """Steps of FLUX lie between integers: the nearest one may be in the next timestep group."""
+    folder = shutil.copytree(made.folder, tmp_path / "set")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    rounded = [round(1000 * float(time)) for time in made.tensors.read("timestep")[:, 0]]
+    assert rounded != manifest["timesteps"]  # else nothing is shown here
+    for told, timesteps in ((rounded, made.manifest.timesteps), (manifest["timesteps"], made.manifest.timesteps)):
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"timesteps": told}))
+        assert CalibrationSet.load(folder).manifest.timesteps == timesteps
+    assert CalibrationSet.load(folder).sha256 == made.sha256
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"timesteps": [1, 2, 3]}))
+    with pytest.raises(Misuse, match="not those of its calls") as caught:
+        CalibrationSet.load(folder)
+    assert "dit2deploy calibrate" in caught.value.cure
+
+
 def test_the_same_set_is_kept_and_another_is_made(made, flux, prompts, tmp_path):
     settings = {"steps": 3, "guidance": 2.0, "height": 8, "width": 16}
     before = made.tensors.path.stat().st_mtime_ns
