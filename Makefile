@@ -40,8 +40,8 @@ cuda-statistics: $(VENV)/installed-dev $(CUDA_TOOLS)/installed
 	$(BIN)/python tools/cuda_statistics.py --check
 
 $(CUDA_TOOLS)/installed: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(CUDA_TOOLS) nvidia-cuda-nvcc==13.5.37 \
-	    nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-nvrtc-cu12==12.4.127
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(CUDA_TOOLS) nvidia-cuda-cuobjdump==13.5.37 \
+	    nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-nvrtc-cu12==12.4.127
 	touch $@
 
 # An editable install: Python is read from the tree, the native library is built once and again when plugins/ changes.

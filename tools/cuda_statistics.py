@@ -1,7 +1,7 @@
-"""Static figures of the CUDA kernels, for every GPU generation and without a GPU: what ptxas and the machine code say.
+"""Static figures of the CUDA kernels, for every GPU generation and without a GPU: what the machine code and its compiler say.
 
-Each source of plugins/cuda/compile.py becomes PTX with NVRTC and machine code with ptxas, as the driver would do it;
-cuobjdump disassembles that. Occupancy is arithmetic (blocks an SM by registers, warps and static shared memory). The
+Each source becomes the machine code that the library holds (plugins/cuda/compile.py), of which the compiler's log tells
+registers and spills; cuobjdump disassembles it. Occupancy is arithmetic (blocks an SM by registers, warps and static shared memory). The
 main loop of a tensor-core kernel is its shortest backward branch over the most tensor instructions; its columns hold
 
   unpack   instructions that can unpack (logic, shifts, permutes) for each register of four weights: an upper bound,
@@ -38,7 +38,7 @@ EXAMPLE = f"""example:
   python tools/cuda_statistics.py --sm 8.9 --source quant_gemm
   python tools/cuda_statistics.py --check --out tools/results/cuda_statistics.json
 
-ptxas, cuobjdump and nvdisasm are looked for in ${TOOLS_VARIABLE}, in build/cuda-tools
+cuobjdump and nvdisasm are looked for in ${TOOLS_VARIABLE}, in build/cuda-tools
 (`make cuda-statistics` fills it) and on PATH."""
 
 
@@ -47,7 +47,7 @@ class Sm:
     """One generation: limits of a streaming multiprocessor (CUDA programming guide, table of compute capabilities)."""
 
     name: str
-    target: str
+    target: str  # of the machine code that it runs
     warps: int
     blocks: int
     shared: int  # KiB for all blocks
@@ -58,8 +58,9 @@ SMS = (
     Sm("7.5", "sm_75", 32, 16, 64, 0),
     Sm("8.0", "sm_80", 64, 32, 164, 1024),
     Sm("8.6", "sm_86", 48, 16, 100, 1024),
-    Sm("8.9", "sm_89", 48, 24, 100, 1024),
-    Sm("9.0a", "sm_90a", 64, 32, 228, 1024),
+    Sm("8.7", "sm_86", 48, 16, 164, 1024),
+    Sm("8.9", "sm_86", 48, 24, 100, 1024),
+    Sm("9.0", "sm_90", 64, 32, 228, 1024),
     Sm("12.0", "sm_120", 48, 24, 100, 1024),
 )
 REGISTERS = 65536
@@ -107,26 +108,24 @@ def compiler():
 
 
 def tools() -> dict[str, str] | None:
-    """Paths of ptxas and cuobjdump; None where one is missing."""
+    """Paths of cuobjdump and nvdisasm; None where one is missing."""
     named = os.environ.get(TOOLS_VARIABLE)
     homes = [*(ROOT / "build" / "cuda-tools").glob("nvidia/*/bin")]
     path = os.pathsep.join([*([named] if named else []), *map(str, homes), os.environ.get("PATH", "")])
-    found = {name: shutil.which(name, path=path) for name in ("ptxas", "cuobjdump", "nvdisasm")}
+    found = {name: shutil.which(name, path=path) for name in ("cuobjdump", "nvdisasm")}
     return {**found, "path": path} if all(found.values()) else None
 
 
-def assemble(ptx: bytes, sm: Sm, found: dict[str, str]) -> list[Kernel]:
-    """The kernels of one module on one generation. Raises CalledProcessError where ptxas refuses it."""
+def kernels_of(made, sm: Sm, found: dict[str, str]) -> list[Kernel]:
+    """The kernels of one source (`Compiled` of compile.py) on one generation."""
     bounds = {
         name: int(threads)
-        for name, threads in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", ptx.decode(errors="replace"))
+        for name, threads in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", made.ptx.decode(errors="replace"))
     }
     environment = {**os.environ, "PATH": found["path"]}
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "module.ptx", Path(folder) / "module.cubin"
-        source.write_bytes(ptx.rstrip(b"\0"))
-        command = [found["ptxas"], f"-arch={sm.target}", "-v", str(source), "-o", str(cubin)]
-        log = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stderr
+        cubin = Path(folder) / "module.cubin"
+        cubin.write_bytes(made.code)
         command = [found["cuobjdump"], "-sass", str(cubin)]
         sass = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     loops = {name: main_loop(code, sm) for name, code in functions(sass)}
@@ -141,13 +140,8 @@ def assemble(ptx: bytes, sm: Sm, found: dict[str, str]) -> list[Kernel]:
             LAUNCHED if name.endswith("_warps") else bounds.get(name),
             loops[name],
         )
-        for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL)
+        for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", made.log, re.DOTALL)
     ]
-
-
-def version_of(tool: str) -> str:
-    done = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.strip().splitlines()[-1]
 
 
 def number(pattern: str, text: str) -> int:
@@ -263,10 +257,9 @@ def collect(sms: tuple[Sm, ...], sources: list[str], found: dict[str, str]) -> l
     library = build.nvrtc()
     kernels = []
     for source in sources:
-        modules = {at: build.to_ptx(library, build.PLUGINS / source, at) for at in build.CAPABILITIES}
+        made = {target: build.compiled(library, build.PLUGINS / source, target) for target in {sm.target for sm in sms}}
         for sm in sms:
-            best = max(at for at in modules if at <= int(re.sub(r"\D", "", sm.name)))
-            kernels += assemble(modules[best], sm, found)
+            kernels += kernels_of(made[sm.target], sm, found)
     return kernels
 
 
@@ -282,7 +275,7 @@ def main() -> int:
     found, build = tools(), compiler()
     if found is None or build.nvrtc() is None:
         print(
-            "ptxas, cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them",
+            "cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them",
             file=sys.stderr,
         )
         return build.NOT_FOUND
@@ -293,8 +286,7 @@ def main() -> int:
     if arguments.out:
         rows = [record(kernel) for kernel in kernels]
         values = {
-            "ptxas": version_of(found["ptxas"]),
-            "nvrtc": build.nvrtc()._name.rpartition("/")[2],
+            "nvrtc": ".".join(map(str, build.version(build.nvrtc()))),
             "faults": faults,
         }
         write_results(arguments.out, "cuda_statistics", {**values, "kernels": rows})

@@ -3,10 +3,10 @@
 
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -87,13 +87,13 @@ void check(int status, const char* what) {
 
 using Functions = std::map<std::string, Function>;
 
-// Compiles PTX for the GPU of the context; what the driver's compiler says of it is part of the error.
-[[maybe_unused]] Module load_ptx(const unsigned char* ptx) {
+// Machine code, or PTX that the driver compiles: what its compiler says of it is part of the error.
+[[maybe_unused]] Module load_image(const unsigned char* image) {
     char log[2048] = {};
     int options[] = {kErrorLog, kErrorLogBytes};
     void* values[] = {log, reinterpret_cast<void*>(sizeof(log) - 1)};
     Module module = nullptr;
-    const int status = driver().load_module(&module, ptx, 2, options, values);
+    const int status = driver().load_module(&module, image, 2, options, values);
     check(status,
           (std::string("loading the CUDA kernels") + (log[0] ? " (" + std::string(log) + ")" : "")).c_str());
     return module;
@@ -109,23 +109,26 @@ Functions load() {
     check(driver().attribute(&major, kCapabilityMajor, device), "asking for the compute capability");
     check(driver().attribute(&minor, kCapabilityMinor, device), "asking for the compute capability");
     const int here = 10 * major + minor;
+    // Machine code runs on its own minor version and later ones; else PTX does on every later GPU.
     int best = 0;
-    for (const CudaModule& module : kCudaModules)
-        if (module.capability <= here) best = std::max(best, module.capability);
+    bool is_machine_code = false;
+    for (const CudaImage& image : kCudaImages) {
+        if (image.capability > here || (image.is_machine_code && image.capability / 10 != major)) continue;
+        if (image.is_machine_code < is_machine_code) continue;
+        if (image.is_machine_code > is_machine_code || image.capability > best) best = image.capability;
+        is_machine_code = image.is_machine_code;
+    }
     if (!best)
         throw std::runtime_error("the CUDA kernels need compute capability 7.5 or later, this GPU has " +
                                  std::to_string(major) + "." + std::to_string(minor));
     Functions functions;
-    for (const CudaModule& source : kCudaModules) {
-        if (source.capability != best) continue;
-        const Module module = load_ptx(source.ptx);
-        for (const char* name : kCudaKernels) {
-            Function function = nullptr;
-            if (!driver().get_function(&function, module, name)) functions[name] = function;
-        }
+    for (const CudaImage& image : kCudaImages) {
+        if (image.capability != best || image.is_machine_code != is_machine_code) continue;
+        const Module module = load_image(d2d_cuda_bytes + image.at);
+        std::istringstream names(image.kernels);
+        for (std::string name; names >> name;)
+            check(driver().get_function(&functions[name], module, name.c_str()), name.c_str());
     }
-    for (const char* name : kCudaKernels)
-        if (!functions.count(name)) throw std::runtime_error(std::string("the CUDA kernels lack ") + name);
     return functions;
 #endif
 }

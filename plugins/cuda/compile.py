@@ -1,18 +1,25 @@
-"""Compiles the CUDA kernels to PTX with NVRTC and writes them as a C++ header: no CUDA toolkit, no GPU.
+"""Compiles the CUDA kernels with NVRTC and writes them for the library to hold: no CUDA toolkit, no GPU.
 
-NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 (a build requirement) and is called through ctypes. The library holds
-each source twice: compute_75 PTX runs on every GPU from Turing on, compute_80 PTX has the wider tensor instructions and
-asynchronous copies of Ampere and later ones. The driver compiles what it is given once for the GPU at hand.
+NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 (a build requirement) and is called through ctypes. Each source
+becomes machine code for the capabilities below, which the driver loads as it is, and PTX for what has none, which it
+compiles at first use. Machine code of 8.0 runs on 8.6 and so on, within a major version. Left out: 8.9, whose code is
+that of 8.6 byte for byte, and 8.7, whose instructions are in another order, for build time and the library's size (an
+engine that embeds its plugins holds the library); both run 8.6's. And 12.0: NVRTC 12.4 does not know it, 12.8 and 12.9
+spill registers in its GEMMs. The driver compiles the PTX for it.
 
-    python plugins/cuda/compile.py cuda_kernels.h
+    python plugins/cuda/compile.py cuda_kernels.h     # and beside it what the header embeds, and a cache of the images
 """
 
 import argparse
 import ctypes
+import hashlib
 import importlib.util
+import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 PLUGINS = Path(__file__).resolve().parent.parent
 SOURCES = (
@@ -37,15 +44,17 @@ HEADERS = (
     "ops/quant_gemm/cuda_tiles.h",
     "ops/quant_gemm/fragments.h",
 )
-CAPABILITIES = (75, 80)
-OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
+MACHINE_CODE = (75, 80, 86, 90)  # compute capabilities in tenths
+PTX = 90
+OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space", "--ptxas-options=-v")
+ALIGNMENT = 64
 NOT_FOUND = 3  # exit code: no NVRTC here
 
 
 def nvrtc() -> ctypes.CDLL | None:
     """The library of the wheel, with its builtins loaded before it; None where the wheel is not installed.
 
-    CUDA 12's wheel first: any driver since 550 reads its PTX. CUDA 13's, as torch brings it, wants a driver since 580.
+    CUDA 12's wheel first. What CUDA 13's makes, as torch brings it, wants a driver since 580.
     """
     try:
         found = importlib.util.find_spec("nvidia")
@@ -60,62 +69,126 @@ def nvrtc() -> ctypes.CDLL | None:
     return None
 
 
-def to_ptx(library: ctypes.CDLL, source: Path, capability: int) -> bytes:
-    """PTX of one source for GPUs of that compute capability (in tenths) and later. Raises RuntimeError with the log."""
+def version(library: ctypes.CDLL) -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+class Compiled(NamedTuple):
+    code: bytes  # machine code for sm_NN; else the PTX, with a zero at its end
+    ptx: bytes
+    log: str  # ptxas -v of machine code
+
+
+def compiled(library: ctypes.CDLL, source: Path, target: str) -> Compiled:
+    """One source for the target sm_NN or compute_NN. Raises RuntimeError with NVRTC's log."""
     names = (ctypes.c_char_p * len(HEADERS))(*(Path(header).name.encode() for header in HEADERS))
     texts = (ctypes.c_char_p * len(HEADERS))(*((PLUGINS / header).read_bytes() for header in HEADERS))
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(
         ctypes.byref(program), source.read_bytes(), source.name.encode(), len(HEADERS), texts, names
     )
-    given = (f"--gpu-architecture=compute_{capability}", *OPTIONS)
+    given = (f"--gpu-architecture={target}", *OPTIONS)
     options = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
     failed = library.nvrtcCompileProgram(program, len(given), options)
-    size = ctypes.c_size_t()
+
+    def result(what: str) -> bytes:
+        size = ctypes.c_size_t()
+        library[f"nvrtcGet{what}Size"](program, ctypes.byref(size))
+        value = ctypes.create_string_buffer(size.value)
+        library[f"nvrtcGet{what}"](program, value)
+        return value.raw
+
+    log = result("ProgramLog").rstrip(b"\0").decode()
     if failed:
-        library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(f"{source}: NVRTC error {failed}\n{log.value.decode()}")
-    library.nvrtcGetPTXSize(program, ctypes.byref(size))
-    ptx = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetPTX(program, ptx)
+        raise RuntimeError(f"{source}: NVRTC error {failed} for {target}\n{log}")
+    ptx = result("PTX")
+    code = result("CUBIN") if target.startswith("sm_") else ptx
     library.nvrtcDestroyProgram(ctypes.byref(program))
-    return ptx.value
+    return Compiled(code, ptx, log)
 
 
-def kernels_of(ptx: bytes) -> list[str]:
-    return re.findall(r"\.entry (\w+)", ptx.decode(errors="replace"))
+def kernels_of(code: bytes) -> list[str]:
+    """Names of the kernels in PTX, or, by the sections of their instructions, in machine code."""
+    section = rb"\.text\.(\w+)\0" if code.startswith(b"\x7fELF") else rb"\.entry (\w+)"
+    return sorted({name.decode() for name in re.findall(section, code)})
 
 
-def header_of(modules: dict[tuple[str, int], bytes]) -> str:
-    """A header with the PTX texts by source and capability, and the names of the kernels."""
-    lines = ["// Made by plugins/cuda/compile.py; not kept in the repository.", "#pragma once", ""]
-    lines += ["struct CudaModule {", "    int capability;", "    const unsigned char* ptx;  // ends with a zero", "};"]
-    for index, ((source, capability), ptx) in enumerate(modules.items()):
-        numbers = ",".join(map(str, ptx + b"\0"))
-        lines += [f"// {source}, compute_{capability}", f"static const unsigned char kPtx{index}[] = {{{numbers}}};"]
-    entries = ", ".join(f"{{{capability}, kPtx{index}}}" for index, (_, capability) in enumerate(modules))
-    names = ", ".join(f'"{name}"' for name in sorted({name for ptx in modules.values() for name in kernels_of(ptx)}))
-    lines += [f"static const CudaModule kCudaModules[] = {{{entries}}};"]
-    return "\n".join([*lines, f"static const char* const kCudaKernels[] = {{{names}}};", ""])
+def image_of(source: str, target: str, cache: Path) -> bytes:
+    """What the library holds of a source, from the cache where nothing that it depends on has changed."""
+    library = nvrtc()
+    key = hashlib.sha256(repr((source, target, OPTIONS, version(library))).encode())
+    for file in (source, *HEADERS):
+        key.update((PLUGINS / file).read_bytes() + b"\0")
+    path = cache / key.hexdigest()
+    if not path.exists():
+        path.with_suffix(".part").write_bytes(compiled(library, PLUGINS / source, target).code)
+        path.with_suffix(".part").replace(path)
+    path.touch()
+    return path.read_bytes()
+
+
+def images(cache: Path) -> dict[tuple[str, str], bytes]:
+    """Code by source and target; a process a core, the longest first. What this run did not use leaves the cache."""
+    targets = [*(f"sm_{at}" for at in MACHINE_CODE), f"compute_{PTX}"]
+    order = sorted(SOURCES, key=lambda source: -(PLUGINS / source).stat().st_size)
+    keys = [(source, target) for source in order for target in targets]
+    cache.mkdir(parents=True, exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        codes = pool.map(image_of, *zip(*keys, strict=True), [cache] * len(keys))
+        found = dict(zip(keys, codes, strict=True))
+    for path, time in before.items():
+        if path.stat().st_mtime_ns == time:
+            path.unlink()
+    return found
+
+
+def embedded(found: dict[tuple[str, str], bytes], binary: Path) -> tuple[bytes, str]:
+    """All images, aligned, and the header that embeds them from the file `binary`."""
+    whole, rows = b"", []
+    for (source, target), code in found.items():
+        kind, _, capability = target.partition("_")
+        names = " ".join(kernels_of(code))
+        rows.append(f'    {{{capability}, {str(kind == "sm").lower()}, {len(whole)}, "{names}"}},  // {source}')
+        whole += code + b"\0" * (-len(code) % ALIGNMENT)
+    return (
+        whole,
+        f"""// Made by plugins/cuda/compile.py; not kept in the repository.
+// {hashlib.sha256(whole).hexdigest()}
+#pragma once
+
+#include <cstddef>
+
+struct CudaImage {{
+    int capability;        // in tenths
+    bool is_machine_code;  // else PTX that ends with a zero
+    size_t at;             // in d2d_cuda_bytes
+    const char* kernels;   // names between blanks
+}};
+static const CudaImage kCudaImages[] = {{
+{chr(10).join(rows)}
+}};
+__asm__(
+    ".pushsection .rodata\\n.balign {ALIGNMENT}\\nd2d_cuda_bytes:\\n"
+    ".incbin \\"{binary.resolve()}\\"\\n.popsection\\n");
+extern "C" __attribute__((visibility("hidden"))) const unsigned char d2d_cuda_bytes[];
+""",
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("header", type=Path)
     header = parser.parse_args().header
-    library = nvrtc()
-    if library is None:
+    if nvrtc() is None:
         print("NVRTC is not installed", file=sys.stderr)
         return NOT_FOUND
-    modules = {
-        (source, capability): to_ptx(library, PLUGINS / source, capability)
-        for source in SOURCES
-        for capability in CAPABILITIES
-    }
-    text = header_of(modules)
-    if not header.exists() or header.read_text() != text:
+    binary = header.with_suffix(".bin")
+    whole, text = embedded(images(header.with_suffix(".cache")), binary)
+    if not header.exists() or not binary.exists() or header.read_text() != text:
+        binary.write_bytes(whole)
         header.write_text(text)
     return 0
 

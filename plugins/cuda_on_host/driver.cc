@@ -1,11 +1,13 @@
 // libcuda.so.1 for machines without a GPU: the calls of base/cuda_driver.cc and of dit2deploy/targets/cuda.py, over the
 // emulator.
 //
-// A module is the PTX that it was loaded with, and a function what that says of an entry: a launch is refused where its
-// parameters are not 8 bytes wide each, or its block has more threads than the entry allows. Then the kernel of that
-// name runs on the emulator before the launch returns. Device memory is host memory; where a launch names none that
-// cuMemAlloc gave, all memory counts as the launch's. On a stream that is captured a launch is written down, parameters
-// and all, and nothing runs; what a GPU refuses in that time is refused.
+// A module is the PTX or the machine code that it was loaded with, machine code of a GPU that runs it, and a function what
+// that says of a kernel: a launch is refused where its parameters are not 8 bytes wide each, or its block has more threads
+// than the kernel allows. Then the kernel of that name runs on the emulator before the launch returns. Device memory is
+// host memory; where a launch names none that cuMemAlloc gave, all memory counts as the launch's. On a stream that is
+// captured a launch is written down, parameters and all, and nothing runs; what a GPU refuses in that time is refused.
+#include <elf.h>
+
 #include <cstdlib>
 #include <map>
 #include <string>
@@ -17,9 +19,9 @@
 
 namespace {
 
-constexpr int kInvalidValue = 1, kInvalidContext = 201, kNotFound = 500, kLaunchFailed = 719,
-              kNotWhileCapturing = 900;
-constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76, kMajor = 8, kMinor = 0;
+constexpr int kInvalidValue = 1, kInvalidContext = 201, kNoBinaryForGpu = 209, kNotFound = 500,
+              kLaunchFailed = 719, kNotWhileCapturing = 900;
+constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;
 constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;
 
 struct Function {
@@ -36,13 +38,14 @@ struct Launch {
 using Graph = std::vector<Launch>;
 
 struct Module {
-    std::string ptx;
+    const char* image;  // of the caller, who keeps it
     std::map<std::string, Function> functions;
 };
 
 thread_local void* current = nullptr;
 thread_local std::string last_error = "no error";
 void* last_stream = nullptr;
+std::string loaded;  // the modules' targets, once each
 std::map<uint64_t, size_t> allocations;
 std::map<void*, Graph> captured;  // by their streams
 int primary;                      // its address is the handle of the one context
@@ -80,6 +83,69 @@ size_t count(const std::string& text, const std::string& part) {
     return found;
 }
 
+// What a module says of a kernel.
+struct Kernel {
+    bool found = false;
+    size_t parameters = 0, wide = 0;  // 8 bytes wide
+    unsigned threads = kMostThreads;
+};
+
+Kernel in_ptx(const std::string& ptx, const std::string& name) {
+    const size_t begin = ptx.find(".entry " + name + "(");
+    if (begin == std::string::npos) return {};
+    const size_t end = ptx.find(')', begin), body = ptx.find('{', end);
+    const std::string parameters = ptx.substr(begin, end - begin), bounds = ptx.substr(end, body - end);
+    Kernel kernel{true, count(parameters, ".param "), count(parameters, ".param .u64 ")};
+    const size_t bound = bounds.find(".maxntid ");
+    if (bound != std::string::npos)
+        kernel.threads = static_cast<unsigned>(std::atoi(bounds.c_str() + bound + 9));
+    return kernel;
+}
+
+template <class T>
+T at(const char* bytes) {
+    T value;
+    std::memcpy(&value, bytes, sizeof(value));
+    return value;
+}
+
+// Section .nv.info.NAME: attributes of a byte of format, a byte of kind and two of size or value. Kinds as cuobjdump -elf
+// names them: 5 EIATTR_MAX_THREADS, 0x17 EIATTR_KPARAM_INFO (size from bit 18 of its third word).
+Kernel in_machine_code(const char* image, const std::string& name) {
+    const auto header = at<Elf64_Ehdr>(image);
+    const auto section = [&](unsigned i) {
+        return at<Elf64_Shdr>(image + header.e_shoff + i * sizeof(Elf64_Shdr));
+    };
+    const char* names = image + section(header.e_shstrndx).sh_offset;
+    Kernel kernel;
+    for (unsigned i = 0; i < header.e_shnum; ++i) {
+        const Elf64_Shdr info = section(i);
+        if (names + info.sh_name != ".nv.info." + name) continue;
+        kernel.found = true;
+        const char *place = image + info.sh_offset, *end = place + info.sh_size;
+        while (place < end) {
+            const bool sized = place[0] == 4;
+            if (sized && place[1] == 0x17) {
+                ++kernel.parameters;
+                kernel.wide += at<uint32_t>(place + 12) >> 18 == 8;
+            } else if (sized && place[1] == 5) {
+                kernel.threads = at<uint32_t>(place + 4);
+            }
+            place += 4 + (sized ? at<uint16_t>(place + 2) : 0);
+        }
+    }
+    return kernel;
+}
+
+bool is_machine_code(const char* image) { return !std::memcmp(image, ELFMAG, SELFMAG); }
+
+// The capability that a module was compiled for: the version 8 of machine code has it in the second byte of its flags.
+int target_of(const char* image) {
+    if (!is_machine_code(image)) return std::atoi(std::strstr(image, ".target sm_") + 11);
+    const auto header = at<Elf64_Ehdr>(image);
+    return header.e_flags >> (header.e_ident[EI_ABIVERSION] < 8 ? 0 : 8) & 255;
+}
+
 }  // namespace
 
 D2D_EXPORT int cuInit(unsigned) { return 0; }
@@ -98,7 +164,8 @@ D2D_EXPORT int cuStreamSynchronize(void*) { return refuse_in_a_capture(); }
 D2D_EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
     if (attribute != kCapabilityMajor && attribute != kCapabilityMinor)
         return fail(kInvalidValue, "only the compute capability is known here");
-    *value = attribute == kCapabilityMajor ? kMajor : kMinor;
+    const int capability = gpu::host::capability();
+    *value = attribute == kCapabilityMajor ? capability / 10 : capability % 10;
     return 0;
 }
 
@@ -107,24 +174,24 @@ D2D_EXPORT int cuGetErrorString(int, const char** text) { return *text = last_er
 D2D_EXPORT int cuModuleLoadDataEx(void** module, const void* image, unsigned, int*, void**) {
     if (!current) return fail(kInvalidContext, "no context is current");
     if (const int status = refuse_in_a_capture()) return status;
-    *module = new Module{static_cast<const char*>(image), {}};  // never unloaded
+    const char* bytes = static_cast<const char*>(image);
+    const int target = target_of(bytes), here = gpu::host::capability();
+    if (target > here || (is_machine_code(bytes) && target / 10 != here / 10))
+        return fail(kNoBinaryForGpu, "the module is for another GPU");
+    const std::string name = (is_machine_code(bytes) ? "sm_" : "compute_") + std::to_string(target) + " ";
+    if (loaded.find(name) == std::string::npos) loaded += name;
+    *module = new Module{bytes, {}};  // never unloaded
     return 0;
 }
 
 D2D_EXPORT int cuModuleGetFunction(void** function, void* handle, const char* name) {
     auto& module = *static_cast<Module*>(handle);
-    const size_t begin = module.ptx.find(std::string(".entry ") + name + "(");
-    if (begin == std::string::npos) return fail(kNotFound, std::string("the module has no ") + name);
-    const size_t end = module.ptx.find(')', begin), body = module.ptx.find('{', end);
-    const std::string parameters = module.ptx.substr(begin, end - begin);
-    const std::string bounds = module.ptx.substr(end, body - end);
-    if (count(parameters, ".param ") != count(parameters, ".param .u64 "))
+    const Kernel kernel =
+        is_machine_code(module.image) ? in_machine_code(module.image, name) : in_ptx(module.image, name);
+    if (!kernel.found) return fail(kNotFound, std::string("the module has no ") + name);
+    if (kernel.parameters != kernel.wide)
         return fail(kInvalidValue, std::string(name) + " has a parameter that is not 8 bytes wide");
-    const size_t bound = bounds.find(".maxntid ");
-    const unsigned threads = bound == std::string::npos
-                                 ? kMostThreads
-                                 : static_cast<unsigned>(std::atoi(bounds.c_str() + bound + 9));
-    *function = &(module.functions[name] = {name, count(parameters, ".param "), threads});
+    *function = &(module.functions[name] = {name, kernel.parameters, kernel.threads});
     return 0;
 }
 
@@ -202,3 +269,6 @@ D2D_EXPORT int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
 
 // For tests: the stream of the last launch.
 D2D_EXPORT void* d2d_last_stream() { return last_stream; }
+
+// For tests: what the modules were compiled for.
+D2D_EXPORT const char* d2d_loaded() { return loaded.c_str(); }

@@ -3,6 +3,7 @@
 #include "emulator.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <random>
 #include <unordered_map>
@@ -253,6 +254,11 @@ std::map<std::string, bool>& launched() {
 }
 
 }  // namespace
+
+int capability() {
+    const char* given = std::getenv("D2D_HOST_CAPABILITY");
+    return given ? std::atoi(given) : 80;
+}
 
 std::string never_launched() {
     std::string names;

@@ -43,6 +43,9 @@ struct Grid {
 // Runs a kernel; throws std::runtime_error with the first mistake.
 void launch(const std::string& name, const Grid& grid, const std::vector<uint64_t>& words);
 
+// Of the GPU that is played, in tenths: $D2D_HOST_CAPABILITY, or 80.
+int capability();
+
 // Names of the kernels that this process did not launch, separated by blanks.
 std::string never_launched();
 
