@@ -106,6 +106,45 @@ def test_the_tests_for_gpus_pass_on_the_emulated_driver(driver):
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 40
 
 
+CHOICE = """
+import ctypes, numpy as np
+from dit2deploy.base.errors import Failed
+from dit2deploy.formats import TERNARY, pack
+from dit2deploy.targets import kernel
+driver = ctypes.CDLL("libcuda.so.1")
+for name in ("d2d_loaded", "d2d_last_launched"):
+    getattr(driver, name).restype = ctypes.c_char_p
+m, n, k = 17, 32, 64
+q = np.arange(m * k).reshape(m, k) % 15 - 7
+codes = np.arange(n * k).reshape(n, k) % 3 - 1
+words = kernel.relayout("ternary", pack(codes, TERNARY), k, layout=kernel.FRAGMENT_ORDER)
+inputs = [q.astype(np.int8), np.ones((m, 1), np.float32), words, np.ones((n, 1), np.float32), np.zeros(n, np.float32)]
+attributes = {"bits": 4, "layout": kernel.FRAGMENT_ORDER}
+try:
+    (y,) = kernel.run("TernaryGemm", inputs, attributes, [(m, n)], isa="cuda")
+    np.testing.assert_array_equal(y, q @ codes.T)
+    print(driver.d2d_loaded().decode() + driver.d2d_last_launched().decode())
+except Failed as error:
+    print(error.cause)
+"""
+CHOSEN = {
+    72: "TernaryGemm: the CUDA kernels need compute capability 7.5 or later, this GPU has 7.2.",
+    75: "sm_75 ternary_gemm_64x64_int4",
+    80: "sm_80 ternary_gemm_64x64_int4",
+    **dict.fromkeys((86, 87, 89), "sm_86 ternary_gemm_64x64_int4"),
+    90: "sm_90 ternary_gemm_64x64",
+    **dict.fromkeys((100, 120), "compute_90 ternary_gemm_64x64"),
+}
+
+
+@pytest.mark.parametrize("capability", CHOSEN)
+def test_each_gpu_gets_its_machine_code_and_the_int4_kernels_that_it_has(driver, capability: int):
+    """Later GPUs than those of the machine code get PTX; from 9.0 on there are no int4 tensor cores."""
+    environment = {"LD_LIBRARY_PATH": str(driver.parent), "D2D_HOST_CAPABILITY": str(capability)}
+    done = run([sys.executable, "-c", CHOICE], **environment)
+    assert (done.returncode, done.stdout) == (0, CHOSEN[capability] + "\n"), done.stdout + done.stderr
+
+
 LAUNCH = """
 import ctypes, numpy as np
 from dit2deploy.base.errors import Failed

@@ -71,12 +71,12 @@ def test_the_record_holds_what_the_table_shows():
     loop = statistics.Loop(products=32, others=64, unpacking=32)
     found = statistics.record(kernel("9.0", registers=128, threads=256, shared=40 << 10, loop=loop))
     assert (found["resident_blocks"], found["resident_warps"], found["others_a_mma"]) == (2, 16, 2.0)
-    assert found["instructions_to_unpack_4_weights"] == 2.0 and found["sm"] == "9.0"
+    assert found["instructions_to_unpack_a_register"] == 2.0 and found["sm"] == "9.0"
 
 
 def test_spills_and_broken_promises_are_faults():
     promised = statistics.promises()
-    assert set(promised) == {"ternary", "int3", "int4", "int8"}
+    assert set(promised) == {"ternary", "int3", "int4", "int8", "ternary_int4", "int3_int4", "int4_int4"}
     unpack, others = promised["ternary"]
     sound = statistics.Loop(products=32, others=int(32 * others), unpacking=int(16 * unpack))
     assert statistics.broken(kernel("8.0", loop=sound), promised) == []
@@ -98,6 +98,6 @@ def test_the_gemms_keep_their_promises(sm: str, capsys):
     if found is None or statistics.compiler().nvrtc() is None:
         pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
     kernels = statistics.collect((SM[sm],), [statistics.GEMM], found)
-    assert len(kernels) == 30 and sum(kernel.loop is not None for kernel in kernels) >= 20
+    assert len(kernels) == 42 and sum(kernel.loop is not None for kernel in kernels) >= 20
     promised = statistics.promises()
     assert [fault for kernel in kernels for fault in statistics.broken(kernel, promised)] == []

@@ -1,12 +1,14 @@
-"""Static figures of the CUDA kernels, for every GPU generation and without a GPU: what the machine code and its compiler say.
+"""Static figures of the CUDA kernels, for every GPU generation and without a GPU, from their machine code.
 
-Each source becomes the machine code that the library holds (plugins/cuda/compile.py), of which the compiler's log tells
-registers and spills; cuobjdump disassembles it. Occupancy is arithmetic (blocks an SM by registers, warps and static shared memory). The
-main loop of a tensor-core kernel is its shortest backward branch over the most tensor instructions; its columns hold
+Each source becomes the machine code that the library holds (plugins/cuda/compile.py). The compiler's log tells
+registers and spills; cuobjdump disassembles it. Occupancy is arithmetic (blocks an SM by registers, warps and static
+shared memory). The main loop of a tensor-core kernel is its shortest backward branch over the most tensor instructions;
+its columns hold
 
-  unpack   instructions that can unpack (logic, shifts, permutes) for each register of four weights: an upper bound,
-           since addresses shift too
-  others   all instructions but the tensor ones and NOP, for each mma.m16n8k32 (on SM 7.5 four instructions are one)
+  unpack   instructions that can unpack (logic, shifts, permutes) for each register of weights, four bytes or, of the
+           kernels *_int4, eight nibbles: an upper bound, since addresses shift too, and activations are made nibbles
+  others   all instructions but the tensor ones and NOP, for each mma.m16n8k32 or m16n8k64 (on SM 7.5 four
+           instructions are one)
 """
 
 import argparse
@@ -140,7 +142,7 @@ def kernels_of(made, sm: Sm, found: dict[str, str]) -> list[Kernel]:
             LAUNCHED if name.endswith("_warps") else bounds.get(name),
             loops[name],
         )
-        for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", made.log, re.DOTALL)
+        for name, text in re.findall(r"entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", made.log, re.DOTALL)
     ]
 
 
@@ -185,15 +187,15 @@ def resident_warps() -> int:
 
 
 def unpack_of(kernel: Kernel) -> float | None:
-    """Instructions for a register of weights in the 128 x 128 kernel: 2 registers serve 4 mma, one a row tile."""
-    if kernel.loop is None or not kernel.name.endswith("_128x128"):
+    """Instructions for a register of weights in the 128 x 128 kernels: 2 registers serve 4 mma, one a row tile."""
+    if kernel.loop is None or not re.search(r"_128x128(_int4)?$", kernel.name):
         return None
     return kernel.loop.unpacking / (kernel.loop.products / 4 * 2)
 
 
 def others_of(kernel: Kernel) -> float | None:
     """Instructions for each mma beside it; a loop over groups holds the end of one, which few steps reach."""
-    if kernel.loop is None or kernel.name.endswith("_groups"):
+    if kernel.loop is None or "_groups" in kernel.name:
         return None
     return kernel.loop.others / kernel.loop.products
 
@@ -209,9 +211,9 @@ def broken(kernel: Kernel, promised: dict[str, tuple[float, float]]) -> list[str
             faults.append(f"{warps} warps an SM, promised {resident_warps()}")
     unpack = unpack_of(kernel)
     if unpack is not None:
-        least, others = promised[kernel.name.split("_")[0]]
+        least, others = promised[kernel.name.replace("_gemm_128x128", "")]
         if unpack > least:
-            faults.append(f"unpacks 4 weights in {unpack:.2f} instructions, promised {least}")
+            faults.append(f"unpacks a register of weights in {unpack:.2f} instructions, promised {least}")
         if kernel.loop.others / kernel.loop.products > others:
             faults.append(f"{kernel.loop.others / kernel.loop.products:.2f} others for a mma, promised {others}")
     return [f"{kernel.name} on {kernel.sm.name}: {fault}" for fault in faults]
@@ -247,7 +249,7 @@ def record(kernel: Kernel) -> dict[str, Any]:
         "threads": kernel.threads,
         "resident_blocks": blocks,
         "resident_warps": None if blocks is None else blocks * kernel.threads // 32,
-        "instructions_to_unpack_4_weights": unpack_of(kernel),
+        "instructions_to_unpack_a_register": unpack_of(kernel),
         "others_a_mma": others_of(kernel),
     }
 

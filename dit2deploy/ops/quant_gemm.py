@@ -150,6 +150,7 @@ def gemm_cases(fmt: Format, *, low_rank: bool, residual: bool) -> list[Case]:
     add("many-tokens", (256,), 99, 144)
     add("few-tokens-tail", (16,), 35, 528, bits=8)
     add("many-groups", (33,), 70, 288, groups=9)
+    add("groups-of-units", (17,), 40, 192, groups=3)
     add("long-k", (17,), 33, 64 * 64 + 16, bits=8)  # split among blocks
     if residual:
         add("one-gate", (3, 4), 40, 64, gates=(1, 1))

@@ -154,10 +154,12 @@ void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream) {
     for (const CudaLaunch& launch : launches) {
         std::vector<void*> parameters;
         for (const uint64_t& word : launch.words) parameters.push_back(const_cast<uint64_t*>(&word));
-        check(driver().launch(functions.at(launch.function), launch.grid[0], launch.grid[1], launch.grid[2],
+        const char* int4 = launch.on_int4_tensor_cores;
+        const char* name = int4 && functions.count(int4) ? int4 : launch.function;
+        check(driver().launch(functions.at(name), launch.grid[0], launch.grid[1], launch.grid[2],
                               launch.block[0], launch.block[1], launch.block[2], launch.shared_bytes, stream,
                               parameters.data(), nullptr),
-              launch.function);
+              name);
     }
 }
 

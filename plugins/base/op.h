@@ -125,7 +125,8 @@ struct CudaLaunch {
     unsigned grid[3];
     unsigned block[3];
     unsigned shared_bytes;
-    std::vector<uint64_t> words;  // kernel parameters, each 8 bytes wide, in order
+    std::vector<uint64_t> words;                 // kernel parameters, each 8 bytes wide, in order
+    const char* on_int4_tensor_cores = nullptr;  // does the same, where the GPU's module has it: below 9.0
 };
 
 // A kernel parameter as 8 bytes.

@@ -10,6 +10,8 @@
 // Fragments of the warp operations, g = lane / 4, t = lane % 4, register r, byte e:
 //   mma_16_8_32   A: row g + 8 (r % 2), k 4 t + e + 16 (r / 2)   B: column g, k 4 t + e + 16 r
 //                 D: row g + 8 (r / 2), column 2 t + r % 2        D += A B, int8 into int32
+//   mma_16_8_64   the same for int4, nibble e of 8, low ones first, not on 9.0 and later, which have no int4 tensor cores:
+//                 A: row g + 8 (r % 2), k 8 t + e + 32 (r / 2)   B: column g, k 8 t + e + 32 r
 //   ldmatrix_x4   lane 8 i + j names row j of matrix i (16 bytes); r[i] receives bytes 4 t .. 4 t + 3 of row g of it
 #pragma once
 
@@ -17,6 +19,9 @@
 
 #if defined(__CUDACC_RTC__)
 
+#if __CUDA_ARCH__ < 900
+#define GPU_INT4_TENSOR_CORES
+#endif
 #define GPU_DEVICE __device__ inline
 #define GPU_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 // With the threads of a block, and how many blocks an SM shall hold at once.
@@ -143,6 +148,11 @@ __device__ inline void mma_8_8_16(int& d0, int& d1, uint32_t a, uint32_t b) {
         : "+r"(d0), "+r"(d1)
         : "r"(a), "r"(b));
 }
+__device__ inline void mma_8_8_32(int& d0, int& d1, uint32_t a, uint32_t b) {
+    asm("mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(d0), "+r"(d1)
+        : "r"(a), "r"(b));
+}
 #endif
 
 __device__ inline void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -157,6 +167,20 @@ __device__ inline void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t
     mma_8_8_16(d[0], d[1], a[2], b1);
     mma_8_8_16(d[2], d[3], a[1], b0);
     mma_8_8_16(d[2], d[3], a[3], b1);
+#endif
+}
+
+__device__ inline void mma_16_8_64(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    mma_8_8_32(d[0], d[1], a[0], b0);
+    mma_8_8_32(d[0], d[1], a[2], b1);
+    mma_8_8_32(d[2], d[3], a[1], b0);
+    mma_8_8_32(d[2], d[3], a[3], b1);
 #endif
 }
 

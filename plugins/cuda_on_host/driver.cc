@@ -45,7 +45,8 @@ struct Module {
 thread_local void* current = nullptr;
 thread_local std::string last_error = "no error";
 void* last_stream = nullptr;
-std::string loaded;  // the modules' targets, once each
+std::string loaded;         // the modules' targets, once each
+std::string last_launched;  // kernel
 std::map<uint64_t, size_t> allocations;
 std::map<void*, Graph> captured;  // by their streams
 int primary;                      // its address is the handle of the one context
@@ -210,6 +211,7 @@ D2D_EXPORT int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, un
     for (size_t i = 0; i < function.parameters; ++i)
         launch.words.push_back(*static_cast<const uint64_t*>(parameters[i]));
     last_stream = stream;
+    last_launched = function.name;
     const auto capture = captured.find(stream);
     if (capture == captured.end()) return run(launch);
     capture->second.push_back(launch);
@@ -272,3 +274,4 @@ D2D_EXPORT void* d2d_last_stream() { return last_stream; }
 
 // For tests: what the modules were compiled for.
 D2D_EXPORT const char* d2d_loaded() { return loaded.c_str(); }
+D2D_EXPORT const char* d2d_last_launched() { return last_launched.c_str(); }

@@ -459,28 +459,49 @@ void ldmatrix_x4(uint32_t (&r)[4], const Shared<Vec16>& from, int64_t i, const c
     });
 }
 
-void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const char* file, int line) {
+namespace {
+
+// D += A B of 16 rows, 8 columns and 4 * Each of k's to a register's lane: Each elements of 32 / Each bits a register.
+template <int Each>
+void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, host::Place place) {
+    constexpr int bits = 32 / Each, depth = 8 * Each;
     struct In {
         uint32_t a[4], b[2];
     };
     const In mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
-    host::in_warp(&mine, &d, {file, line}, [](host::Fiber* lanes) {
-        int8_t rows[16][32], columns[8][32];
+    host::in_warp(&mine, &d, place, [](host::Fiber* lanes) {
+        const auto element = [](uint32_t word, int e) {
+            return static_cast<int32_t>(word << (32 - bits * (e + 1))) >> (32 - bits);
+        };
+        int rows[16][depth], columns[8][depth];
         for (int lane = 0; lane < host::kWarp; ++lane) {
             const In& in = *static_cast<const In*>(lanes[lane].in);
             const int g = lane / 4, t = lane % 4;
-            for (int r = 0; r < 4; ++r)
-                std::memcpy(&rows[g + 8 * (r % 2)][4 * t + 16 * (r / 2)], &in.a[r], 4);
-            for (int r = 0; r < 2; ++r) std::memcpy(&columns[g][4 * t + 16 * r], &in.b[r], 4);
+            for (int e = 0; e < Each; ++e) {
+                const int k = Each * t + e;
+                for (int r = 0; r < 4; ++r)
+                    rows[g + 8 * (r % 2)][k + 4 * Each * (r / 2)] = element(in.a[r], e);
+                for (int r = 0; r < 2; ++r) columns[g][k + 4 * Each * r] = element(in.b[r], e);
+            }
         }
         for (int lane = 0; lane < host::kWarp; ++lane)
             for (int r = 0; r < 4; ++r) {
-                const int8_t *row = rows[lane / 4 + 8 * (r / 2)], *column = columns[2 * (lane % 4) + r % 2];
+                const int *row = rows[lane / 4 + 8 * (r / 2)], *column = columns[2 * (lane % 4) + r % 2];
                 int sum = 0;
-                for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
+                for (int k = 0; k < depth; ++k) sum += row[k] * column[k];
                 static_cast<int*>(lanes[lane].out)[r] += sum;
             }
     });
+}
+
+}  // namespace
+
+void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const char* file, int line) {
+    mma<4>(d, a, b0, b1, {file, line});
+}
+
+void mma_16_8_64(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const char* file, int line) {
+    mma<8>(d, a, b0, b1, {file, line});
 }
 
 }  // namespace gpu

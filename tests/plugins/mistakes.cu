@@ -139,6 +139,28 @@ GPU_KERNEL(product, int64_t *out) {
     out[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2] = d[r];
 }
 
+// The same of int4, k 0 .. 63: A[row][k] = (row + 3 k) % 16 - 8 and
+// B[k][column] = (5 column - k) % 16 - 8, two's complement.
+GPU_KERNEL(product_of_nibbles, int64_t *out) {
+  const int me = static_cast<int>(gpu::thread()), g = me / 4, t = me % 4;
+  if (me >= 32)
+    return;
+  uint32_t a[4] = {}, b[2] = {};
+  for (int e = 0; e < 8; ++e) {
+    for (int r = 0; r < 4; ++r) {
+      const int row = g + 8 * (r % 2), k = 8 * t + e + 32 * (r / 2);
+      a[r] |= static_cast<uint32_t>((row + 3 * k - 8) & 15) << 4 * e;
+    }
+    for (int r = 0; r < 2; ++r)
+      b[r] |= static_cast<uint32_t>((5 * g - (8 * t + e + 32 * r) - 8) & 15)
+              << 4 * e;
+  }
+  int d[4] = {};
+  gpu::mma_16_8_64(d, a, b[0], b[1]);
+  for (int r = 0; r < 4; ++r)
+    out[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2] = d[r];
+}
+
 GPU_KERNEL(copy_read_before_the_wait, int64_t *out) {
   GPU_SHARED(gpu::Vec16, pieces, kThreads);
   gpu::copy_async(pieces, gpu::thread(), out, true);

@@ -1,5 +1,6 @@
 """The GEMMs' CUDA kernels: the order of their weights by its definition, the large tiles, and their own mistakes."""
 
+import ctypes
 import os
 import subprocess
 from pathlib import Path
@@ -154,9 +155,52 @@ def test_a_split_k_gives_the_bits_of_its_formula(fmt: Format, library):
     np.testing.assert_array_equal(y, sums * ws.T * s + bias)
 
 
+# (M, N, K, groups) of each kernel for tiles: 16 x 8 blocks of 128 x 128; small; groups; slices of K.
+TILES = {
+    "128x128": (16 * 128 - 37, 8 * 128 - 9, 80, 1),
+    "64x64": (70, 99, 208, 1),
+    "64x64_groups": (17, 40, 192, 3),
+    "64x64_slice": (17, 33, 64 * 64 + 16, 1),
+}
+
+
+@pytest.mark.parametrize("tiles", TILES)
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.name != "int8"], ids=lambda fmt: fmt.name)
+def test_int4_tensor_cores_give_the_bits_of_int8_ones(fmt: Format, tiles: str, library, monkeypatch):
+    """Every int4 code and the extremes of the weights, on an 8.0 that has int4 tensor cores and a 9.0 that has none."""
+    host = on_host(library)
+    m, n, k, groups = TILES[tiles]
+    rng = np.random.default_rng(0)
+    q = rng.integers(-8, 7, (m, k), endpoint=True).astype(np.int8)
+    weights = weights_of(fmt, n, k)
+    q[0], weights[0] = -8, -fmt.offset  # the largest sum
+    q[1], weights[1] = 7, fmt.levels - 1 - fmt.offset
+    s, ws = rng.uniform(0.01, 0.1, (m, 1)).astype(np.float32), rng.uniform(0.01, 0.1, (n, groups)).astype(np.float32)
+    inputs = [q, s, in_fragments(fmt, weights, library), ws, np.ones(n, np.float32)]
+
+    def run(capability: int, bits: int) -> np.ndarray:
+        monkeypatch.setenv("D2D_HOST_CAPABILITY", str(capability))
+        attributes = {"bits": bits, "layout": kernel.FRAGMENT_ORDER}
+        return kernel.run(f"{fmt.title}Gemm", inputs, attributes, [(m, n)], isa="cuda_on_host", library=host)[0]
+
+    def never_launched() -> set[str]:
+        names = ctypes.CDLL(str(host)).d2d_never_launched
+        names.restype = ctypes.c_char_p
+        return set(names().decode().split())
+
+    name = f"{fmt.name}_gemm_{tiles}_int4"
+    want = run(90, 4)
+    np.testing.assert_array_equal(run(80, 5), want)
+    assert name in never_launched()
+    np.testing.assert_array_equal(run(80, 4), want)
+    assert name not in never_launched()
+    sums = q.reshape(m, groups, -1).astype(int).swapaxes(0, 1) @ weights.reshape(n, groups, -1).transpose(1, 2, 0)
+    np.testing.assert_allclose(want, (sums * ws.T[:, None]).sum(0) * s + 1, rtol=1e-5, atol=1e-4)
+
+
 BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
-ADD = "gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);"
-STORE = "gpu::store(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);"
+ADD = "gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
+STORE = "gpu::store(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
 FINISHED = "    gpu::store(y, stream_of(p, token).joined(output, value));\n"
 # What is changed in the kernels' sources, whole or in how many slices K is, and what the emulator says to it.
 PLANTED = {

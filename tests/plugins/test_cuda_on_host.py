@@ -86,3 +86,12 @@ def test_a_product_of_fragments_is_the_product_of_the_matrices(mistakes, seed: i
     a = np.arange(16)[:, None] + 3 * k - 40
     b = 5 * np.arange(8)[None] - k[:, None]
     np.testing.assert_array_equal(np.array(done.stdout.split(), int).reshape(16, 8), a @ b)
+
+
+def test_a_product_of_int4_fragments_is_the_product_of_the_matrices(mistakes):
+    done = subprocess.run([mistakes, "product_of_nibbles", "0"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    k = np.arange(64)
+    a = (np.arange(16)[:, None] + 3 * k) % 16 - 8
+    b = (5 * np.arange(8)[None] - k[:, None]) % 16 - 8
+    np.testing.assert_array_equal(np.array(done.stdout.split(), int).reshape(16, 8), a @ b)

@@ -30,8 +30,12 @@ GEMM_CASES = {
     "many-groups": kernel.FRAGMENT_ORDER,
     "one-token": kernel.FRAGMENT_ORDER,
     "groups": kernel.FRAGMENT_ORDER,
+    "groups-of-units": kernel.FRAGMENT_ORDER,
     "long-k": kernel.FRAGMENT_ORDER,
 }
+# Of the plain GEMMs', with codes that int4 tensor cores take.
+INT4_CASES = ("step-tail", "long-k")
+PLAIN = {"q", "s", "w", "ws", "bias"}
 # Of the ops that quantize rows: in registers, and through shared memory; of the others the first ones.
 ROW_CASES = ("extremes-absmax", "row-qmax-gaussian", "odd-k-absmax", "odd-k-gaussian-mid-rise")
 FIRST = 3
@@ -77,6 +81,7 @@ def sanitized(library: Path) -> tuple[Path, dict[str, str]]:
 # that of their small tiles.
 LARGE = INT3
 LEFT_OUT = {f"{fmt.name}_gemm_128x128" for fmt in FORMATS if fmt is not LARGE}
+LEFT_OUT |= {f"{fmt.name}_gemm_128x128_int4" for fmt in FORMATS if fmt.name != "int8"}
 
 
 def large_tiles() -> tuple[Op, Case]:
@@ -102,6 +107,9 @@ def nodes() -> Iterator[tuple[Op, Case, int]]:
             for case in op.cases():
                 if case.name in GEMM_CASES:
                     yield op, case, GEMM_CASES[case.name]
+                if case.name in INT4_CASES and set(case.inputs) == PLAIN:
+                    inputs = {**case.inputs, "q": np.clip(case.inputs["q"], -7, 7)}
+                    yield op, Case(f"{case.name}-int4", inputs, {"bits": 4}), kernel.FRAGMENT_ORDER
         else:
             named = [case for case in op.cases() if case.name in ROW_CASES]
             for case in named or op.cases()[:FIRST]:

@@ -4,6 +4,15 @@
 // With a residual, fc2, K 4608, N 1152: w 1.33 + q 2.36 + y 2.36 + residual 2.36 = 8.4 MB = 8.4 us; Mul and Add of their own
 // would move y four times more.
 // M 1 (modulation, N 6912): bytes w 2.0 MB / 1.0 TB/s = 2.0 us against 16 us of float16 weights.
+// Activations and weights of at most 4 bits, on int4 tensor cores (7.5, 8.x): fc1 above in 5.44 G / 1321 T/s = 4.1 us. A step
+// of 64 k's of a warp of 64 x 32 takes half as many mma, and packs activations into nibbles; cycles of a scheduler, by
+// the counts below and rates that were read, not timed:
+//                         tensor, 7.5 8.6 8.9   tensor, 8.0 8.7   shared memory   instructions: ternary int3 int4
+//   int8, 128 x 128       512                   256               176                           118     127  115
+//   int4, 128 x 128       256                   128               176                           149     174  138
+// So it pays with every format, up to 2 times on 7.5, 8.6 and 8.9, 1.45 times on 8.0 and 8.7. Warps of 32 x 32 have half
+// the mma and 120 cycles of shared memory: up to 2 times again, but as good as nothing on 8.0 and 8.7, and no loss. Up to 16
+// tokens, where bytes are the bound, it is not used, nor by any other than the tiles.
 // Three kernels a format; cuda_plan.cc chooses, by a rule that is written there:
 //   tiles (cuda_tiles.h)            int8 tensor cores over block tiles, layout 2; in slices of K where tiles are few
 //   few tokens (cuda_few_tokens.h)  the same for M <= 16, bound by the bytes of w, layout 2
@@ -15,6 +24,10 @@
 //   int3 2.7 3.3
 //   int4 2.0 2.9
 //   int8 0.5 2.9
+// On int4 tensor cores, for a register of 8 weights and with the packing of activations, for each mma.m16n8k64:
+//   ternary_int4 9.2 8.8
+//   int3_int4 11.9 10.4
+//   int4_int4 7.7 8.1
 #include "cuda_few_tokens.h"
 #include "cuda_tiles.h"
 
@@ -99,10 +112,26 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare) {
     GPU_KERNEL_OF(256, 2, name##_16, PORTS) { few_tokens_gemm<index, false>(GIVEN); }                        \
     GPU_KERNEL_OF(256, 2, name##_16_groups, PORTS) { few_tokens_gemm<index, true>(GIVEN); }
 
+#define QUANT_GEMM_INT4(name, index)                                                                    \
+    GPU_KERNEL_OF(256, LARGE_BLOCKS, name##_128x128_int4, PORTS) {                                      \
+        tile_gemm<index, 4, 2, 4, Of::whole, 4>(GIVEN);                                                 \
+    }                                                                                                   \
+    GPU_KERNEL_OF(128, 4, name##_64x64_int4, PORTS) { tile_gemm<index, 2, 2, 2, Of::whole, 4>(GIVEN); } \
+    GPU_KERNEL_OF(128, 3, name##_64x64_groups_int4, PORTS) {                                            \
+        tile_gemm<index, 2, 2, 2, Of::groups, 4>(GIVEN);                                                \
+    }                                                                                                   \
+    GPU_KERNEL_OF(128, 4, name##_64x64_slice_int4, PORTS) { tile_gemm<index, 2, 2, 2, Of::slice, 4>(GIVEN); }
+
 QUANT_GEMM(ternary_gemm, 0)
 QUANT_GEMM(int3_gemm, 1)
 QUANT_GEMM(int4_gemm, 2)
 QUANT_GEMM(int8_gemm, 3)
+
+#ifdef GPU_INT4_TENSOR_CORES
+QUANT_GEMM_INT4(ternary_gemm, 0)
+QUANT_GEMM_INT4(int3_gemm, 1)
+QUANT_GEMM_INT4(int4_gemm, 2)
+#endif
 
 GPU_KERNEL_OF(kFinishThreads, 4, gemm_zero, int32_t* sums, int64_t count) {
     const int64_t i = gpu::block_x() * kFinishThreads + gpu::thread();

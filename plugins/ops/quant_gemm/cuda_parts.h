@@ -90,6 +90,25 @@ struct Weights {
         }
     }
 
+    // Of at most 4 bits: register reg (0, 1) of a tile for the int4 tensor cores, each nibble w << (4 - bits): the weights of
+    // registers low(reg) and high(reg) of `fragment`, as they lie best.
+    static constexpr int low(int reg) { return bits == 4 ? 2 * reg : bits == 3 ? 3 * reg : reg; }
+    static constexpr int high(int reg) { return bits == 4 ? 2 * reg + 1 : bits == 3 ? 2 - reg : reg + 2; }
+    GPU_DEVICE uint32_t nibbles(int tile, int reg) const {
+        if constexpr (bits == 4) {
+            return word[2 * tile + reg];
+        } else if constexpr (bits == 2) {
+            return (reg ? word[tile] : word[tile] << 2) & 0xCCCCCCCCu;
+        } else {
+            const uint32_t* w = word + tile / 2 * 3;
+            if (tile % 2 == 0)
+                return reg ? (w[1] & 0xE0E0E0E0u) | (w[0] >> 1 & 0x0E0E0E0Eu)
+                           : (w[2] & 0xE0E0E0E0u) | (w[0] >> 4 & 0x0E0E0E0Eu);
+            return reg ? (w[2] << 3 & 0xE0E0E0E0u) | (w[2] << 2 & 0x0C0C0C0Cu) | (w[1] & 0x02020202u)
+                       : (w[0] << 6 & 0xC0C0C0C0u) | (w[1] << 5 & 0x20202020u) | (w[1] >> 1 & 0x0E0E0E0Eu);
+        }
+    }
+
     // Register reg of a tile, each byte w << (8 - bits). Both are constants once loops are unrolled.
     GPU_DEVICE uint32_t fragment(int tile, int reg) const {
         if constexpr (bits == 3) {

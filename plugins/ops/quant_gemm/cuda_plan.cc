@@ -16,6 +16,9 @@
 // values) moved s + 3 times through the second-level cache at 5 TB/s, up to 1.7 us for s = 4, are less. 256 blocks put
 // two on each SM of a large card, and 16 steps a slice keep the ring of stages busy. Example: DiT-XL/2 fc2, M 256, N
 // 1152, K 4608: T 72, S 72, s 3. Its partial sums lie in y itself: no workspace.
+//
+// Tiles of activations of at most 4 bits (the attribute says it) and weights of at most 4 go to the int4 tensor cores of
+// GPUs that have them, groups where they are multiples of 64. Which GPU it is, the launch finds.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -36,16 +39,16 @@ constexpr int64_t kFinishThreads = 256;  // as in cuda.cu
 
 enum Variant { any, few, few_groups, small, small_groups, slice, large, kVariants };
 
-constexpr const char* kFunctions[][kVariants] = {
-    {"ternary_gemm_any", "ternary_gemm_16", "ternary_gemm_16_groups", "ternary_gemm_64x64",
-     "ternary_gemm_64x64_groups", "ternary_gemm_64x64_slice", "ternary_gemm_128x128"},
-    {"int3_gemm_any", "int3_gemm_16", "int3_gemm_16_groups", "int3_gemm_64x64", "int3_gemm_64x64_groups",
-     "int3_gemm_64x64_slice", "int3_gemm_128x128"},
-    {"int4_gemm_any", "int4_gemm_16", "int4_gemm_16_groups", "int4_gemm_64x64", "int4_gemm_64x64_groups",
-     "int4_gemm_64x64_slice", "int4_gemm_128x128"},
-    {"int8_gemm_any", "int8_gemm_16", "int8_gemm_16_groups", "int8_gemm_64x64", "int8_gemm_64x64_groups",
-     "int8_gemm_64x64_slice", "int8_gemm_128x128"},
-};
+#define TILED(format, suffix)                                                            \
+    format "_64x64" suffix, format "_64x64_groups" suffix, format "_64x64_slice" suffix, \
+        format "_128x128" suffix
+#define ALL(format) {format "_any", format "_16", format "_16_groups", TILED(format, "")}
+#define INT4(format) {nullptr, nullptr, nullptr, TILED(format, "_int4")}
+
+constexpr const char* kFunctions[][kVariants] = {ALL("ternary_gemm"), ALL("int3_gemm"), ALL("int4_gemm"),
+                                                 ALL("int8_gemm")};
+constexpr const char* kInt4Functions[][kVariants] = {
+    INT4("ternary_gemm"), INT4("int3_gemm"), INT4("int4_gemm"), {}};
 
 int64_t blocks(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
@@ -131,6 +134,8 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
             " and " + std::to_string(p.m));
     CudaLaunch launch{};
     launch.function = kFunctions[index][variant];
+    if (attributes.integer("bits") <= 4 && (variant != small_groups || p.k / p.groups % 64 == 0))
+        launch.on_int4_tensor_cores = kInt4Functions[index][variant];
     launch.words = {word(p.q),    word(p.s),        word(p.w),    word(p.ws),
                     word(p.bias), word(p.t),        word(p.up),   word(p.y),
                     word(p.m),    word(p.n),        word(p.k),    word(p.groups),

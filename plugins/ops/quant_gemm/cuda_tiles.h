@@ -37,8 +37,13 @@ struct Sums {
     int at[RowTiles][4][4];
 };
 
+// How much larger the sums of int8 products are than those of `Bits`-wide ones: what stands at the top of a nibble stood at
+// the top of a byte.
+template <int Bits>
+constexpr int kStep = 1 << (8 - Bits);
+
 // The sums of one group, scaled, are added to `total`; they begin again at 0.
-template <int Index, int RowTiles>
+template <int Index, int Bits, int RowTiles>
 GPU_DEVICE void finish_group(const Ports& p, int column, int group, Sums<RowTiles>& sums,
                              Values<RowTiles>& total) {
 #pragma unroll
@@ -46,8 +51,8 @@ GPU_DEVICE void finish_group(const Ports& p, int column, int group, Sums<RowTile
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
             const int output = column + 8 * tile + odd;
-            const float ws =
-                output < p.n ? Weights<Index>::scale * gpu::load(p.ws + output * p.groups + group) : 0.0f;
+            constexpr float scale = kStep<Bits> * Weights<Index>::scale;
+            const float ws = output < p.n ? scale * gpu::load(p.ws + output * p.groups + group) : 0.0f;
 #pragma unroll
             for (int i = 0; i < RowTiles; ++i)
 #pragma unroll
@@ -176,8 +181,8 @@ GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles
             }
 }
 
-// Adds the sums to y, which holds integers.
-template <int RowTiles>
+// Adds the sums to y, which holds those of int8 products.
+template <int Bits, int RowTiles>
 GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTiles>& sums) {
 #pragma unroll
     for (int i = 0; i < RowTiles; ++i)
@@ -187,14 +192,36 @@ GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTile
             for (int r = 0; r < 4; ++r) {
                 const int token = row + 16 * i + 8 * (r / 2), output = column + 8 * tile + r % 2;
                 if (token >= p.m || output >= p.n) continue;
-                gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sums.at[i][tile][r]);
+                const int sum = kStep<Bits> * sums.at[i][tile][r];
+                gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);
             }
+}
+
+// A of 16 tokens for part `part` of a step. Int8: k's 32 part .. + 31. Int4: all 64, of codes that 4 bits hold, in the order
+// of Weights::nibbles: the order of k's within a product is free.
+template <int Index, int Bits>
+GPU_DEVICE void load_activations(const gpu::Shared<gpu::Vec16>& memory, int row, int tile, int part,
+                                 uint32_t (&a)[4]) {
+    if constexpr (Bits == 8) {
+        gpu::ldmatrix_x4(a, memory, (row ^ 2 * part) + tile);
+    } else {
+        uint32_t x[2][4];  // register r of half h: row half r % 2, k's 32 h + 16 (r / 2) .. + 15
+#pragma unroll
+        for (int half = 0; half < 2; ++half) gpu::ldmatrix_x4(x[half], memory, (row ^ 2 * half) + tile);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const int low = Weights<Index>::low(r / 2), high = Weights<Index>::high(r / 2);
+            a[r] = (x[low / 2][low % 2 * 2 + r % 2] & 0x0F0F0F0Fu) |
+                   (x[high / 2][high % 2 * 2 + r % 2] << 4 & 0xF0F0F0F0u);
+        }
+    }
 }
 
 enum class Of { whole, groups, slice };
 
-// K is a multiple of 16, its groups of 32; q and w are 16-byte aligned. Of::slice: sums of the block's part of K alone.
-template <int Index, int RowTiles, int WarpRows, int WarpColumns, Of of>
+// K is a multiple of 16, its groups of 32 (int4: 64); q and w are 16-byte aligned. Of::slice: sums of the block's part of K
+// alone. Bits 4: on int4 tensor cores; codes of activations lie in -8 .. 7, weights have at most 4 bits.
+template <int Index, int RowTiles, int WarpRows, int WarpColumns, Of of, int Bits = 8>
 GPU_DEVICE void tile_gemm(const Ports& p) {
     using T = Tiling<Index, RowTiles, WarpRows, WarpColumns>;
     using W = Weights<Index>;
@@ -254,7 +281,8 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     Values<RowTiles> value = {};
     const int lane_row = warp_row + lane / 4, lane_column = warp_column * d2d::kUnitOutputs + 2 * (lane % 4);
     const int first_column = first_strip * d2d::kUnitOutputs, column = first_column + lane_column;
-    const int group_steps = (int)(p.k / p.groups) / 32;
+    constexpr int parts = Bits == 4 ? 1 : 2;  // of a step
+    const int group_parts = (int)(p.k / p.groups) / (d2d::kUnitDepth / parts);
     int done = 0, group = 0;
     int stage = 0, stage_before = (T::stages - 1) * T::stage;
     const int a_row = swizzled(warp_row + lane % 16, lane / 16);  // the second half of a step: XOR 2
@@ -268,21 +296,27 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
         W weights;
         weights.from_shared(memory, stage + T::activations + warp_column * W::pieces, lane);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int part = 0; part < parts; ++part) {
             uint32_t a[RowTiles][4];
 #pragma unroll
             for (int i = 0; i < RowTiles; ++i)
-                gpu::ldmatrix_x4(a[i], memory, stage + (a_row ^ 2 * half) + 64 * i);
+                load_activations<Index, Bits>(memory, a_row, stage + 64 * i, part, a[i]);
 #pragma unroll
             for (int tile = 0; tile < 4; ++tile) {
-                const uint32_t b0 = weights.fragment(tile, 2 * half),
-                               b1 = weights.fragment(tile, 2 * half + 1);
+                if constexpr (Bits == 4) {
+                    const uint32_t b0 = weights.nibbles(tile, 0), b1 = weights.nibbles(tile, 1);
 #pragma unroll
-                for (int i = 0; i < RowTiles; ++i) gpu::mma_16_8_32(sums.at[i][tile], a[i], b0, b1);
+                    for (int i = 0; i < RowTiles; ++i) gpu::mma_16_8_64(sums.at[i][tile], a[i], b0, b1);
+                } else {
+                    const uint32_t b0 = weights.fragment(tile, 2 * part),
+                                   b1 = weights.fragment(tile, 2 * part + 1);
+#pragma unroll
+                    for (int i = 0; i < RowTiles; ++i) gpu::mma_16_8_32(sums.at[i][tile], a[i], b0, b1);
+                }
             }
             if constexpr (of == Of::groups) {
-                if (++done == group_steps && group < p.groups) {  // beyond K there are units, but no groups
-                    finish_group<Index>(p, column, group++, sums, value);
+                if (++done == group_parts && group < p.groups) {  // beyond K there are units, but no groups
+                    finish_group<Index, Bits>(p, column, group++, sums, value);
                     done = 0;
                 }
             }
@@ -292,10 +326,10 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     }
     const int row = first_row + lane_row;
     if constexpr (of == Of::slice) {
-        add_sums(p, row, column, sums);
+        add_sums<Bits>(p, row, column, sums);
         return;
     }
-    if constexpr (of == Of::whole) finish_group<Index>(p, column, 0, sums, value);
+    if constexpr (of == Of::whole) finish_group<Index, Bits>(p, column, 0, sums, value);
     scale_tokens(p, row, column, value);
     add_branch<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
     join(p, row, column, value);
