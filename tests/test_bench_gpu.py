@@ -131,7 +131,8 @@ CHOSEN = {
     72: "TernaryGemm: the CUDA kernels need compute capability 7.5 or later, this GPU has 7.2.",
     75: "sm_75 ternary_gemm_64x64_int4",
     80: "sm_80 ternary_gemm_64x64_int4",
-    **dict.fromkeys((86, 87, 89), "sm_86 ternary_gemm_64x64_int4"),
+    **dict.fromkeys((86, 89), "sm_86 ternary_gemm_64x64_int4"),
+    87: "sm_87 ternary_gemm_64x64_int4",  # Tegra: takes no others' machine code
     90: "sm_90 ternary_gemm_64x64",
     **dict.fromkeys((100, 120), "compute_90 ternary_gemm_64x64"),
 }

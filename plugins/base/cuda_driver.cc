@@ -99,6 +99,17 @@ using Functions = std::map<std::string, Function>;
     return module;
 }
 
+#ifdef D2D_CUDA_KERNELS
+// Machine code runs within its major version, on its own minor version and later ones, but not between Tegra (8.7: the
+// Orin) and other GPUs; PTX runs on every later GPU. (CUDA C++ Programming Guide, "Binary Compatibility".)
+bool runs(const CudaImage& image, int here) {
+    constexpr int tegra = 87;
+    if (!image.is_machine_code) return image.capability <= here;
+    if (image.capability == tegra || here == tegra) return image.capability == here;
+    return image.capability <= here && image.capability / 10 == here / 10;
+}
+#endif
+
 Functions load() {
 #ifndef D2D_CUDA_KERNELS
     throw std::runtime_error(
@@ -109,12 +120,10 @@ Functions load() {
     check(driver().attribute(&major, kCapabilityMajor, device), "asking for the compute capability");
     check(driver().attribute(&minor, kCapabilityMinor, device), "asking for the compute capability");
     const int here = 10 * major + minor;
-    // Machine code runs on its own minor version and later ones; else PTX does on every later GPU.
     int best = 0;
     bool is_machine_code = false;
     for (const CudaImage& image : kCudaImages) {
-        if (image.capability > here || (image.is_machine_code && image.capability / 10 != major)) continue;
-        if (image.is_machine_code < is_machine_code) continue;
+        if (!runs(image, here) || image.is_machine_code < is_machine_code) continue;
         if (image.is_machine_code > is_machine_code || image.capability > best) best = image.capability;
         is_machine_code = image.is_machine_code;
     }

@@ -2,10 +2,10 @@
 
 NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 (a build requirement) and is called through ctypes. Each source
 becomes machine code for the capabilities below, which the driver loads as it is, and PTX for what has none, which it
-compiles at first use. Machine code of 8.0 runs on 8.6 and so on, within a major version. Left out: 8.9, whose code is
-that of 8.6 byte for byte, and 8.7, whose instructions are in another order, for build time and the library's size (an
-engine that embeds its plugins holds the library); both run 8.6's. And 12.0: NVRTC 12.4 does not know it, 12.8 and 12.9
-spill registers in its GEMMs. The driver compiles the PTX for it.
+compiles at first use. Machine code of 8.0 runs on 8.6 and so on, within a major version, but not between 8.7, which is
+Tegra, and the others. Left out: 8.9, whose code is that of 8.6 byte for byte, for build time and the library's size (an
+engine that embeds its plugins holds the library). And 12.0: NVRTC 12.4 does not know it, 12.8 and 12.9 spill registers
+in its GEMMs. The driver compiles the PTX for it.
 
     python plugins/cuda/compile.py cuda_kernels.h     # and beside it what the header embeds, and a cache of the images
 """
@@ -44,7 +44,7 @@ HEADERS = (
     "ops/quant_gemm/cuda_tiles.h",
     "ops/quant_gemm/fragments.h",
 )
-MACHINE_CODE = (75, 80, 86, 90)  # compute capabilities in tenths
+MACHINE_CODE = (75, 80, 86, 87, 90)  # compute capabilities in tenths
 PTX = 90
 OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space", "--ptxas-options=-v")
 ALIGNMENT = 64

@@ -177,7 +177,10 @@ D2D_EXPORT int cuModuleLoadDataEx(void** module, const void* image, unsigned, in
     if (const int status = refuse_in_a_capture()) return status;
     const char* bytes = static_cast<const char*>(image);
     const int target = target_of(bytes), here = gpu::host::capability();
-    if (target > here || (is_machine_code(bytes) && target / 10 != here / 10))
+    constexpr int tegra = 87;  // neither takes others' machine code nor gives them its own
+    const bool is_foreign =
+        target / 10 != here / 10 || (target != here && (target == tegra || here == tegra));
+    if (target > here || (is_machine_code(bytes) && is_foreign))
         return fail(kNoBinaryForGpu, "the module is for another GPU");
     const std::string name = (is_machine_code(bytes) ? "sm_" : "compute_") + std::to_string(target) + " ";
     if (loaded.find(name) == std::string::npos) loaded += name;
