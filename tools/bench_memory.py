@@ -36,6 +36,7 @@ WRITE_MODEL = (sys.executable, str(Path(__file__).with_name("random_model.py")))
 STAGES = ("model", "calibrate", "search", "quantize", "export", "build")
 DEFAULTS = {
     "low_rank": None,
+    "modulation": None,
     "rounding": None,
     "samples": 1,
     "steps": 4,
@@ -106,7 +107,7 @@ def steps(options: argparse.Namespace, out: Path) -> list[Step]:
     layers = ("--layers", options.layers) if options.layers else ()
     ceiling = ("--max-memory", options.max_memory) if options.max_memory else ()
     sampling = _words({"samples": options.samples, "steps": options.steps})
-    chosen = _words({"rounding": options.rounding, "low_rank": options.low_rank})
+    chosen = _words({name: getattr(options, name) for name in ("rounding", "low_rank", "modulation")})
     made = []
 
     def step(stage: str, recipe: str | None, words: tuple[Path | str, ...], *also: Path, makes: Path) -> None:
@@ -163,7 +164,7 @@ def main(options: argparse.Namespace) -> None:
     asked = {"geometry": options.geometry, "layers": options.layers, "random_checkpoint": options.random_checkpoint}
     asked |= {field: getattr(options, field) for field in DEFAULTS}
     case = json.loads(journal.read_text()) if journal.exists() else asked | {"recipes": {r: {} for r in options.recipe}}
-    if {field: case[field] for field in asked} != asked or list(case["recipes"]) != options.recipe:
+    if {field: case.get(field) for field in asked} != asked or list(case["recipes"]) != options.recipe:
         sys.exit(f"{out} holds this case made otherwise: {case['command']}\nRemove it, or give another --case.")
     case |= {"command": command_of(options)}
     wanted, todo = STAGES[: STAGES.index(options.until) + 1], steps(options, out)
@@ -193,7 +194,9 @@ def record(results: Path, journal: Path, name: str, case: dict[str, Any]) -> Non
     case |= {field: value for field, value in circumstances().items() if field != "command"}
     write_json(journal, case)
     cases = json.loads(results.read_text())["cases"] if results.exists() else {}
-    write_results(results, "memory", {"command": case["command"], "cases": cases | {name: case}})
+    write_results(
+        results, "memory", {"command": case["command"].removeprefix("python tools/"), "cases": cases | {name: case}}
+    )
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
@@ -205,6 +208,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipe", action="append", help="may be given several times [default: w1.58a4]")
     parser.add_argument("--rounding", help="of the recipe's layers")
     parser.add_argument("--low-rank", type=int, help="of the recipe's layers")
+    parser.add_argument("--modulation", help="format of the adaLN linears' weights")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--max-memory", help="e.g. 3GB")

@@ -126,6 +126,23 @@ def whole(result: Mapping[str, Any]) -> str:
     return f"DiT-XL/2, {result['blocks']} blocks, kernels for {result['isa']}:\n\n{markdown(header, lines)}"
 
 
+def memory(result: Mapping[str, Any]) -> str:
+    """Stages of every case that one command made: minutes, of them the processor's, most memory of its own, bytes."""
+    header = ("model, ceiling", "stage", "time", "processor time", "its own memory, at most", "made")
+    lines = []
+    for name, case in result["cases"].items():
+        if not case["command"]:
+            continue
+        by_recipe = {"": {stage: case[stage] for stage in ("model", "calibrate") if stage in case}} | case["recipes"]
+        for recipe, stages in by_recipe.items():
+            for stage, row in stages.items():
+                minutes = (f"{row[key] / 60:.1f} min" for key in ("seconds", "processor_seconds"))
+                sizes = (f"{row[key] / 1e9:.2f} GB" for key in ("peak_anonymous_bytes", "out_bytes"))
+                told = f"{name}, {case['max_memory'] or 'none'}"
+                lines.append((told, f"{stage} {recipe}".strip(), *minutes, *sizes))
+    return markdown(header, lines)
+
+
 def nodes(result: Mapping[str, Any]) -> str:
     """Milliseconds of a step by op and threads, and the first over the last."""
     header = ("op", "nodes", *(f"{count} thread{'s' if count > 1 else ''}" for count in result["threads"]), "as fast")
@@ -150,6 +167,7 @@ FIGURES = (
     Figure("dit-xl", ("bench_dit_xl.json",), whole),
     Figure("dit-xl-ratios", ("bench_dit_xl.json",), blocks),
     Figure("nodes", ("bench_nodes.json",), nodes),
+    Figure("memory", ("memory.json",), memory),
     Figure("bars", ("bench_gemm.json", "bench_blocks.json", "bench_dit_xl.json"), reached),
 )
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import click
 
-from dit2deploy.artefacts.policy import BranchInit
+from dit2deploy.artefacts.policy import BranchInit, Weight
 from dit2deploy.cli import options
 
 
@@ -20,6 +20,11 @@ from dit2deploy.cli import options
 )
 @click.option("--low-rank", type=click.IntRange(0), help="Rank of the side branch.  [default: the recipe's]")
 @click.option("--group-size", type=click.IntRange(1), help="Weights a scale along K.  [default: one scale a channel]")
+@click.option(
+    "--modulation",
+    type=click.Choice(get_args(Weight)),
+    help="Weights of the adaLN linears; ternary, as RobuQ has them, is the smallest file.  [default: the recipe's]",
+)
 @click.option("--rounding", type=click.Choice(("nearest", "gptq", "adaround")), help="[default: the recipe's]")
 @click.option("--clip", type=click.Choice(("absmax", "gaussian")), help="Of activations.  [default: the recipe's]")
 @click.option(
@@ -80,6 +85,7 @@ def command(model: Path, recipe: str, out: Path, seed: int, point: int | None, *
     \b
     dit2deploy search dit-xl-2/ --recipe w1.58a4 -o policy.json
     dit2deploy search dit-xl-2/ --recipe w4a4 --group-size 64 --low-rank 32 -o policy.json
+    dit2deploy search dit-xl-2/ --recipe w1.58a4 --modulation ternary -o policy.json
     dit2deploy search dit-xl-2/ --recipe w4a4 --branch-init weighted --hessian fisher --smoothing 0.5 -o policy.json
     dit2deploy search dit-xl-2/ --recipe robuq-ampn --budget 3 --calibration calibration/ -o policy.json
     dit2deploy search dit-xl-2/ --recipe treeq-tss --base w4a4 --allocate weights --calibration calibration/ -o p.json

@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from random_model import GEOMETRIES
 
 from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
 from dit2deploy.base.errors import Misuse
-from dit2deploy.evaluate.size import average_activation_bits, effective_weight_bits, layer_bits
-from dit2deploy.models.load import build, linears_of
+from dit2deploy.evaluate.size import average_activation_bits, effective_weight_bits, layer_bits, stored_bytes
+from dit2deploy.models.load import build, fake_parameters, known_family, linears_of
 from dit2deploy.quantizers.linear import quantize_linear
+from dit2deploy.stages.search.problem import Problem
+from dit2deploy.stages.search.uniform import RECIPES
 
 LINEARS = {"a": (30, 60), "b": (10, 20)}
 
@@ -39,6 +42,32 @@ def test_codes_scales_and_branch_are_counted():
     policy = _policy(a=layer, b=LayerPolicy(weight="float"))
     assert effective_weight_bits(policy, LINEARS) == pytest.approx((layer_bits(layer, (30, 60)) + 16 * 200) / 2000)
     assert effective_weight_bits(policy, {"b": (10, 20)}, float_bits=32) == 32
+
+
+def test_dit_xl_with_a_branch_is_a_sixteenth_of_float32(tmp_path):
+    """W1.58A4, rank 16, modulation ternary as RobuQ has it (which says 15.2), by the bytes of each tensor, the
+    embedders of the blocks once: so export writes it (dit-xl-2 in tools/results/memory.json)."""
+    config, _ = GEOMETRIES["dit-xl-2"]
+    with fake_parameters():
+        module = build(config, tmp_path / "config.json")
+    shapes = linears_of(module)
+    family = known_family(config["_class_name"], tmp_path)
+    roles = {name: family.role(name) for name in shapes}
+    problem = Problem(model=config["_class_name"], linears=shapes, roles=roles, training_steps=1000)
+    recipe = next(entry for entry in RECIPES if entry.name == "w1.58a4")
+    policy = recipe.search(problem, low_rank=16, modulation="ternary")
+    repeated = tuple(f"transformer_blocks.{block}.norm1.emb." for block in range(1, 28))
+    held = full = 0
+    for name, tensor in module.state_dict().items():
+        if name.startswith(repeated):
+            continue
+        layer, _, leaf = name.rpartition(".")
+        is_quantized = layer in shapes and policy.layers[layer].is_quantized
+        full += 4 * tensor.numel()
+        held += 0 if is_quantized else 4 * tensor.numel()
+        held += stored_bytes(policy.layers[layer], shapes[layer]) if is_quantized and leaf == "weight" else 0
+    assert 2.6e9 < full < 2.8e9
+    assert full / held >= 16, full / held
 
 
 def test_activation_bits_are_averaged_over_macs_and_steps():
