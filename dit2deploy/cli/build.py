@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from dit2deploy.base.shown import megabytes
 from dit2deploy.cli import options
 
 
@@ -44,7 +45,7 @@ def command(onnx: Path, targets, calibration, model, float_onnx, capabilities, o
     )
     size = made.manifest.size
     rows = [
-        (name, ", ".join(record.engines) or "-", options.megabytes(record.weight_bytes))
+        (name, ", ".join(record.engines) or "-", megabytes(record.weight_bytes))
         for name, record in made.manifest.targets.items()
     ]
     title = f"{out}: {size.ratio:.2f} times smaller than float32"

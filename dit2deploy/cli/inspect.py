@@ -13,6 +13,7 @@ from dit2deploy.artefacts.policy import Policy
 from dit2deploy.artefacts.unfinished import Unfinished
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import read_json
+from dit2deploy.base.shown import megabytes
 from dit2deploy.cli import options
 from dit2deploy.evaluate.words import counted
 
@@ -60,8 +61,8 @@ def _bundle(path: Path):
     rows = [
         ("model", f"{manifest.model} ({manifest.family})"),
         ("created", manifest.created),
-        ("size", f"{options.megabytes(manifest.size.float32)} float32, {manifest.size.ratio:.2f} times smaller here"),
-        *((f"  {part}", options.megabytes(count)) for part, count in manifest.size.parts.items()),
+        ("size", f"{megabytes(manifest.size.float32)} float32, {manifest.size.ratio:.2f} times smaller here"),
+        *((f"  {part}", megabytes(count)) for part, count in manifest.size.parts.items()),
         *((f"target {name}", ", ".join(record.engines)) for name, record in manifest.targets.items()),
         *((f"input {port.name}", f"{port.dtype} {list(port.shape)}") for port in manifest.inputs),
         *(_policy(bundle.policy) if bundle.policy else [("policy", "none: the checkpoint was gone at the build")]),
@@ -81,7 +82,7 @@ def _calibration(path: Path):
 def _checkpoint(path: Path):
     made = checkpoint.Checkpoint.load(path)
     size = (path / checkpoint.TENSORS).stat().st_size
-    rows = [("model", made.manifest.model), ("size", options.megabytes(size)), ("tensors", str(len(made.tensors)))]
+    rows = [("model", made.manifest.model), ("size", megabytes(size)), ("tensors", str(len(made.tensors)))]
     if training := made.manifest.training:
         rows += [("trained", f"{training['steps']} steps in {training['seconds'] / 60:.0f} min")]
     return "quantized checkpoint", made.manifest.model_dump(mode="json"), rows + _policy(made.policy)

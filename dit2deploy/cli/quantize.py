@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from dit2deploy.base.shown import megabytes
 from dit2deploy.cli import options
 
 
@@ -46,5 +47,5 @@ def command(
     quantized = sum(layer.is_quantized for layer in made.policy.layers.values())
     return (
         {"out": str(out), "bytes": size, "quantized_layers": quantized},
-        f"{out}: {quantized} quantized layers, {options.megabytes(size)}",
+        f"{out}: {quantized} quantized layers, {megabytes(size)}",
     )

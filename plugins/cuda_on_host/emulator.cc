@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <set>
 #include <unordered_map>
 
 #if !defined(__x86_64__)
@@ -246,15 +247,7 @@ std::map<std::string, Entry>& entries() {
     return all;
 }
 
-namespace {
-
-std::map<std::string, bool>& launched() {
-    static std::map<std::string, bool> all;
-    return all;
-}
-
-}  // namespace
-
+static std::set<std::string> launched;  // names of kernels
 int capability() {
     const char* given = std::getenv("D2D_HOST_CAPABILITY");
     return given ? std::atoi(given) : 80;
@@ -263,14 +256,14 @@ int capability() {
 std::string never_launched() {
     std::string names;
     for (const auto& [name, entry] : entries())
-        if (!launched().count(name)) names += (names.empty() ? "" : " ") + name;
+        if (!launched.count(name)) names += (names.empty() ? "" : " ") + name;
     return names;
 }
 
 void launch(const std::string& name, const Grid& grid, const std::vector<uint64_t>& words) {
     const auto found = entries().find(name);
     if (found == entries().end()) throw std::runtime_error("there is no kernel " + name);
-    launched()[name] = true;
+    launched.insert(name);
     const unsigned threads = grid.block[0];
     if (threads % kWarp || grid.block[1] != 1 || grid.block[2] != 1)
         throw std::runtime_error(name + ": blocks are one-dimensional, of whole warps");
