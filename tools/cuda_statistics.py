@@ -13,6 +13,7 @@ its columns hold
 
 import argparse
 import collections
+import ctypes
 import importlib.util
 import os
 import re
@@ -254,6 +255,15 @@ def record(kernel: Kernel) -> dict[str, Any]:
     }
 
 
+def known(library: ctypes.CDLL) -> list[int]:
+    """The compute capabilities that an NVRTC makes machine code for, in tenths."""
+    count = ctypes.c_int()
+    library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    found = (ctypes.c_int * count.value)()
+    library.nvrtcGetSupportedArchs(found)
+    return list(found)
+
+
 def collect(sms: tuple[Sm, ...], sources: list[str], found: dict[str, str]) -> list[Kernel]:
     build = compiler()
     library = build.nvrtc()
@@ -281,16 +291,18 @@ def main() -> int:
             file=sys.stderr,
         )
         return build.NOT_FOUND
-    sms = tuple(sm for sm in SMS if arguments.sm in (None, sm.name))
+    wanted = tuple(sm for sm in SMS if arguments.sm in (None, sm.name))
+    sms = tuple(sm for sm in wanted if int(sm.target.removeprefix("sm_")) in known(build.nvrtc()))
+    version = ".".join(map(str, build.version(build.nvrtc())))
+    missing = [sm.name for sm in wanted if sm not in sms]
+    if missing:
+        print(f"not shown: {', '.join(missing)}, for which NVRTC {version} makes no machine code", file=sys.stderr)
     kernels = collect(sms, [source for source in build.SOURCES if arguments.source in source], found)
     print(table(kernels))
     faults = [fault for kernel in kernels for fault in broken(kernel, promises())]
     if arguments.out:
         rows = [record(kernel) for kernel in kernels]
-        values = {
-            "nvrtc": ".".join(map(str, build.version(build.nvrtc()))),
-            "faults": faults,
-        }
+        values = {"nvrtc": version, "not_shown": missing, "faults": faults}
         write_results(arguments.out, "cuda_statistics", {**values, "kernels": rows})
     if arguments.check and faults:
         print(*faults, sep="\n", file=sys.stderr)
