@@ -1,6 +1,8 @@
-"""What the targets ort-cpu and ort-cuda write: graphs of custom ops, weights in their kernels' order, the library."""
+"""What the targets ort-cpu and ort-cuda share: when they can work, and what they write: graphs of custom ops,
+weights in their kernels' order, the library."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,6 +14,20 @@ from dit2deploy.targets import kernel
 from dit2deploy.targets.graph import drop_native_bodies, save_graphs, use_kernel_layout
 from dit2deploy.targets.ort_attention import use_fused_attention
 from dit2deploy.targets.reference import record
+from dit2deploy.targets.target import Availability
+
+
+def availability(find_runtime: Callable[[], object]) -> Availability:
+    """Building takes the kernel library; running takes what `find_runtime` finds, or raises Misuse for."""
+    try:
+        kernel.describe()
+    except Misuse as error:
+        return Availability(can_build=False, can_run=False, reason=error.cause, cure=error.cure)
+    try:
+        find_runtime()
+    except Misuse as error:
+        return Availability(can_build=True, can_run=False, reason=error.cause, cure=error.cure)
+    return Availability(can_build=True, can_run=True)
 
 
 def build_custom_ops(onnx: OnnxModel, *, root: Path, target: str, layout: int) -> tuple[TargetRecord, ir.Model]:

@@ -7,10 +7,8 @@ from typing import Any
 
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
-from dit2deploy.base.errors import Misuse
-from dit2deploy.targets import kernel
+from dit2deploy.targets import kernel, ort_build
 from dit2deploy.targets.ort import open_graphs, open_session, runtime
-from dit2deploy.targets.ort_build import build_custom_ops
 from dit2deploy.targets.reference import refuse_options
 from dit2deploy.targets.target import Availability, Runner, Target, library_of
 
@@ -19,21 +17,13 @@ NAME = "ort-cpu"
 
 def availability() -> Availability:
     """Building takes the kernel library; running takes ONNX Runtime, and the library that the bundle holds."""
-    try:
-        kernel.describe()
-    except Misuse as error:
-        return Availability(can_build=False, can_run=False, reason=error.cause, cure=error.cure)
-    try:
-        runtime()
-    except Misuse as error:
-        return Availability(can_build=True, can_run=False, reason=error.cause, cure=error.cure)
-    return Availability(can_build=True, can_run=True)
+    return ort_build.availability(runtime)
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
     """Graphs of custom ops with weights in the order of the CPU kernels; there are no options."""
     refuse_options(NAME, options)
-    made, _ = build_custom_ops(onnx, root=root, target=NAME, layout=kernel.KERNEL_ORDER)
+    made, _ = ort_build.build_custom_ops(onnx, root=root, target=NAME, layout=kernel.KERNEL_ORDER)
     return made
 
 

@@ -18,10 +18,9 @@ from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.progress import note
-from dit2deploy.targets import cuda, kernel
+from dit2deploy.targets import cuda, kernel, ort_build
 from dit2deploy.targets.graph import tell_slow_gemms
 from dit2deploy.targets.ort import ON_CPU, OrtRunner, open_graphs, open_session, runtime
-from dit2deploy.targets.ort_build import build_custom_ops
 from dit2deploy.targets.ort_cuda_runner import OrtCudaRunner
 from dit2deploy.targets.ort_placement import RECORD, check_placement, on_cpu
 from dit2deploy.targets.reference import refuse_options
@@ -34,15 +33,7 @@ _INSTALL = "Install it in the place of onnxruntime: pip uninstall onnxruntime; p
 
 def availability() -> Availability:
     """Building takes the kernel library; running takes onnxruntime-gpu and an NVIDIA GPU."""
-    try:
-        kernel.describe()
-    except Misuse as error:
-        return Availability(can_build=False, can_run=False, reason=error.cause, cure=error.cure)
-    try:
-        _runtime()
-    except Misuse as error:
-        return Availability(can_build=True, can_run=False, reason=error.cause, cure=error.cure)
-    return Availability(can_build=True, can_run=True)
+    return ort_build.availability(_runtime)
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
@@ -51,7 +42,7 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
     Attention becomes the runtime's own operator, whose CUDA kernels take float32 and float16.
     """
     refuse_options(NAME, options)
-    made, model = build_custom_ops(onnx, root=root, target=NAME, layout=kernel.FRAGMENT_ORDER)
+    made, model = ort_build.build_custom_ops(onnx, root=root, target=NAME, layout=kernel.FRAGMENT_ORDER)
     tell_slow_gemms(model, NAME)
     return made
 
