@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from dit2deploy.cli import COMMANDS, group, main
+from dit2deploy.cli import COMMANDS, group, main, options
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -148,3 +148,9 @@ def test_a_bug_is_told_as_one(capsys, tmp_path, tiny_dit_folder, monkeypatch):
 
     monkeypatch.setattr("dit2deploy.stages.search.search", broken)
     check(run(capsys, "search", tiny_dit_folder, "-o", tmp_path / "policy.json"), "surprise", "--traceback", code=1)
+
+
+def test_tables_show_brackets_as_they_are(capsys):
+    """The cure of a target names extras: pip install 'dit2deploy[cuda]'."""
+    options.show({}, options.table("t", ("cure",), [("pip install 'dit2deploy[cuda]'",)]), as_json=False)
+    assert "'dit2deploy[cuda]'" in capsys.readouterr().out
