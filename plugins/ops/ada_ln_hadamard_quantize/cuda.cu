@@ -73,7 +73,7 @@ GPU_KERNEL_OF(4 * kLanes, 3, ada_ln_hadamard_quantize_warps, const float* x, con
             squares += (double)v.at[j][i] * v.at[j][i];
         }
     const float inverse = (float)(1.0 / sqrt(sum_of_row(w, sums, squares) / (double)k + gpu::load(eps)));
-    const int64_t sample = w.row / rows_a_sample * k + w.in_row;
+    const int64_t sample = w.run_of(rows_a_sample) * k + w.in_row;
     const auto* factors = reinterpret_cast<const gpu::Float4*>(scale + sample);
     const auto* terms = reinterpret_cast<const gpu::Float4*>(shift + sample);
 #pragma unroll
@@ -86,6 +86,6 @@ GPU_KERNEL_OF(4 * kLanes, 3, ada_ln_hadamard_quantize_warps, const float* x, con
         v.at[j][3] = v.at[j][3] * inverse * (1.0f + by.w) + to.w;
     }
     if (y) store_row(w, v, y);
-    quantize_values(w, {block, gpu::load(qmax + w.row / rows_a_qmax), gaussian != 0, mid_rise != 0}, sums,
+    quantize_values(w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0}, sums,
                     peaks, v, q, s);
 }

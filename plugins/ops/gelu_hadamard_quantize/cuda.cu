@@ -48,6 +48,6 @@ GPU_KERNEL_OF(kMostWarps* kLanes, 1, gelu_hadamard_quantize_warps, const float* 
 #pragma unroll
             for (int i = 0; i < 4; ++i) v.at[j][i] = d2d::gelu<float, uint32_t>(v.at[j][i]);
     if (y) store_row(w, v, y);
-    quantize_values(w, {block, gpu::load(qmax + w.row / rows_a_qmax), gaussian != 0, mid_rise != 0}, sums,
+    quantize_values(w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0}, sums,
                     peaks, v, q, s);
 }

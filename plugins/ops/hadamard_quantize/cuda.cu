@@ -39,6 +39,6 @@ GPU_KERNEL_OF(kMostWarps* kLanes, 1, hadamard_quantize_warps, const float* x, co
     const WarpRow w = warp_row(m, k);
     Values v;
     load_row(w, x, v);
-    quantize_values(w, {block, gpu::load(qmax + w.row / rows_a_qmax), gaussian != 0, mid_rise != 0}, sums,
+    quantize_values(w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0}, sums,
                     peaks, v, q, s);
 }

@@ -37,6 +37,8 @@ std::vector<CudaLaunch> plan_rows(const RowKernels& kernels, const Attributes& a
     if (block > kLargestBlock)
         throw std::invalid_argument("the CUDA kernel takes Hadamard blocks up to 8192, got " +
                                     std::to_string(block));
+    if (m > INT32_MAX)
+        throw std::invalid_argument("the CUDA kernel takes up to 2 billion rows, got " + std::to_string(m));
     if (m == 0) return {};
     const int64_t tile = std::min(std::max(kTile / block * block, block), k);
     vectors.push_back(x.data);

@@ -29,6 +29,8 @@ struct WarpRow {
     int64_t in_row, mine;      // where the lane's first piece begins: in the row, and in the tensor
     int left, lane_left;       // values of the row from the warp's, and from the lane's first one
 
+    // Which run of `rows` rows the row lies in. In 32 bits: a division of 64 is a call, whose registers a row needs.
+    GPU_DEVICE int64_t run_of(int64_t rows) const { return (uint32_t)row / (uint32_t)rows; }
     // Whether piece j lies in the row: for some lane, and for this one.
     GPU_DEVICE bool any_has(int j) const { return 4 * kLanes * j < left; }
     GPU_DEVICE bool has(int j) const { return 4 * kLanes * j < lane_left; }
