@@ -14,23 +14,31 @@ from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Dit2DeployError, Misuse
 from dit2deploy.targets import kernel
 from dit2deploy.targets.graph import drop_native_bodies, save_streamed, use_kernel_layout
-from dit2deploy.targets.trt_build import BATCH, check_model
+from dit2deploy.targets.trt_build import check_form
+from dit2deploy.targets.trt_profile import profile_of
+
+SHAPES = {"minShapes": "least", "optShapes": "usual", "maxShapes": "most"}
 
 EXAMPLE = """example:
   python tools/trtexec_onnx.py build/demo.work/onnx build/jetson   # writes the model, prints its options"""
 
 
-def shapes(onnx: OnnxModel, batch: int) -> str:
-    """Of all inputs, as trtexec's options --minShapes, --optShapes and --maxShapes want them."""
-    return ",".join(
-        f"{port.name}:{'x'.join(str(batch if isinstance(dim, str) else dim) for dim in port.shape)}"
-        for port in onnx.manifest.inputs
-    )
+def shapes(onnx: OnnxModel, which: str) -> str:
+    """Of all inputs at the "least", "usual" or "most" lengths of dynamic axes, as trtexec's options want them."""
+    profile = profile_of(onnx, {})
+
+    def length(dim: int | str) -> int:
+        return getattr(profile[dim], which) if isinstance(dim, str) else dim
+
+    return ",".join(f"{port.name}:{'x'.join(str(length(dim)) for dim in port.shape)}" for port in onnx.manifest.inputs)
 
 
 def write(onnx: OnnxModel, out: Path) -> Path:
-    """The path of the model. Raises Misuse for one that is not of the fused form, or where `out` holds one already."""
-    check_model(onnx, "tensorrt")
+    """The path of the model, at the size of its inputs.
+
+    Raises Misuse for one that is not of the fused form, or where `out` holds one already.
+    """
+    check_form(onnx, "tensorrt")
     path = out / "model.onnx"
     if path.exists():
         raise Misuse(f"{path} is already there.", "Name another folder, or remove it.")
@@ -56,8 +64,8 @@ def main() -> int:
         print(f"error: {error.cause}\n  -> {error.cure}", file=sys.stderr)
         return error.exit_code
     print(f"--onnx={path}")
-    for name, batch in zip(("minShapes", "optShapes", "maxShapes"), BATCH, strict=True):
-        print(f"--{name}={shapes(onnx, batch)}")
+    for name, which in SHAPES.items():
+        print(f"--{name}={shapes(onnx, which)}")
     return 0
 
 

@@ -23,6 +23,7 @@ Form = Literal["fused", "qdq", "float"]
 
 Size = tuple[int, int]  # height and width of the latents
 BATCH = "batch"  # the dynamic axis of samples
+OWN = "onnx"  # the label of the graph for the size of the manifest's inputs
 
 
 def size_label(size: Size) -> str:
@@ -39,6 +40,17 @@ class PortRecord(schema.Record):
     name: str
     dtype: str  # numpy's name
     shape: tuple[int | str, ...]  # a string: a dynamic axis of that name
+
+
+class AxisRecord(schema.Record):
+    """A dynamic axis, and the lengths that an engine for a range of them takes: all multiples of `multiple`."""
+
+    name: str
+    least: int
+    usual: int
+    most: int
+    multiple: int = 1
+    bound: int | None = None  # the model itself takes no more
 
 
 class LayerRecord(schema.Record):
@@ -63,6 +75,7 @@ class OnnxManifest(schema.Record):
     opset: int
     custom_opset: int
     sizes: tuple[Size, ...] = ()  # beside that of the inputs: each has its own graph
+    axes: tuple[AxisRecord, ...] = ()  # the dynamic ones
     assumptions: tuple[str, ...] = ()
     versions: dict[str, str] = {}
 
@@ -79,7 +92,7 @@ class OnnxModel:
     @property
     def graphs(self) -> dict[str, str]:
         """Names of the ONNX files, that of the inputs' own size first, by the label of their engine."""
-        return {"onnx": MODEL} | {size_label(size): graph_file(size) for size in self.manifest.sizes}
+        return {OWN: MODEL} | {size_label(size): graph_file(size) for size in self.manifest.sizes}
 
     @property
     def config(self) -> dict[str, Any]:

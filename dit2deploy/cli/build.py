@@ -7,6 +7,8 @@ import click
 from dit2deploy.base.shown import megabytes
 from dit2deploy.cli import options
 
+_RANGED = ("tensorrt-rtx", "tensorrt")  # targets whose engines are for a range of lengths
+
 
 @click.command()
 @click.argument("onnx", type=options.PATH)
@@ -22,22 +24,32 @@ from dit2deploy.cli import options
     show_default=True,
     help="GPUs that TensorRT-RTX engines are for; may be given several times.",
 )
+@options.ranges
 @options.out("Folder of the bundle.")
 @options.max_memory
 @options.common
-def command(onnx: Path, targets, calibration, model, float_onnx, capabilities, out: Path, max_memory: int | None):
+def command(
+    onnx: Path, targets, calibration, model, float_onnx, capabilities, ranges, out: Path, max_memory: int | None
+):
     """Build engines for the targets from an exported ONNX model, into one bundle.
 
     \b
     dit2deploy build onnx/ --target ort-cpu --target tensorrt-rtx --calibration calibration/ -o bundle/
+    dit2deploy build onnx/ --target tensorrt-rtx --range batch=1:1:1 --range text_tokens=77:77:512 -o bundle/
     """
     from dit2deploy.stages.build import build
+
+    if ranges and not set(_RANGED) & set(targets):
+        raise click.UsageError(f"--range is for {' and '.join(_RANGED)}: engines of other targets take any length.")
 
     made = build(
         onnx,
         out,
         targets=targets,
-        options={"tensorrt-rtx": {"compute_capabilities": list(capabilities)}},
+        options={
+            "tensorrt-rtx": {"compute_capabilities": list(capabilities), "ranges": ranges},
+            "tensorrt": {"ranges": ranges},
+        },
         calibration=calibration,
         model=model,
         float_onnx=float_onnx,

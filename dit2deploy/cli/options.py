@@ -258,6 +258,29 @@ latent_sizes = click.option(
 )
 
 
+def _ranges(
+    _context: click.Context, _parameter: click.Parameter, value: Sequence[str]
+) -> dict[str, tuple[int, int, int]]:
+    """Of an option --range: "text_tokens=1:77:512"."""
+    found = {}
+    for text in value:
+        match = re.fullmatch(r"(\w+)=(\d+):(\d+):(\d+)", text)
+        if not match:
+            raise click.BadParameter(f"{text!r} is no range, e.g. text_tokens=1:77:512.", param_hint="--range")
+        found[match[1]] = (int(match[2]), int(match[3]), int(match[4]))
+    return found
+
+
+ranges = click.option(
+    "--range",
+    "ranges",
+    metavar="AXIS=LEAST:USUAL:MOST",
+    multiple=True,
+    callback=_ranges,
+    help="Lengths of a dynamic axis that TensorRT engines are for, again for each axis.  [default: the family's]",
+)
+
+
 dry_run = click.option("--dry-run", is_flag=True, help="Write nothing: tell what it would take in time and memory.")
 
 

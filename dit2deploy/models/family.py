@@ -17,14 +17,30 @@ Inputs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Axis:
-    """A dynamic axis: its name, the number that its length is a multiple of, and the largest such multiple."""
+    """A dynamic axis: its name, the number that its length is a multiple of, and the largest such multiple.
+
+    `usual` and `longest`: the lengths that its family's pipelines ask for most, and at most.
+    """
 
     name: str
     multiple: int = 1
     most: int | None = None
+    usual: int = 1
+    longest: int = 1
+
+    def record(self) -> onnx_model.AxisRecord:
+        """What engines of a bounded range take: one multiple at least, `longest` at most or what the model can."""
+        bound = None if self.most is None else self.most * self.multiple
+        most = self.longest if bound is None else min(self.longest, bound)
+        usual, most = (max(length // self.multiple, 1) * self.multiple for length in (min(self.usual, most), most))
+        return onnx_model.AxisRecord(
+            name=self.name, least=self.multiple, usual=usual, most=most, multiple=self.multiple, bound=bound
+        )
 
 
-BATCH = Axis(onnx_model.BATCH)
+BATCH = Axis(onnx_model.BATCH, usual=2, longest=16)
+# Of models whose activations are gigabytes.
+SMALL_BATCH = Axis(onnx_model.BATCH, usual=2, longest=4)
 
 
 def no_swaps(module: torch.nn.Module) -> None:
@@ -81,7 +97,7 @@ class Family:
     def batch_axes(self, config: Config) -> dict[str, int]:
         """The axis of the samples of each input that has one; the others (positions) are the same for all samples."""
         axes = self.axes(config).items()
-        return {name: dim for name, dims in axes for dim, axis in dims.items() if axis == BATCH}
+        return {name: dim for name, dims in axes for dim, axis in dims.items() if axis.name == BATCH.name}
 
     def classes_and_shape(self, config: Config) -> tuple[int, tuple[int, ...]]:
         """(number of classes, which is the null label too; shape of one latent) of a class-conditional model.

@@ -2,11 +2,11 @@
 
 import torch
 
-from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.family import SMALL_BATCH, Axis, Config, Family, Inputs, random_inputs, spread
 from dit2deploy.models.folds import Fold, Linears, blocks, by_modulation, joint_block
 
-IMAGE_TOKENS = Axis("image_tokens")
-TEXT_TOKENS = Axis("text_tokens")
+IMAGE_TOKENS = Axis("image_tokens", usual=64 * 64, longest=64 * 128)  # 1024 x 1024 pixels; 2 million
+TEXT_TOKENS = Axis("text_tokens", usual=512, longest=512)
 
 
 def _grid(height: int, width: int) -> torch.Tensor:
@@ -34,14 +34,14 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
 
 def _axes(config: Config) -> dict[str, dict[int, Axis]]:
     axes = {
-        "hidden_states": {0: BATCH, 1: IMAGE_TOKENS},
-        "encoder_hidden_states": {0: BATCH, 1: TEXT_TOKENS},
-        "pooled_projections": {0: BATCH},
-        "timestep": {0: BATCH},
+        "hidden_states": {0: SMALL_BATCH, 1: IMAGE_TOKENS},
+        "encoder_hidden_states": {0: SMALL_BATCH, 1: TEXT_TOKENS},
+        "pooled_projections": {0: SMALL_BATCH},
+        "timestep": {0: SMALL_BATCH},
         "img_ids": {0: IMAGE_TOKENS},
         "txt_ids": {0: TEXT_TOKENS},
     }
-    return axes | ({"guidance": {0: BATCH}} if config["guidance_embeds"] else {})
+    return axes | ({"guidance": {0: SMALL_BATCH}} if config["guidance_embeds"] else {})
 
 
 class RealRotaryEmbedding(torch.nn.Module):

@@ -40,7 +40,7 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
 
 
 def _axes(config: Config) -> dict[str, dict[int, Axis]]:
-    tokens = Axis("text_tokens")
+    tokens = Axis("text_tokens", usual=120, longest=300)  # of alpha and of sigma
     axes = {
         "hidden_states": {0: BATCH},
         "encoder_hidden_states": {0: BATCH, 1: tokens},

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5: MM-DiT (Esser et al. 2024)."""
 
-from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.family import SMALL_BATCH, Axis, Config, Family, Inputs, random_inputs, spread
 from dit2deploy.models.folds import Fold, Linears, blocks, joint_block
 
 
@@ -19,12 +19,18 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
 
 
 def _axes(config: Config) -> dict[str, dict[int, Axis]]:
-    patch, most = config["patch_size"], config["pos_embed_max_size"]
+    size = config["sample_size"]
+    height, width = (
+        Axis(name, config["patch_size"], config["pos_embed_max_size"], usual=size, longest=size * 3 // 2)
+        for name in ("height", "width")
+    )
+    # CLIP's 77 and T5's: 256 by default, 512 at most.
+    text = Axis("text_tokens", usual=77 + 256, longest=77 + 512)
     return {
-        "hidden_states": {0: BATCH, 2: Axis("height", patch, most), 3: Axis("width", patch, most)},
-        "encoder_hidden_states": {0: BATCH, 1: Axis("text_tokens")},
-        "pooled_projections": {0: BATCH},
-        "timestep": {0: BATCH},
+        "hidden_states": {0: SMALL_BATCH, 2: height, 3: width},
+        "encoder_hidden_states": {0: SMALL_BATCH, 1: text},
+        "pooled_projections": {0: SMALL_BATCH},
+        "timestep": {0: SMALL_BATCH},
     }
 
 

@@ -1,6 +1,6 @@
 """Wan 2.x: text-to-video (and image-to-video) transformer with 3-D rotary positions (Wan Team 2025)."""
 
-from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.family import SMALL_BATCH, Axis, Config, Family, Inputs, random_inputs, spread
 
 _IMAGE_TOKENS = 257  # of the CLIP vision encoder
 
@@ -21,13 +21,17 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
 def _axes(config: Config) -> dict[str, dict[int, Axis]]:
     frame, height, width = config["patch_size"]
     most = config["rope_max_seq_len"]
-    size = {2: Axis("frames", frame, most), 3: Axis("height", height, most), 4: Axis("width", width, most)}
-    axes = {
-        "hidden_states": {0: BATCH, **size},
-        "encoder_hidden_states": {0: BATCH, 1: Axis("text_tokens")},
-        "timestep": {0: BATCH},
+    size = {  # 81 frames of 480 x 832 pixels, lying or standing
+        2: Axis("frames", frame, most, usual=21, longest=21),
+        3: Axis("height", height, most, usual=60, longest=104),
+        4: Axis("width", width, most, usual=104, longest=104),
     }
-    return axes | ({"encoder_hidden_states_image": {0: BATCH}} if config["image_dim"] is not None else {})
+    axes = {
+        "hidden_states": {0: SMALL_BATCH, **size},
+        "encoder_hidden_states": {0: SMALL_BATCH, 1: Axis("text_tokens", usual=512, longest=512)},
+        "timestep": {0: SMALL_BATCH},
+    }
+    return axes | ({"encoder_hidden_states_image": {0: SMALL_BATCH}} if config["image_dim"] is not None else {})
 
 
 WAN = Family(

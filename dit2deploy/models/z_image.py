@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.models.family import BATCH, Axis, Config, Family, Inputs, random_inputs, spread
+from dit2deploy.models.family import SMALL_BATCH, Axis, Config, Family, Inputs, random_inputs, spread
 from dit2deploy.models.folds import Fold, Linears, blocks, by_values
 
 _MULTIPLE = 32  # of tokens; 8 rows of patches and 4 columns make as many
@@ -33,15 +33,16 @@ def _inputs(config: Config, *, batch: int, seed: int, second: bool = False) -> I
 
 def _axes(config: Config) -> dict[str, dict[int, Axis]]:
     patch, (most_text, most_rows, most_columns) = config["all_patch_size"][0], config["axes_lens"]
-    rows = Axis("height", _ROWS * patch, most_rows // _ROWS)
-    columns = Axis("width", _COLUMNS * patch, most_columns // _COLUMNS)
+    # 1024 x 1024 pixels, and 3/2 of a side.
+    rows = Axis("height", _ROWS * patch, most_rows // _ROWS, usual=128, longest=192)
+    columns = Axis("width", _COLUMNS * patch, most_columns // _COLUMNS, usual=128, longest=192)
     # The image's first position is the one behind the text.
-    text = Axis("text_tokens", _MULTIPLE, (most_text - 2) // _MULTIPLE)
+    text = Axis("text_tokens", _MULTIPLE, (most_text - 2) // _MULTIPLE, usual=128, longest=512)
     return {
-        "hidden_states": {0: BATCH, 3: rows, 4: columns},
-        "encoder_hidden_states": {0: BATCH, 1: text},
-        "text_lengths": {0: BATCH},
-        "timestep": {0: BATCH},
+        "hidden_states": {0: SMALL_BATCH, 3: rows, 4: columns},
+        "encoder_hidden_states": {0: SMALL_BATCH, 1: text},
+        "text_lengths": {0: SMALL_BATCH},
+        "timestep": {0: SMALL_BATCH},
     }
 
 

@@ -3,19 +3,16 @@
 import importlib
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from dit2deploy.artefacts.bundle import Bundle
-from dit2deploy.artefacts.onnx_model import size_label
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.machine import cores
 from dit2deploy.base.memory import give_back
-from dit2deploy.targets.target import Runner
 
 OLDEST = (1, 18)
 # From this version on, a model given as bytes may name the folder of its data; later versions refuse links to data.
@@ -65,45 +62,6 @@ class OrtRunner:
         del self.session
         if self._folder is not None:
             self._folder.cleanup()
-
-
-class BySize:
-    """A Runner over graphs of one model that differ in the size of their latents; each is opened when it is asked for.
-
-    `graphs` are labels of sizes (onnx_model.size_label); all map the same data file, so that it is in memory once.
-    """
-
-    def __init__(self, graphs: Mapping[str, Path], open: Callable[[Path], Runner]) -> None:
-        self._graphs, self._open = graphs, open
-        self._opened: dict[str, Runner] = {}
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises Misuse for latents of a size that has no graph, and as OrtRunner does."""
-        height, width = inputs["hidden_states"].shape[-2:]
-        label = size_label((height, width))
-        if label not in self._graphs:
-            raise Misuse(
-                f"the engine has no graph for latents of {label} (there: {', '.join(self._graphs)}).",
-                f"Export the model with --size {label} too, and build it anew.",
-            )
-        if label not in self._opened:
-            self._opened[label] = self._open(self._graphs[label])
-        return self._opened[label].run(inputs)
-
-    def close(self) -> None:
-        for runner in self._opened.values():
-            runner.close()
-
-
-def open_graphs(bundle: Bundle, target: str, open: Callable[[Path], Runner]) -> Runner:
-    """The target's engine of a bundle: its one graph, or all by their sizes."""
-    graphs = {label: bundle.path(name) for label, name in bundle.target(target).engines.items()}
-    first = graphs.pop("onnx")
-    if not graphs:
-        return open(first)
-    shape = next(port.shape for port in bundle.manifest.inputs if port.name == "hidden_states")
-    own = size_label((int(shape[-2]), int(shape[-1])))
-    return BySize({own: first, **graphs}, open)
 
 
 def open_session(

@@ -8,7 +8,8 @@ from typing import Any
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.targets import kernel, ort_build
-from dit2deploy.targets.ort import open_graphs, open_session, runtime
+from dit2deploy.targets.by_size import graphs_of, open_sizes
+from dit2deploy.targets.ort import open_session, runtime
 from dit2deploy.targets.reference import refuse_options
 from dit2deploy.targets.target import Availability, Runner, Target, library_of
 
@@ -29,7 +30,7 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
 
 def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> Runner:
     library = library_of(bundle, NAME)
-    return open_graphs(bundle, NAME, partial(open_session, threads=threads, values=values, library=library))
+    return open_sizes(graphs_of(bundle, NAME), partial(open_session, threads=threads, values=values, library=library))
 
 
 TARGET = Target(NAME, availability, build, open_engine)

@@ -19,8 +19,9 @@ from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.progress import note
 from dit2deploy.targets import cuda, kernel, ort_build
+from dit2deploy.targets.by_size import graphs_of, open_sizes
 from dit2deploy.targets.graph import tell_slow_gemms
-from dit2deploy.targets.ort import ON_CPU, OrtRunner, open_graphs, open_session, runtime
+from dit2deploy.targets.ort import ON_CPU, OrtRunner, open_session, runtime
 from dit2deploy.targets.ort_cuda_runner import OrtCudaRunner
 from dit2deploy.targets.ort_placement import RECORD, check_placement, on_cpu
 from dit2deploy.targets.reference import refuse_options
@@ -54,9 +55,8 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[
         # From 1.21 on: finds CUDA's and cuDNN's wheels, and prints what it does not find.
         with redirect_stdout(sys.stderr):
             module.preload_dlls()
-    return open_graphs(
-        bundle, NAME, partial(open_on_gpu, library=library_of(bundle, NAME), threads=threads, values=values)
-    )
+    opened = partial(open_on_gpu, library=library_of(bundle, NAME), threads=threads, values=values)
+    return open_sizes(graphs_of(bundle, NAME), opened)
 
 
 def _runtime() -> ModuleType:

@@ -11,8 +11,9 @@ from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import DATA, OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.machine import versions
+from dit2deploy.targets.by_size import graphs_of, open_sizes
 from dit2deploy.targets.graph import bytes_by_part, save_graphs
-from dit2deploy.targets.ort import open_graphs, open_session, runtime
+from dit2deploy.targets.ort import open_session, runtime
 from dit2deploy.targets.target import Availability, Runner, Target
 
 NAME = "reference"
@@ -35,7 +36,7 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
 
 
 def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> Runner:
-    return open_graphs(bundle, NAME, partial(open_session, threads=threads, values=values, optimize=False))
+    return open_sizes(graphs_of(bundle, NAME), partial(open_session, threads=threads, values=values, optimize=False))
 
 
 def refuse_options(target: str, options: Mapping[str, Any]) -> None:

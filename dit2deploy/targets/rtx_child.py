@@ -2,9 +2,10 @@
 
     python -m dit2deploy.targets.rtx_child < job.json
 
-A job: {"module": "tensorrt_rtx" or "tensorrt", "library": the plugin library, "batch": [least, usual, most],
-"engines": [{"onnx", "engine", "capabilities": ["8.6", ..], or [] for the GPU at hand}, ..]}. The line: {"peak_rss_mb",
-"engines": [{"bytes", "seconds", "layers", "plugin_layers"}, ..]} or {"kind": "Misuse" or "Failed", "error", "cure"}.
+A job: {"module": "tensorrt_rtx" or "tensorrt", "library": the plugin library, "profile": {input: [[least, usual, most],
+.. of its dynamic axes]}, "engines": [{"onnx", "engine", "capabilities": ["8.6", ..], or [] for the GPU at hand}, ..]}.
+The line: {"peak_rss_mb", "engines": [{"bytes", "seconds", "layers", "plugin_layers"}, ..]} or {"kind": "Misuse" or
+"Failed", "error", "cure"}.
 A process of its own survives what aborts TensorRT, can be timed out, and has LD_LIBRARY_PATH from its start.
 """
 
@@ -48,7 +49,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     log = make_log(trt)
     if trt.get_plugin_registry().load_library(job["library"]) is None:
         raise Misuse(f"{job['library']}: TensorRT cannot load it: {log.told()}", "Compile the kernels on this machine.")
-    engines = [_build(trt, log, entry, job["batch"]) for entry in job["engines"]]
+    engines = [_build(trt, log, entry, job["profile"]) for entry in job["engines"]]
     # Kilobytes on Linux.
     return {"engines": engines, "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
 
@@ -74,7 +75,7 @@ def make_log(trt: Any) -> Any:
     return Log()
 
 
-def _build(trt: Any, log: Any, entry: dict[str, Any], batch: list[int]) -> dict[str, Any]:
+def _build(trt: Any, log: Any, entry: dict[str, Any], ranges: dict[str, list[list[int]]]) -> dict[str, Any]:
     begin = time.perf_counter()
     builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt))
@@ -87,7 +88,7 @@ def _build(trt: Any, log: Any, entry: dict[str, Any], batch: list[int]) -> dict[
         for index, name in enumerate(entry["capabilities"]):
             if not config.set_compute_capability(_capability(trt, name), index):
                 raise Misuse(f"{trt.__name__} {trt.__version__} refuses compute capability {name}.", "Leave it out.")
-    config.add_optimization_profile(_profile(builder, network, batch))
+    config.add_optimization_profile(_profile(builder, network, ranges))
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         wanted = ", ".join(entry["capabilities"]) or "this GPU"
@@ -120,12 +121,13 @@ def _capability(trt: Any, name: str) -> Any:
     return found
 
 
-def _profile(builder: Any, network: Any, batch: list[int]) -> Any:
+def _profile(builder: Any, network: Any, ranges: dict[str, list[list[int]]]) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         port = network.get_input(index)
-        shapes = ([size if dim == -1 else dim for dim in port.shape] for size in batch)
-        profile.set_shape(port.name, *shapes)
+        asked = iter(ranges[port.name])
+        lengths = [next(asked) if dim == -1 else (dim, dim, dim) for dim in port.shape]
+        profile.set_shape(port.name, *zip(*lengths, strict=True))
     return profile
 
 

@@ -37,15 +37,17 @@ def availability() -> Availability:
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
-    """One engine, for the GPU at hand; TensorRT times its kernels on it. There are no options."""
-    refuse_options(NAME, options)
+    """One engine a size, for the GPU at hand; TensorRT times its kernels on it. Option `ranges`: see build_engines."""
+    refuse_options(NAME, {name: value for name, value in options.items() if name != "ranges"})
     able = availability()
     if not able.can_build:
         raise Misuse(f"{NAME} cannot build here: {able.reason}", able.cure)
     capability = cuda.capability()
     plan = Plan(f"sm{capability.replace('.', '')}", ())
-    made = build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=[plan])
-    made.details["engines"][plan.label]["compute_capabilities"] = [capability]
+    ranges = options.get("ranges", {})
+    made = build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=[plan], ranges=ranges)
+    for engine in made.details["engines"].values():
+        engine["compute_capabilities"] = [capability]
     return made
 
 

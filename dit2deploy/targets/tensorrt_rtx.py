@@ -40,14 +40,16 @@ def availability() -> Availability:
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
-    """One engine for all capabilities that take float32, one with float16 matrix products for those that do not.
+    """One engine (a size) for all capabilities that take float32, one with float16 matrix products for the others.
 
-    Option `compute_capabilities`: names such as "8.6". One engine serves several GPUs in the size of one: TensorRT-RTX
-    compiles for the GPU at hand when the engine is first opened.
+    Options: `ranges` (see build_engines) and `compute_capabilities`, names such as "8.6". One engine serves several
+    GPUs in the size of one: TensorRT-RTX compiles for the GPU at hand when the engine is first opened.
     """
-    refuse_options(NAME, {name: value for name, value in options.items() if name != "compute_capabilities"})
+    known = ("compute_capabilities", "ranges")
+    refuse_options(NAME, {name: value for name, value in options.items() if name not in known})
     plans = plan_engines(options.get("compute_capabilities", CAPABILITIES))
-    return build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=plans)
+    ranges = options.get("ranges", {})
+    return build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=plans, ranges=ranges)
 
 
 def plan_engines(capabilities: Sequence[str]) -> list[Plan]:

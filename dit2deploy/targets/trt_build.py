@@ -11,22 +11,24 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from dit2deploy.artefacts.bundle import TargetRecord
-from dit2deploy.artefacts.onnx_model import OnnxModel
+from dit2deploy.artefacts.onnx_model import OWN, OnnxModel
 from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.machine import versions
 from dit2deploy.targets import kernel
-from dit2deploy.targets.graph import DOMAIN, W, is_gemm, save_streamed, tell_slow_gemms, use_kernel_layout
+from dit2deploy.targets.by_size import size_of
+from dit2deploy.targets.graph import DOMAIN, W, is_gemm, save_graphs, tell_slow_gemms, use_kernel_layout
 from dit2deploy.targets.half_matmul import with_half_matmuls
 from dit2deploy.targets.trt_engine import found_once, inspect_engine
+from dit2deploy.targets.trt_profile import profile_of, ranges_of
 
-BATCH = (1, 2, 16)  # least, usual, most: the one profile of every engine
 TIMEOUT = 3600  # seconds; a model of 12 billion parameters takes minutes
 FLOAT32, HALF = "float32", "float32, matrix products and convolutions of the float parts in float16"
 
@@ -40,49 +42,70 @@ class Plan:
     floats: str = FLOAT32
 
 
-def build_engines(
-    onnx: OnnxModel, *, root: Path, target: str, module: str, package: str, plans: Sequence[Plan]
-) -> TargetRecord:
-    """Writes `root / target / LABEL.engine` for each plan and the plugin library beside them; tells what they hold.
+@dataclass(frozen=True)
+class Engine:
+    """One file: for the GPUs of a plan, of the graph for one size of latents ("" where it takes any)."""
 
-    Raises Misuse for a model that is not of the fused form, Failed where TensorRT builds nothing or drops the plugins.
+    label: str
+    plan: Plan
+    graph: Path
+    size: str
+    path: Path
+
+
+def build_engines(
+    onnx: OnnxModel,
+    *,
+    root: Path,
+    target: str,
+    module: str,
+    package: str,
+    plans: Sequence[Plan],
+    ranges: Mapping[str, Sequence[int]],
+) -> TargetRecord:
+    """Writes `root / target / LABEL.engine` for each plan and size, and the plugin library; tells what they hold.
+
+    `ranges`: least, usual and most length of dynamic axes, in the place of those that the manifest tells. Raises Misuse
+    for a model that is not of the fused form, Failed where TensorRT builds nothing or drops the plugins.
     """
-    check_model(onnx, target)
+    check_form(onnx, target)
+    profile = profile_of(onnx, ranges)
     folder = root / target
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / kernel.LIBRARY_NAME
     shutil.copyfile(kernel.library_path(), library)
-    paths = [folder / f"{plan.label}.engine" for plan in plans]
     with scratch_folder() as scratch:
-        source = _with_kernel_weights(onnx.path, scratch / "weights")
+        source = Path(scratch) / "weights"
+        tell_slow_gemms(_with_kernel_weights(onnx, source), target)
+        engines = _engines(onnx, plans, source, folder)
         job = {
             "module": module,
             "library": str(library.resolve()),
-            "batch": BATCH,
+            "profile": ranges_of(profile, onnx.manifest.inputs),
             "engines": [
                 {
-                    "onnx": str(_source(source, plan, Path(scratch))),
-                    "engine": str(path.resolve()),
-                    "capabilities": plan.capabilities,
+                    "onnx": str(_source(engine, Path(scratch))),
+                    "engine": str(engine.path.resolve()),
+                    "capabilities": engine.plan.capabilities,
                 }
-                for plan, path in zip(plans, paths, strict=True)
+                for engine in engines
             ],
         }
         answer = run_child(job, environment(module, Path(scratch)), package=package)
-        model = ir.load(source)
-        tell_slow_gemms(model, target)
         made = {
-            plan.label: _details(model, onnx, plan, path, told, module=module)
-            for plan, path, told in zip(plans, paths, answer["engines"], strict=True)
+            engine.label: _details(onnx, engine, told, module=module)
+            for engine, told in zip(engines, answer["engines"], strict=True)
         }
     return TargetRecord(
-        engines={plan.label: str(path.relative_to(root)) for plan, path in zip(plans, paths, strict=True)},
-        files=tuple(str(path.relative_to(root)) for path in (*paths, library)),
-        # A device holds one of them.
-        weight_bytes=max(told["bytes"] for told in answer["engines"]),
+        engines={engine.label: str(engine.path.relative_to(root)) for engine in engines},
+        files=tuple(str(path.relative_to(root)) for path in (*(engine.path for engine in engines), library)),
+        # A device holds those of one plan.
+        weight_bytes=max(
+            sum(made[engine.label]["bytes"] for engine in engines if engine.plan == plan) for plan in plans
+        ),
         details={
             "engines": made,
-            "batch": list(BATCH),
+            "profile": {name: axis.model_dump() for name, axis in profile.items()},
             "library_bytes": library.stat().st_size,
             "layout": kernel.FRAGMENT_ORDER,
             "peak_rss_mb": answer["peak_rss_mb"],
@@ -92,22 +115,25 @@ def build_engines(
     )
 
 
-def check_model(onnx: OnnxModel, target: str) -> None:
-    """Raises Misuse for a model that TensorRT's plugins have no place in, or whose dynamic axes are not the batch."""
+def _engines(onnx: OnnxModel, plans: Sequence[Plan], source: Path, folder: Path) -> list[Engine]:
+    """Labels are those of the plans; that of another size than the manifest's has it behind a point: "sm86.64x96"."""
+    own = size_of(onnx.manifest.inputs)
+    made = []
+    for plan in plans:
+        for size, name in onnx.graphs.items():
+            label = plan.label if size == OWN else f"{plan.label}.{size}"
+            path = folder / f"{label}.engine"
+            made.append(Engine(label, plan, source / name, own if size == OWN else size, path))
+    return made
+
+
+def check_form(onnx: OnnxModel, target: str) -> None:
+    """Raises Misuse for a model that TensorRT's plugins have no place in."""
     if onnx.manifest.form != "fused":
         raise Misuse(
             f"{onnx.folder}: target {target} takes the fused form, this is {onnx.manifest.form}.",
             "Export with `--form fused`.",
         )
-    if onnx.manifest.sizes:
-        raise Misuse(f"{onnx.folder}: has graphs of several sizes; target {target} takes one.", "Export one size each.")
-    for port in onnx.manifest.inputs:
-        free = [dim for index, dim in enumerate(port.shape) if isinstance(dim, str) and (index or dim != "batch")]
-        if free:
-            raise Misuse(
-                f"{onnx.folder}: axis {free[0]} of input {port.name} is dynamic; target {target} takes the batch only.",
-                "Export it with a fixed size.",
-            )
 
 
 def importable(module: str, cure: str) -> None:
@@ -171,37 +197,37 @@ def _last(stderr: str) -> str:
     return lines[-1] if lines else "it said nothing."
 
 
-def _with_kernel_weights(source: Path, folder: Path) -> Path:
-    """Writes `source` into `folder` with its packed weights in the order of the CUDA kernels; gives the path."""
-    model = ir.load(source)
-    use_kernel_layout(model, kernel.FRAGMENT_ORDER)
+def _with_kernel_weights(onnx: OnnxModel, folder: Path) -> ir.Model:
+    """Writes the graphs into `folder` with their packed weights in the order of the CUDA kernels; gives the first."""
     folder.mkdir()
-    path = folder.resolve() / source.name
-    save_streamed(model, path)
-    return path
+    return save_graphs(onnx, folder, partial(use_kernel_layout, layout=kernel.FRAGMENT_ORDER))
 
 
-def _source(source: Path, plan: Plan, scratch: Path) -> Path:
-    return source if plan.floats == FLOAT32 else with_half_matmuls(source, scratch)
+def _source(engine: Engine, scratch: Path) -> Path:
+    if engine.plan.floats == FLOAT32:
+        return engine.graph
+    folder = scratch / engine.label
+    folder.mkdir()
+    return with_half_matmuls(engine.graph, folder)
 
 
-def _details(
-    model: ir.Model, onnx: OnnxModel, plan: Plan, path: Path, told: Mapping[str, Any], *, module: str
-) -> dict[str, Any]:
+def _details(onnx: OnnxModel, engine: Engine, told: Mapping[str, Any], *, module: str) -> dict[str, Any]:
     """What the child said, and what is in the file.
 
     Raises Failed where layers lost their plugins: TensorRT would run the function bodies, with dense weights.
     """
+    model, plan, path = ir.load(engine.graph), engine.plan, engine.path
     native = {entry["name"] for entry in kernel.describe()}
     expected = Counter(node.op_type for node in model.graph if node.domain == DOMAIN and node.op_type in native)
     nodes, layers = expected.total(), told["plugin_layers"]
     if layers != nodes:
         raise Failed(
-            f"{onnx.path}: {nodes} nodes have plugins, but TensorRT made {layers} plugin layers.",
+            f"{onnx.folder / engine.graph.name}: {nodes} nodes have plugins, but TensorRT made {layers} plugin layers.",
             "Export the model anew.",
         )
     made = {
         **told,
+        "size": engine.size,
         "compute_capabilities": list(plan.capabilities),
         "float_parts": plan.floats,
         "network_plugins": dict(sorted(expected.items())),

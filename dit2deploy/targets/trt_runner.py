@@ -1,25 +1,29 @@
 """Runs TensorRT engines with buffers from the CUDA driver. Never run so far: no machine at hand had a GPU for it."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.artefacts.onnx_model import AxisRecord
 from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.progress import note
 from dit2deploy.targets import cuda
+from dit2deploy.targets.by_size import open_sizes
 from dit2deploy.targets.graph import DOMAIN
-from dit2deploy.targets.target import library_of
+from dit2deploy.targets.target import Runner, library_of
+from dit2deploy.targets.trt_profile import check_inputs
 
 _COMPARE = "Compare them with the manifest."
 
 
-def open_runner(bundle: Bundle, target: str, *, module: str, values: Sequence[str], cure: str) -> "TensorRtRunner":
-    """The bundle's engine for the GPU at hand.
+def open_runner(bundle: Bundle, target: str, *, module: str, values: Sequence[str], cure: str) -> Runner:
+    """The bundle's engine for the GPU at hand, or all of several sizes.
 
     Raises Misuse without a GPU, without an engine for it, and for inner `values`: engines give outputs only.
     """
@@ -30,8 +34,8 @@ def open_runner(bundle: Bundle, target: str, *, module: str, values: Sequence[st
     if inner:
         raise Misuse(f"the engine has no value {inner[0]!r}: {target} gives outputs only.", "Use target ort-cpu.")
     made = found.details["engines"]
-    label = next((label for label in made if here in made[label]["compute_capabilities"]), None)
-    if label is None:
+    labels = [label for label in made if here in made[label]["compute_capabilities"]]
+    if not labels:
         there = ", ".join(name for engine in made.values() for name in engine["compute_capabilities"])
         raise Misuse(
             f"{bundle.folder}: has no engine for this GPU, of compute capability {here} (there: {there}).",
@@ -42,7 +46,11 @@ def open_runner(bundle: Bundle, target: str, *, module: str, values: Sequence[st
         runtime = importlib.import_module(module)
     except ImportError as error:
         raise Misuse(f"{module} cannot be imported: {error}.", cure) from None
-    return TensorRtRunner(runtime, bundle.path(found.engines[label]), library)
+    # Bundles that were built before there were sizes and ranges tell neither.
+    engines = {made[label].get("size", ""): bundle.path(found.engines[label]) for label in labels}
+    profile = {name: AxisRecord(**axis) for name, axis in found.details.get("profile", {}).items()}
+    check = partial(check_inputs, profile, bundle.manifest.inputs)
+    return open_sizes(engines, lambda path: TensorRtRunner(runtime, path, library, check))
 
 
 @dataclass
@@ -52,6 +60,7 @@ class _Step:
     context: Any
     addresses: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
+    memory: int = 0  # of activations
     graph: int = 0
     is_warm: bool = False
 
@@ -64,8 +73,11 @@ class TensorRtRunner:
     between steps of one shape, bit widths included, is data, so a graph serves all of them.
     """
 
-    def __init__(self, trt: Any, engine: Path, library: Path) -> None:
-        self._trt = trt
+    def __init__(
+        self, trt: Any, engine: Path, library: Path, check: Callable[[Mapping[str, np.ndarray]], None]
+    ) -> None:
+        """`check` raises Misuse for inputs of shapes that the engine was not built for."""
+        self._trt, self._check_shapes = trt, check
         self._steps: dict[tuple, _Step] = {}
         self._captures = True
         self._device = cuda.Device()
@@ -99,6 +111,7 @@ class TensorRtRunner:
         self._device.use()
         shapes = tuple(inputs[name].shape for name in self._inputs)
         if shapes not in self._steps:
+            self._check_shapes(inputs)
             self._steps[shapes] = self._step(inputs)
         step = self._steps[shapes]
         for name, value in inputs.items():
@@ -118,7 +131,7 @@ class TensorRtRunner:
 
     def _step(self, inputs: Mapping[str, np.ndarray]) -> _Step:
         """A context of its own: a captured graph holds addresses within its context, and that of a shape stays."""
-        step = _Step(self._engine.create_execution_context())
+        step = _Step(self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED))
         if step.context is None:
             raise Failed("TensorRT made no execution context (its reason is above).", "Free memory of the GPU.")
         try:
@@ -126,6 +139,10 @@ class TensorRtRunner:
                 if not step.context.set_input_shape(name, value.shape):
                     raise Misuse(f"the engine refused the inputs: {name} of shape {value.shape}.", _COMPARE)
                 step.addresses[name] = self._device.empty(value.nbytes)
+            # By itself TensorRT would take what the longest shapes of the profile need.
+            needed = step.context.update_device_memory_size_for_shapes()
+            step.memory = self._device.empty(needed)
+            step.context.set_device_memory(step.memory, needed)
             for name in self._outputs:
                 shape, dtype = tuple(step.context.get_tensor_shape(name)), self._dtype(name)
                 step.outputs[name] = shape, dtype
@@ -150,7 +167,7 @@ class TensorRtRunner:
     def _free(self, step: _Step) -> None:
         if step.graph:
             self._device.forget(step.graph)
-        for address in step.addresses.values():
+        for address in filter(None, (*step.addresses.values(), step.memory)):
             self._device.free(address)
 
     def close(self) -> None:

@@ -50,6 +50,10 @@ def test_usage(capsys):
     check(run(capsys, "sample", "bundle"), "Missing option")
     check(run(capsys, "sample", "bundle", "-o", "a.png"), "Give --label or --prompts")
     check(run(capsys, "sample", "bundle", "--label", "x", "-o", "a.png"), "not a valid integer")
+    check(run(capsys, "build", "onnx", "--range", "batch=1:2", "-o", "out"), "'batch=1:2' is no range")
+    check(
+        run(capsys, "build", "onnx", "--range", "batch=1:2:4", "-o", "out"), "--range is for tensorrt-rtx and tensorrt"
+    )
 
 
 @pytest.mark.parametrize("command", ["compile", "calibrate", "search"])

@@ -152,18 +152,12 @@ def test_a_form_without_plugins_is_refused(product, tmp_path):
         build(OnnxModel(product.folder, manifest), tmp_path)
 
 
-def test_a_dynamic_axis_that_is_no_batch_is_refused(product, tmp_path):
-    port = PortRecord(name="x", dtype="float32", shape=("batch", "tokens", K))
-    manifest = product.manifest.model_copy(update={"inputs": (port,)})
-    with pytest.raises(Misuse, match="axis tokens of input x is dynamic"):
-        build(OnnxModel(product.folder, manifest), tmp_path)
-
-
 @builds
 def test_a_full_disk_is_told(product, tmp_path):
     engine = tmp_path / "x.engine"
     entry = {"onnx": str(product.path), "engine": str(engine), "capabilities": ["8.6"]}
-    job = {"module": "tensorrt_rtx", "library": str(kernel.library_path()), "batch": [1, 2, 4], "engines": [entry]}
+    job = {"module": "tensorrt_rtx", "library": str(kernel.library_path()), "engines": [entry]}
+    job["profile"] = {"x": [[1, 2, 4]]}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:

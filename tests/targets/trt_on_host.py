@@ -8,18 +8,22 @@ Checks what the runner gives and prints what it enqueued, refused and noted.
 import ctypes
 import enum
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from dit2deploy.artefacts.onnx_model import AxisRecord, PortRecord
 from dit2deploy.base.errors import Dit2DeployError
 from dit2deploy.base.progress import listen
 from dit2deploy.targets import kernel
+from dit2deploy.targets.trt_profile import check_inputs
 from dit2deploy.targets.trt_runner import TensorRtRunner
 
 DRIVER = ctypes.CDLL("libcuda.so.1")
 PORTS = {"x": np.float32, "qmax": np.float32, "q": np.int8, "s": np.float32}
+USER_MANAGED, SCRATCH = 2, 4096  # bytes for each row
 ENQUEUED: list[str] = []
 TensorIOMode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
 
@@ -28,7 +32,7 @@ class Context:
     """HadamardQuantize with blocks of 8: tensors and their addresses, enqueued by the library's own entry."""
 
     def __init__(self, allocates: bool) -> None:
-        self.allocates, self.shapes, self.addresses = allocates, {}, {}
+        self.allocates, self.shapes, self.addresses, self.memory = allocates, {}, {}, 0
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = tuple(shape)
@@ -38,6 +42,13 @@ class Context:
         x = self.shapes["x"]
         return x if name == "q" else (*x[:-1], 1)
 
+    def update_device_memory_size_for_shapes(self):
+        return self.shapes["x"][0] * SCRATCH
+
+    def set_device_memory(self, address, size):
+        assert size == self.shapes["x"][0] * SCRATCH
+        self.memory = address
+
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
 
@@ -45,6 +56,7 @@ class Context:
         ENQUEUED.append(str(self.shapes["x"][0]))
         if self.allocates and DRIVER.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), ctypes.c_size_t(1)):
             return False
+        assert self.memory and self.memory not in self.addresses.values()
         memory = {
             name: kernel.Memory(
                 address,
@@ -65,7 +77,7 @@ def engine(allocates: bool) -> SimpleNamespace:
         get_tensor_name=list(PORTS).__getitem__,
         get_tensor_mode=lambda name: TensorIOMode.INPUT if name in ("x", "qmax") else TensorIOMode.OUTPUT,
         get_tensor_dtype=PORTS.__getitem__,
-        create_execution_context=lambda: Context(allocates),
+        create_execution_context=lambda strategy: Context(allocates) if strategy == USER_MANAGED else None,
     )
 
 
@@ -76,11 +88,18 @@ def main(case: str) -> None:
         get_plugin_registry=lambda: SimpleNamespace(get_creator=lambda *key: object()),
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
         Runtime=lambda log: runtime,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=USER_MANAGED),
         TensorIOMode=TensorIOMode,
         nptype=lambda dtype: dtype,
     )
     listen(lambda what, done, total: print("note:", what) if total == 0 else None)
-    runner = TensorRtRunner(trt, Path(__file__), kernel.library_path())
+    profile = {"rows": AxisRecord(name="rows", least=1, usual=1, most=2)}
+    ports = [
+        PortRecord(name="x", dtype="float32", shape=("rows", 8)),
+        PortRecord(name="qmax", dtype="float32", shape=(1,)),
+    ]
+    check = partial(check_inputs, profile, ports)
+    runner = TensorRtRunner(trt, Path(__file__), kernel.library_path(), check)
     qmax = np.ones(1, np.float32)
     for rows, value, levels in ((1, 1, 1), (1, 2, 1), (1, -3, 7), (2, 4, 1), (1, 5, 1), (2, 6, 3), (2, 7, 1)):
         x = np.full((rows, 8), value, np.float32)
@@ -89,10 +108,11 @@ def main(case: str) -> None:
         assert got["q"].shape == x.shape and got["s"].shape == (rows, 1), got
         assert (got["q"][:, 0] == levels * np.sign(value)).all() and not got["q"][:, 1:].any(), got
         np.testing.assert_allclose(got["s"], step, rtol=1e-6)
-    try:
-        runner.run({"x": np.ones((1, 9), np.float32), "qmax": qmax})
-    except Dit2DeployError as error:
-        print("refused:", error.cause)
+    for shape in ((1, 9), (3, 8)):
+        try:
+            runner.run({"x": np.ones(shape, np.float32), "qmax": qmax})
+        except Dit2DeployError as error:
+            print("refused:", error.cause, error.cure)
     runner.close()
     print("enqueued:", *ENQUEUED)
 

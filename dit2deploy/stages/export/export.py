@@ -17,6 +17,7 @@ from dit2deploy.artefacts.onnx_model import (
     MANIFEST,
     MODEL,
     SCHEDULER,
+    AxisRecord,
     Form,
     LayerRecord,
     OnnxManifest,
@@ -99,7 +100,7 @@ def export(
             if comparable:
                 check.check_results(folder / graph_file(size), quantized, _calls(family, module, size), form)
         manifest = _manifest(graph, layers, family, form=form, checkpoint=source.folder, digest=source.sha256)
-        manifest = manifest.model_copy(update={"sizes": tuple(others)})
+        manifest = manifest.model_copy(update={"sizes": tuple(others), "axes": _axes(family, module)})
         _write_records(folder, manifest, source.config, source.scheduler_config)
     return OnnxModel.load(Path(out))
 
@@ -251,6 +252,12 @@ def _manifest(
         checkpoint=str(checkpoint),
         checkpoint_sha256=digest,
     )
+
+
+def _axes(family: Family, module: torch.nn.Module) -> tuple[AxisRecord, ...]:
+    """The dynamic axes, each once, in the order of the inputs."""
+    axes = [axis for named in family.axes(module.config).values() for axis in named.values()]
+    return tuple(axis.record() for axis in dict.fromkeys(axes))
 
 
 def _port(value: ir.Value) -> PortRecord:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from dit2deploy.artefacts.checkpoint import Checkpoint
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.models import FAMILIES, Family
 from dit2deploy.models.load import load_transformer
+from dit2deploy.models.pixart import PIXART
 from dit2deploy.nn.convert import load_quantized
 from dit2deploy.stages.export import export, export_float
 from tests.packing import pack_checkpoint, policy_of, tiny_module
@@ -56,3 +58,11 @@ def exported(tmp_path_factory) -> Callable[[str, str], Exported]:
         return done[name, form]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def pixart_sizes(tmp_path_factory) -> tuple[Checkpoint, OnnxModel]:
+    """A checkpoint of PixArt, and its ONNX model of its own size (8x8) and of 12x4."""
+    root, module = tmp_path_factory.mktemp("sizes"), tiny_module(PIXART)
+    checkpoint = pack_checkpoint(root / "checkpoint", module, policy_of(PIXART, module, low_rank=4))
+    return checkpoint, export(checkpoint.folder, root / "onnx", sizes=[(12, 4), (8, 8)])

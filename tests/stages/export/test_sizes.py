@@ -22,14 +22,6 @@ from tests.packing import pack_checkpoint, policy_of, tiny_module
 OTHER = (12, 4)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A checkpoint of PixArt, and its ONNX model of its own size (8x8) and of another one."""
-    root, module = tmp_path_factory.mktemp("sizes"), tiny_module(PIXART)
-    checkpoint = pack_checkpoint(root / "checkpoint", module, policy_of(PIXART, module, low_rank=4))
-    return checkpoint, export(checkpoint.folder, root / "onnx", sizes=[OTHER, (8, 8)])
-
-
 def weights(model: OnnxModel, name: str) -> dict[str, tuple[str, ...]]:
     """Where the initializers of a graph lie that are not in it: file, offset, length."""
     initializers = onnx.load(model.folder / name, load_external_data=False).graph.initializer
@@ -37,8 +29,8 @@ def weights(model: OnnxModel, name: str) -> dict[str, tuple[str, ...]]:
     return {name: (at["location"], at["offset"], at["length"]) for name, at in found.items() if at}
 
 
-def test_all_weights_are_written_once(made):
-    _, model = made
+def test_all_weights_are_written_once(pixart_sizes):
+    _, model = pixart_sizes
     assert model.manifest.sizes == (OTHER,)
     own, other = (weights(model, name) for name in model.graphs.values())
     assert {place[0] for place in (*own.values(), *other.values())} == {DATA}
@@ -48,8 +40,8 @@ def test_all_weights_are_written_once(made):
     assert once <= (model.folder / DATA).stat().st_size < once + 4096 * len(own)
 
 
-def test_the_engine_takes_the_graph_of_the_size_asked_for(made, tmp_path):
-    checkpoint, model = made
+def test_the_engine_takes_the_graph_of_the_size_asked_for(pixart_sizes, tmp_path):
+    checkpoint, model = pixart_sizes
     bundle = build(model.folder, tmp_path / "bundle", targets=engines())
     network = load_quantized(checkpoint)
     for target in engines():
@@ -92,10 +84,3 @@ def test_sizes_that_cannot_be_are_refused(family, size, cause, tmp_path):
     with pytest.raises(Misuse, match=cause):
         export(checkpoint.folder, tmp_path / "onnx", sizes=[size])
     assert not (tmp_path / "onnx").exists()
-
-
-def test_tensorrt_takes_one_size(made):
-    from dit2deploy.targets.trt_build import check_model
-
-    with pytest.raises(Misuse, match="graphs of several sizes"):
-        check_model(made[1], "tensorrt-rtx")
