@@ -7,6 +7,7 @@ the linears is fused there.
 
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from diffusers.utils import is_accelerate_available
 
 from dit2deploy.artefacts.checkpoint import METHOD, told_to_diffusers
 from dit2deploy.artefacts.policy import Policy
+from dit2deploy.base.files import TensorFile
 from dit2deploy.models.load import linears_of
 from dit2deploy.nn.attention import QuantAttention
 from dit2deploy.nn.convert import swap_linears, use_kernels
@@ -55,6 +57,19 @@ class Dit2DeployQuantizer(DiffusersQuantizer):
     def validate_environment(self, *_unused: Any, **__: Any) -> None:
         if not is_accelerate_available():
             raise ImportError("diffusers loads quantized models by accelerate: pip install 'dit2deploy[diffusers]'")
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[Any]) -> list[str]:
+        """With those that the files hold under the name of an equal one; Misuse for a broken table of them."""
+        self._stored_as: dict[str, str] = {}
+        for file in map(Path, checkpoint_files):
+            if file.suffix == ".safetensors":
+                self._stored_as |= TensorFile(file).stored_as
+        return [*loaded_keys, *self._stored_as]
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        # Copies, so that the model's weights share no memory: that could not be saved again.
+        copies = {name: stored for name, stored in self._stored_as.items() if stored in state_dict}
+        return {**state_dict, **{name: state_dict[stored].clone() for name, stored in copies.items()}}
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         return torch.float32  # what the reference computes in, whatever was asked for

@@ -103,6 +103,14 @@ def with_regions(policy: Policy, module: torch.nn.Module, *, bits: tuple[int, ..
     )
 
 
+def with_equal_embedders(module: torch.nn.Module) -> torch.nn.Module:
+    """The DiT with the first block's embedders in every block: so diffusers has converted checkpoints."""
+    first = module.transformer_blocks[0].norm1.emb.state_dict()
+    for block in module.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(first)
+    return module
+
+
 def pack_checkpoint(
     folder: Path, module: torch.nn.Module, policy: Policy, *, half: bool = True, scheduler: dict | None = None
 ) -> Checkpoint:

@@ -11,8 +11,10 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from dit2deploy.artefacts.checkpoint import CONFIG, TENSORS
 from dit2deploy.base.errors import Misuse
 from dit2deploy.diffusers import Dit2DeployConfig
+from dit2deploy.models.dit import DIT
 from dit2deploy.nn import kernels
 from dit2deploy.nn.convert import load_quantized, quantized_linears
+from tests.packing import pack_checkpoint, policy_of, tiny_module, with_equal_embedders
 
 
 def calls(model: torch.nn.Module) -> torch.Tensor:
@@ -59,6 +61,23 @@ def test_saving_and_loading_comes_back_to_the_same(loaded, tmp_path, shard):
     loaded.save_pretrained(tmp_path / "again", max_shard_size=shard)
     again = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "again")
     assert torch.equal(calls(again), calls(loaded))
+
+
+def test_equal_tensors_come_back_under_every_name(tmp_path):
+    """Stored once by dit2deploy; save_pretrained of what was loaded stores all, and loads again."""
+    module = with_equal_embedders(tiny_module(DIT))
+    checkpoint = pack_checkpoint(tmp_path / "checkpoint", module, policy_of(DIT, module))
+    assert len(checkpoint.tensors.stored_as) == 3
+    want = load_quantized(checkpoint).state_dict()
+    loaded = diffusers.DiTTransformer2DModel.from_pretrained(checkpoint.folder)
+    loaded.save_pretrained(tmp_path / "again", max_shard_size="20KB")
+    again = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "again")
+    for model in (loaded, again):
+        assert all(torch.equal(value, want[name]) for name, value in model.state_dict().items())
+    table = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
+    assert table in checkpoint.tensors.stored_as
+    loaded.get_parameter(table).data.zero_()
+    assert loaded.get_parameter(table.replace("blocks.1", "blocks.0")).any()
 
 
 def pipeline_folder(tiny_dit_folder, tiny_checkpoint, out):

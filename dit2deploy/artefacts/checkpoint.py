@@ -14,6 +14,9 @@ Of an attention NAME whose products are quantized there are
     NAME.processor.qmax, NAME.processor.probability_qmax   float32 [T]
     NAME.processor.regions                                 float32 [T, 3]   of the probabilities
 All other tensors keep name, shape and dtype of the model, but for bfloat16 ones, which are float32 here.
+
+Equal tensors are stored once, under the first name (base/files.py: write_distinct_tensors): the diffusers folder of a
+converted DiT holds one timestep and class embedder in every block.
 """
 
 from collections.abc import Mapping
@@ -33,8 +36,8 @@ from dit2deploy.base.files import (
     read_json,
     sha256_of_file,
     whole_folder,
+    write_distinct_tensors,
     write_json,
-    write_tensors,
 )
 
 MANIFEST = "quantization_config.json"
@@ -99,7 +102,7 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Writes the folder whole or not at all; tensors are read one at a time, in their order."""
         with whole_folder(out, replaces=schema.holds(CheckpointManifest, MANIFEST)) as folder:
-            write_tensors(folder / TENSORS, tensors)
+            write_distinct_tensors(folder / TENSORS, tensors)
             write_json(folder / CONFIG, {**config, "quantization_config": told_to_diffusers(policy)})
             if scheduler_config is not None:
                 write_json(folder / SCHEDULER, scheduler_config)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -33,6 +33,8 @@ _OTHERS = {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 _SIZES = {name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()} | _OTHERS
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != "BF16"}
 _CHUNK = 1 << 20  # numbers that are widened at once
+_STORED_AS = "dit2deploy.stored_as"  # entry of the metadata: names of tensors, and of the equal ones that are stored
+_SHARED = 1024  # bytes: of smaller tensors the name takes as much
 _LARGEST_HEADER = 100 * 1024 * 1024
 
 
@@ -145,6 +147,7 @@ def inside(folder: Path, name: str) -> Path:
 class TensorFile:
     """A safetensors file whose tensors are read one at a time, when they are asked for.
 
+    Tensors that `write_distinct_tensors` left out are there as all others: `stored_as` tells of which they are copies.
     Raises Misuse for a file that is missing, truncated or malformed.
     """
 
@@ -161,6 +164,8 @@ class TensorFile:
                 header = json.loads(file.read(length))
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
             self._entries = {name: self._entry(name, value, size - 8 - length) for name, value in header.items()}
+            self.stored_as = _parse_stored_as(self.metadata, self._entries)
+            self._entries |= {name: self._entries[stored] for name, stored in self.stored_as.items()}
         except FileNotFoundError:
             raise Misuse(f"{path}: no such file.", cure) from None
         except OSError as error:
@@ -232,22 +237,68 @@ class TensorFile:
         return values.view(np.float32).reshape(shape)
 
 
+def _parse_stored_as(metadata: Mapping[str, str], stored: Container[str]) -> dict[str, str]:
+    """Tensors that a safetensors file leaves out -> the equal ones that it stores.
+
+    Raises ValueError for a table that is none, that names what is not stored, or that names what is.
+    """
+    table = json.loads(metadata.get(_STORED_AS, "{}"))
+    if not isinstance(table, dict):
+        raise ValueError(f"{_STORED_AS} is no table")
+    for name, other in table.items():
+        if not isinstance(other, str) or other not in stored:
+            raise ValueError(f"{name!r} is said to be stored as {other!r}, which is not there")
+        if name in stored:
+            raise ValueError(f"{name!r} is there, and is said to be stored as {other!r}")
+    return table
+
+
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file in the order given, one tensor in memory at a time beside those passed in."""
+    _write(path, tensors, {name: _described(value) for name, value in tensors.items()}, metadata or {})
+
+
+def write_distinct_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """As `write_tensors`, but of tensors of equal dtype, shape and contents the first alone, and in the metadata the
+    names of the others: safetensors itself knows no tensor of two names."""
+    first: dict[tuple, str] = {}
+    described, stored_as = {}, {}
+    for name, value in tensors.items():
+        told = _described(value)
+        same = name if value.nbytes < _SHARED else first.setdefault((*told, _digest(value)), name)
+        if same == name:
+            described[name] = told
+        else:
+            stored_as[name] = same
+    _write(path, tensors, described, {_STORED_AS: json.dumps(stored_as)} if stored_as else {})
+
+
+def _digest(value: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(value).data.cast("B")).digest()
+
+
+def _described(value: np.ndarray) -> tuple[str, tuple[int, ...], int]:
+    """dtype, shape and bytes."""
+    return _NAMES[value.dtype], value.shape, value.nbytes
+
+
+def _write(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    described: Mapping[str, tuple[str, tuple[int, ...], int]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes those of the tensors that are described."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name, value in tensors.items():
-        header[name] = {
-            "dtype": _NAMES[value.dtype],
-            "shape": list(value.shape),
-            "data_offsets": [offset, offset + value.nbytes],
-        }
-        offset += value.nbytes
+    for name, (dtype, shape, size) in described.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    size = 8 + len(text) + offset
-    with whole_file(path, size=size) as temporary, open(temporary, "wb") as file:
+    with whole_file(path, size=8 + len(text) + offset) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)))
         file.write(text)
-        for value in tensors.values():
+        for name in described:
+            value = tensors[name]
             file.write(np.ascontiguousarray(value).data.cast("B") if value.size else b"")

@@ -83,6 +83,8 @@ def _checkpoint(path: Path):
     made = checkpoint.Checkpoint.load(path)
     size = (path / checkpoint.TENSORS).stat().st_size
     rows = [("model", made.manifest.model), ("size", megabytes(size)), ("tensors", str(len(made.tensors)))]
+    if copies := made.tensors.stored_as:
+        rows += [("  stored with an equal one", str(len(copies)))]
     if training := made.manifest.training:
         rows += [("trained", f"{training['steps']} steps in {training['seconds'] / 60:.0f} min")]
     return "quantized checkpoint", made.manifest.model_dump(mode="json"), rows + _policy(made.policy)

@@ -9,7 +9,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import TensorFile, inside, sha256_of_folder, whole_folder, write_bytes, write_tensors
+from dit2deploy.base.files import (
+    TensorFile,
+    inside,
+    sha256_of_folder,
+    whole_folder,
+    write_bytes,
+    write_distinct_tensors,
+    write_tensors,
+)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -79,6 +87,54 @@ def test_tensors_go_to_and_from_the_safetensors_library(tmp_path):
         np.testing.assert_array_equal(file.read(name), value)
         assert file.read(name).dtype == value.dtype
     assert TensorFile(tmp_path / "ours").metadata == {"made": "here"}
+
+
+def test_equal_tensors_are_stored_once_and_read_by_every_name(tmp_path):
+    large = np.random.default_rng(0).standard_normal((20, 30), np.float32)
+    tensors = {
+        "a": large,
+        "other bits": large.view(np.int32),
+        "b": large.copy(),
+        "other shape": large.reshape(30, 20),
+        "small": np.ones(3),
+        "as small": np.ones(3),
+        "minus": np.zeros((20, 30), np.float32) * -1,
+        "zero": np.zeros((20, 30), np.float32),
+        "c": large,
+    }
+    write_distinct_tensors(tmp_path / "x", tensors)
+    file = TensorFile(tmp_path / "x")
+    assert file.stored_as == {"b": "a", "c": "a"}
+    stored = load_file(tmp_path / "x")
+    assert set(stored) == set(tensors) - {"b", "c"}
+    assert set(file) == set(tensors) and len(file) == len(tensors)
+    for name, value in tensors.items():
+        assert name in file and file.shape(name) == value.shape and file.nbytes(name) == value.nbytes
+        np.testing.assert_array_equal(file.read(name), value)
+        assert file.read(name).tobytes() == value.tobytes()
+    np.testing.assert_array_equal(file.read_entry("c", 7), large[7])
+    write_tensors(tmp_path / "all", tensors)
+    saved = (tmp_path / "all").stat().st_size - (tmp_path / "x").stat().st_size
+    assert abs(saved - 2 * large.nbytes) < 200  # header
+
+
+@pytest.mark.parametrize(
+    "table, fault",
+    [
+        ('{"b": "nowhere"}', "'b' is said to be stored as 'nowhere', which is not there"),
+        ('{"b": "c", "c": "b"}', "'b' is said to be stored as 'c', which is not there"),
+        ('{"b": "x", "c": "b"}', "'c' is said to be stored as 'b', which is not there"),
+        ('{"x": "x"}', "'x' is there, and is said to be stored as 'x'"),
+        ('{"b": ["x"]}', "which is not there"),
+        ('["x"]', "is no table"),
+        ("{", "header is broken"),
+    ],
+)
+def test_a_table_of_equal_tensors_that_lies_is_refused(tmp_path, table, fault):
+    (tmp_path / "x").write_bytes(_file({"__metadata__": {"dit2deploy.stored_as": table}, **GOOD}))
+    with pytest.raises(Misuse, match="header is broken") as caught:
+        TensorFile(tmp_path / "x")
+    caught.match(fault)
 
 
 def test_bfloat16_is_read_as_its_value(tmp_path):

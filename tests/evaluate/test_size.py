@@ -46,7 +46,7 @@ def test_codes_scales_and_branch_are_counted():
 
 def test_dit_xl_with_a_branch_is_a_sixteenth_of_float32(tmp_path):
     """W1.58A4, rank 16, modulation ternary as RobuQ has it (which says 15.2), by the bytes of each tensor, the
-    embedders of the blocks once: so export writes it (dit-xl-2 in tools/results/memory.json)."""
+    embedders of the blocks once: so quantize and export write it (dit-xl-2 in tools/results/memory.json)."""
     config, _ = GEOMETRIES["dit-xl-2"]
     with fake_parameters():
         module = build(config, tmp_path / "config.json")

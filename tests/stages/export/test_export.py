@@ -28,7 +28,7 @@ from dit2deploy.nn.convert import quantized_linears
 from dit2deploy.ops import DOMAIN
 from dit2deploy.stages.export import check, export
 from dit2deploy.targets.ort import open_session
-from tests.packing import pack_checkpoint, policy_of, tiny_module
+from tests.packing import pack_checkpoint, policy_of, tiny_module, with_equal_embedders
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMS = ("fused", "qdq", "float")
@@ -180,12 +180,11 @@ def test_embedders_that_are_equal_are_computed_once(tmp_path):
     """As in a converted DiT, which has one a block. Where a single weight differs they are computed apart."""
     family = next(family for family in FAMILIES if family.name == "dit")
     source = tiny_module(family)
-    first, second = (block.norm1.emb for block in source.transformer_blocks[:2])
     gathers, places = [], []
     for name in ("equal", "different"):
-        second.load_state_dict(first.state_dict())
+        with_equal_embedders(source)
         if name == "different":
-            second.class_embedder.embedding_table.weight.data[3, 5] += 1
+            source.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight.data[3, 5] += 1
         checkpoint = pack_checkpoint(tmp_path / f"{name}-checkpoint", source, policy_of(family, source))
         made = export(checkpoint.folder, tmp_path / name)
         gathers.append(sum(node.op_type == "Gather" for node in graph_of(made).node))

@@ -11,7 +11,7 @@ from dit2deploy.artefacts.checkpoint import SCHEDULER, TENSORS, Checkpoint
 from dit2deploy.artefacts.policy import LayerPolicy, MonarchGrid, Policy
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
-from dit2deploy.base.files import sha256_of_file
+from dit2deploy.base.files import sha256_of_file, write_tensors
 from dit2deploy.formats import by_name, unpack
 from dit2deploy.models.load import linears, load_transformer, open_model
 from dit2deploy.nn.convert import load_quantized
@@ -23,6 +23,7 @@ from dit2deploy.stages.calibrate import calibrate
 from dit2deploy.stages.quantize import quantize
 from dit2deploy.stages.quantize.hessians import gather, passes
 from dit2deploy.stages.search import search
+from tests.packing import with_equal_embedders
 from tests.variants import with_weights
 
 BLOCK = "transformer_blocks.0.attn1.to_q"
@@ -243,6 +244,27 @@ def test_checkpoint_is_as_small_as_its_bits_say(model, policy, calibration, tmp_
 
 class Killed(Exception):
     """Stands for a signal in the middle of the work."""
+
+
+def test_equal_embedders_are_stored_once_and_loaded_everywhere(model, tmp_path):
+    """As diffusers has converted DiTs; rounded by GPTQ, which sees the same inputs of each."""
+    module = with_equal_embedders(load_transformer(model)[0])
+    equal = with_weights(model, tmp_path / "model", {name: v.numpy() for name, v in module.state_dict().items()})
+    policy = search(equal, tmp_path / "policy.json", recipe="w4a4", rounding="gptq")
+    seen = calibrate(equal, tmp_path / "calibration", samples=2, steps=2)
+    made = quantize(equal, policy, seen, tmp_path / "checkpoint")
+    first, second = (f"transformer_blocks.{block}.norm1.emb." for block in range(2))
+    copies = {name: name.replace(second, first) for name in made.tensors if name.startswith(second)}
+    large = {name: stored for name, stored in copies.items() if made.tensors.nbytes(name) >= 1024}
+    assert len(large) == 3 and made.tensors.stored_as == large
+    for name, stored in copies.items():
+        np.testing.assert_array_equal(made.tensors.read(name), made.tensors.read(stored))
+    write_tensors(tmp_path / "all", {name: made.tensors.read(name) for name in made.tensors})
+    saved = (tmp_path / "all").stat().st_size - (made.folder / TENSORS).stat().st_size
+    assert saved == pytest.approx(sum(made.tensors.nbytes(name) for name in large), abs=500)  # the header
+    weights = load_quantized(made).state_dict()
+    for name, stored in large.items():
+        assert torch.equal(weights[name], weights[stored]) and weights[name].data_ptr() != weights[stored].data_ptr()
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(model, policy, calibration, tmp_path, monkeypatch):
