@@ -54,7 +54,7 @@ struct AddWords {
 
 class Micro {
   public:
-    static constexpr int kTokens = kMostTokens;
+    static constexpr int kTokens = kMostTokens, kTiles = 1;
     static constexpr bool kAsksForLargest = true;
 
     Micro(const FormatSpec& format, int largest) {

@@ -43,7 +43,7 @@ struct AddDots {
 
 class Micro {
   public:
-    static constexpr int kTokens = kMostTokens;
+    static constexpr int kTokens = kMostTokens, kTiles = 1;
     static constexpr bool kAsksForLargest = false;
 
     Micro(const FormatSpec&, int) {}

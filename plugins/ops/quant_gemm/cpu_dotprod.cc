@@ -47,6 +47,7 @@ void add_tokens(const int8_t* q, int64_t stride, const uint8_t* weights, int64_t
 
 class Micro {
   public:
+    static constexpr int kTiles = 1;
     static constexpr int kTokens = 6;  // 24 sums, 4 weights and an activation of 32 registers
     static constexpr bool kAsksForLargest = false;
 

@@ -57,6 +57,7 @@ void add_pairs(const int8_t* q, int64_t stride, const uint8_t* weights, int toke
 
 class Micro {
   public:
+    static constexpr int kTiles = 1;
     static constexpr int kTokens = 4;  // 16 sums, 8 weights and an activation of 32 registers
     static constexpr bool kAsksForLargest = false;
 

@@ -44,6 +44,7 @@ void add_tokens(const int8_t* q, int64_t stride, const uint8_t* weights, int64_t
 
 class Micro {
   public:
+    static constexpr int kTiles = 1;
     static constexpr int kTokens = 2;  // 16 sums and 4 weights of 32 registers
     static constexpr bool kAsksForLargest = true;
 

@@ -15,23 +15,32 @@ namespace {
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Half of 16 outputs, in the compiler's own vector types. Copied, since mapped weights and y lie at any
-// address.
-typedef uint64_t Bits __attribute__((vector_size(32)));
-typedef int16_t Words __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-typedef float Floats __attribute__((vector_size(32)));
+// 16 outputs, or half of them where vectors are no longer, in the compiler's own vector types. Copied, since mapped weights
+// and y lie at any address.
+#if defined(__AVX512BW__)
+constexpr int kPartBytes = 64;
+#else
+constexpr int kPartBytes = 32;
+#endif
+constexpr int kParts = 64 / kPartBytes;
+typedef uint64_t Bits __attribute__((vector_size(kPartBytes)));
+typedef int16_t Words __attribute__((vector_size(kPartBytes)));
+typedef int32_t Ints __attribute__((vector_size(kPartBytes)));
+typedef float Floats __attribute__((vector_size(kPartBytes)));
+struct TileSums {
+    Ints part[kParts];
+};
 
 template <class Vector, class T>
-inline Vector load_half(const T* from, int half) {
+inline Vector load_part(const T* from, int part) {
     Vector value;
-    std::memcpy(&value, reinterpret_cast<const char*>(from) + half * sizeof(value), sizeof(value));
+    std::memcpy(&value, reinterpret_cast<const char*>(from) + part * sizeof(value), sizeof(value));
     return value;
 }
 
 template <class Vector, class T>
-inline void store_half(T* to, int half, const Vector& value) {
-    std::memcpy(reinterpret_cast<char*>(to) + half * sizeof(value), &value, sizeof(value));
+inline void store_part(T* to, int part, const Vector& value) {
+    std::memcpy(reinterpret_cast<char*>(to) + part * sizeof(value), &value, sizeof(value));
 }
 
 // What the epilogue needs of a tile, 16 outputs side by side and zeros beyond N.
@@ -42,6 +51,8 @@ struct TileScales {
     int64_t first_rank,
         last_rank;  // rows of `up` outside are zeros: of joined layers, each has a branch of its own
 };
+
+inline bool has_branch(const TileScales& scales) { return scales.first_rank < scales.last_rank; }
 
 inline int64_t scales_size(const GemmProblem& p) { return (p.groups + 1 + p.rank) * kTile; }
 
@@ -73,8 +84,11 @@ struct Stream {
     const float* residual;
     const float* gate;
 
-    Floats joined(int half, const Floats& y) const {
-        return residual ? load_half<Floats>(residual, half) + load_half<Floats>(gate, half) * y : y;
+    Stream from(int64_t outputs) const {
+        return {residual ? residual + outputs : nullptr, gate ? gate + outputs : nullptr};
+    }
+    Floats joined(int part, const Floats& y) const {
+        return residual ? load_part<Floats>(residual, part) + load_part<Floats>(gate, part) * y : y;
     }
 };
 
@@ -99,40 +113,59 @@ struct BorderTile {
     }
 };
 
-inline bool has_branch(const TileScales& scales) { return scales.first_rank < scales.last_rank; }
-
 // Adds the exact sums of a tile of token m, group `group`, to y; after the last group come s and bias, and gate and
 // residual unless a branch is added first. y[.., tile] is at `to`, or a copy of it.
-inline void finish(const GemmProblem& p, const TileScales& scales, int64_t group, int64_t m, const Ints& low,
-                   const Ints& high, const Stream& stream, float* to) {
+inline void finish(const GemmProblem& p, const TileScales& scales, int64_t group, int64_t m,
+                   const TileSums& sums, const Stream& stream, float* to) {
     const float* const ws = scales.ws + group * kTile;
-    Floats first = __builtin_convertvector(low, Floats) * load_half<Floats>(ws, 0);
-    Floats second = __builtin_convertvector(high, Floats) * load_half<Floats>(ws, 1);
-    if (group) {
-        first = load_half<Floats>(to, 0) + first;
-        second = load_half<Floats>(to, 1) + second;
+    const float s = p.s[m];
+    for (int i = 0; i < kParts; ++i) {
+        Floats y = __builtin_convertvector(sums.part[i], Floats) * load_part<Floats>(ws, i);
+        if (group) y = load_part<Floats>(to, i) + y;
+        if (group + 1 == p.groups) y = stream.joined(i, y * s + load_part<Floats>(scales.bias, i));
+        store_part(to, i, y);
     }
-    if (group + 1 == p.groups) {
-        first = first * p.s[m] + load_half<Floats>(scales.bias, 0);
-        second = second * p.s[m] + load_half<Floats>(scales.bias, 1);
-        first = stream.joined(0, first);
-        second = stream.joined(1, second);
-    }
-    store_half(to, 0, first);
-    store_half(to, 1, second);
 }
 
 inline void finish_tile(const GemmProblem& p, const TileScales& scales, int64_t tile, int64_t group,
-                        int64_t m, const Ints& low, const Ints& high) {
+                        int64_t m, const TileSums& sums) {
     const int64_t outputs = least(kTile, p.n - tile * kTile);
     float* const y = p.y + m * p.n + tile * kTile;
     const bool is_last = group + 1 == p.groups && !has_branch(scales);
     const Stream stream = is_last ? stream_of(p, tile, m) : Stream{};
-    if (outputs == kTile) return finish(p, scales, group, m, low, high, stream, y);
+    if (outputs == kTile) return finish(p, scales, group, m, sums, stream, y);
     BorderTile border(stream, outputs);
     if (group) std::memcpy(border.row, y, border.bytes);
-    finish(p, scales, group, m, low, high, border.stream, border.row);
+    finish(p, scales, group, m, sums, border.stream, border.row);
     std::memcpy(y, border.row, border.bytes);
+}
+
+// `count` tiles of a token: sums_of(i, part) gives the exact sums of tile i. What they share is copied first, since a store
+// of a vector may alias anything.
+template <class SumsOf>
+inline void finish_tiles(const GemmProblem& p, const TileScales* scales, int64_t tile, int64_t count,
+                         int64_t group, int64_t m, const SumsOf& sums_of) {
+    int64_t i = 0;
+    if (p.groups == 1) {
+        const int64_t whole = least(count, p.n / kTile - tile);
+        const float s = p.s[m];
+        float* const y = p.y + m * p.n + tile * kTile;
+        const Stream stream = stream_of(p, tile, m);
+        for (; i < whole; ++i) {
+            const TileScales own = scales[i];
+            const Stream to = has_branch(own) ? Stream{} : stream.from(i * kTile);
+            for (int part = 0; part < kParts; ++part) {
+                const Floats sum = __builtin_convertvector(sums_of(i, part), Floats);
+                const Floats scaled = sum * load_part<Floats>(own.ws, part) * s;
+                store_part(y + i * kTile, part, to.joined(part, scaled + load_part<Floats>(own.bias, part)));
+            }
+        }
+    }
+    for (; i < count; ++i) {
+        TileSums sums;
+        for (int part = 0; part < kParts; ++part) sums.part[part] = sums_of(i, part);
+        finish_tile(p, scales[i], tile + i, group, m, sums);
+    }
 }
 
 // Tokens side by side: 8 sums hide the latency of additions, and share a load of `up`.
@@ -141,23 +174,20 @@ constexpr int64_t kBranchTokens = 4;
 template <int Tokens>
 inline void add_terms(const float* t, int64_t rank, const TileScales& scales, const Stream (&streams)[Tokens],
                       float* y, int64_t stride) {
-    Floats sums[Tokens][2];
+    Floats sums[Tokens][kParts];
 #pragma GCC unroll 4
     for (int i = 0; i < Tokens; ++i)
-        for (int half = 0; half < 2; ++half) sums[i][half] = load_half<Floats>(y + i * stride, half);
-    for (int64_t r = scales.first_rank; r < scales.last_rank; ++r) {
-        const Floats low = load_half<Floats>(scales.up + r * kTile, 0);
-        const Floats high = load_half<Floats>(scales.up + r * kTile, 1);
+        for (int part = 0; part < kParts; ++part) sums[i][part] = load_part<Floats>(y + i * stride, part);
+    for (int64_t r = scales.first_rank; r < scales.last_rank; ++r)
+        for (int part = 0; part < kParts; ++part) {
+            const Floats up = load_part<Floats>(scales.up + r * kTile, part);
 #pragma GCC unroll 4
-        for (int i = 0; i < Tokens; ++i) {
-            sums[i][0] += t[i * rank + r] * low;
-            sums[i][1] += t[i * rank + r] * high;
+            for (int i = 0; i < Tokens; ++i) sums[i][part] += t[i * rank + r] * up;
         }
-    }
 #pragma GCC unroll 4
     for (int i = 0; i < Tokens; ++i)
-        for (int half = 0; half < 2; ++half)
-            store_half(y + i * stride, half, streams[i].joined(half, sums[i][half]));
+        for (int part = 0; part < kParts; ++part)
+            store_part(y + i * stride, part, streams[i].joined(part, sums[i][part]));
 }
 
 // Adds the branch of a tile, then gate and residual, to y of tokens [m, m + tokens), after finish_tile. (A term that is

@@ -85,6 +85,7 @@ inline __m256i by_code(__m256i four_outputs) {
 struct Tables {
     static constexpr FormatSpec kFormat = kTernary;
     static constexpr int64_t kLanes = 32, kStepVectors = 4, kStepTokens = 2, kCodes = 2, kTableBytes = 16;
+    static constexpr int64_t kLeastVectors = kStepVectors, kGroupTokens = 64, kMostTokens = 64;
     static constexpr int64_t kBlockChunks = 16, kMostOutputs = 1152;
     static constexpr int kMostLargest = 21;
 
@@ -107,7 +108,7 @@ struct Tables {
     }
 
     // Two bits of a byte are the code of one k: its nibbles are the index of two look-ups.
-    static void order(const uint8_t* const* tiles, int64_t count, uint8_t* to) {
+    static void order(const uint8_t* const* tiles, int, int64_t count, uint8_t* to) {
         for (int64_t chunk = 0; chunk < count; ++chunk)
             for (int vector = 0; vector < kStepVectors; ++vector) {
                 const uint8_t* even = tiles[2 * vector] + chunk * kVector;
@@ -128,8 +129,9 @@ struct Tables {
             }
     }
 
-    static void add(const uint8_t* tables, int64_t stride, const uint8_t* index, int tokens, int64_t lookups,
-                    int64_t stretch, uint16_t* sums) {
+    static void add(const uint8_t* tables, int64_t stride, const uint8_t* index, int tokens, int,
+                    int64_t lookups, int64_t stretch, bool begins, uint16_t* sums) {
+        if (begins) std::memset(sums, 0, static_cast<size_t>(tokens * kStepVectors * kLanes) * sizeof(*sums));
         if (tokens == 2) return add_two(tables, stride, index, lookups, stretch, sums);
         for (int64_t i = 0; i < lookups; i += stretch) {
             Bytes bytes = first_of(tables + 16 * i, load_index(index + 128 * i));

@@ -8,9 +8,10 @@
 //         A4, stretch 2: 3 cycles for 256: 85 a cycle = 307 G/s; A5, stretch 1, is no faster than vpdpbusd
 //       vpdpbusd: 64 a cycle = 230 G/s = 5.9 ms (cpu_avx512.cc)
 //   bytes w 1.3 MB (ternary), 2.0 MB (int3) + q 0.3 MB + y 4.7 MB: below 0.6 ms at 20 GB/s
-// Proven bit for bit by emulation; NOT timed: no machine with VBMI was at hand. The rules, max |q| up to 31 and up to
-// 7, follow from the counts above; bare loops of both were measured on a Zen 4 before they were written into a
-// kernel: ternary 640 G/s for A4 and 456 for A6 (stretch 1), int3 386.
+// Measured on a Zen 4, of the 4.0 ms of this example with ternary A4: look-ups and sums 2.6 (520 G/s; alone, from the first
+// level, 600), tables 0.4, index vectors 0.4 (their words come from the third level), y 0.5. Two tokens by four vectors: a
+// load serves two to four look-ups, as an instruction set that loads one such vector a cycle needs; with tables of all tokens
+// in the second level instead of 4 tokens' in the first the same took 5.0 ms.
 #if defined(D2D_SIMDE)
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -72,7 +73,8 @@ inline __m512i to_radix_3(__m512i bytes) {
     return _mm512_add_epi8(_mm512_shuffle_epi8(load(kLow), low), _mm512_shuffle_epi8(load(kHigh), high));
 }
 
-// 81 sums of 4 ternary weights.
+// 81 sums of 4 ternary weights. What it gives lies where a copy of the index lay: the instruction overwrites either. Written
+// out, since gcc 12 overwrites the table as often and then moves all sums about.
 struct TernaryTable {
     static constexpr int64_t kBytes = 128;
     __m512i lower, upper;
@@ -80,7 +82,14 @@ struct TernaryTable {
     explicit TernaryTable(const uint8_t* from)
         : lower(in_register(load(from))), upper(in_register(load(from + 64))) {}
 
-    __m512i at(__m512i index) const { return _mm512_permutex2var_epi8(lower, index, upper); }
+    __m512i at(__m512i index) const {
+#if defined(D2D_SIMDE)
+        return _mm512_permutex2var_epi8(lower, index, upper);
+#else
+        asm("vpermi2b %2, %1, %0" : "+v"(index) : "v"(lower), "v"(upper));
+        return index;
+#endif
+    }
 };
 
 // 64 sums of 2 int3 weights.
@@ -90,60 +99,89 @@ struct Int3Table {
 
     explicit Int3Table(const uint8_t* from) : all(in_register(load(from))) {}
 
-    __m512i at(__m512i index) const { return _mm512_permutexvar_epi8(index, all); }
+    __m512i at(__m512i index) const { return in_register(_mm512_permutexvar_epi8(index, all)); }
 };
 
-constexpr int64_t kStep = 128;  // outputs: two vectors
+constexpr int64_t kStep = 256;  // outputs: four vectors
 
-// 16 vectors of words, 8 of bytes, 2 index vectors, a table of 2 and a copy of one: 29 of 32 registers. A
-// function of its own, so that they are not shared with its surroundings.
-template <int Tokens, class Table>
-[[gnu::noinline]] void add_tokens(const uint8_t* tables, int64_t stride, const uint8_t* index,
-                                  int64_t lookups, int64_t stretch, uint16_t* sums) {
-    constexpr int kSums = 2 * Tokens;  // [token][vector]
-    __m512i words[kSums], high[kSums], bytes[kSums];
-#pragma GCC unroll 8
-    for (int i = 0; i < kSums; ++i) {
-        words[i] = load(sums + i * 64);
-        high[i] = load(sums + i * 64 + 32);
-    }
-    for (int64_t first = 0; first < lookups; first += stretch) {
-#pragma GCC unroll 8
-        for (int i = 0; i < kSums; ++i) bytes[i] = _mm512_setzero_si512();
-        for (int64_t j = first; j < least(lookups, first + stretch); ++j) {
-            const __m512i a = in_register(load(index + j * kStep));
-            const __m512i b = in_register(load(index + j * kStep + 64));
+// Adds `Unit` look-ups to the bytes, or begins them.
+template <bool begins, int Unit, class Table, int Tokens, int Vectors>
+[[gnu::always_inline]] inline void look_up(const uint8_t* tables, int64_t stride, const uint8_t* index,
+                                           __m512i (&bytes)[Tokens][Vectors]) {
 #pragma GCC unroll 4
-            for (int t = 0; t < Tokens; ++t) {
-                const Table table(tables + t * stride + j * Table::kBytes);
-                bytes[2 * t] = _mm512_add_epi8(bytes[2 * t], table.at(a));
-                bytes[2 * t + 1] = _mm512_add_epi8(bytes[2 * t + 1], table.at(b));
+    for (int j = 0; j < Unit; ++j) {
+        __m512i at[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) at[v] = in_register(load(index + j * kStep + v * 64));
+#pragma GCC unroll 2
+        for (int t = 0; t < Tokens; ++t) {
+            const Table table(tables + t * stride + j * Table::kBytes);
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) {
+                const __m512i found = table.at(at[v]);
+                bytes[t][v] = begins && j == 0 ? found : in_register(_mm512_add_epi8(bytes[t][v], found));
             }
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < kSums; ++i) {
-            words[i] = _mm512_add_epi16(words[i], bytes[i]);
-            high[i] = _mm512_add_epi16(high[i], _mm512_srli_epi16(bytes[i], 8));
+    }
+}
+
+// 16 vectors of words, 8 of bytes, 4 index vectors, a table of 2 and a copy of an index vector: 31 of 32 registers. A
+// function of its own, so that they are not shared with its surroundings. `stretch` and `lookups` are whole units.
+template <int Tokens, int Vectors, int Unit, class Table>
+[[gnu::noinline]] void add_tokens(const uint8_t* tables, int64_t stride, const uint8_t* index,
+                                  int64_t lookups, int64_t stretch, bool begins, uint16_t* sums) {
+    __m512i words[Tokens][Vectors], high[Tokens][Vectors], bytes[Tokens][Vectors];
+#pragma GCC unroll 2
+    for (int t = 0; t < Tokens; ++t)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            const __m512i* from = reinterpret_cast<const __m512i*>(sums + t * kStep + v * 64);
+            words[t][v] = begins ? _mm512_setzero_si512() : load(from);
+            high[t][v] = begins ? _mm512_setzero_si512() : load(from + 1);
         }
+    for (int64_t first = 0; first < lookups; first += stretch) {
+        look_up<true, Unit, Table>(tables + first * Table::kBytes, stride, index + first * kStep, bytes);
+        for (int64_t j = first + Unit; j < least(lookups, first + stretch); j += Unit)
+            look_up<false, Unit, Table>(tables + j * Table::kBytes, stride, index + j * kStep, bytes);
+#pragma GCC unroll 2
+        for (int t = 0; t < Tokens; ++t)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) {
+                words[t][v] = _mm512_add_epi16(words[t][v], bytes[t][v]);
+                high[t][v] = _mm512_add_epi16(high[t][v], _mm512_srli_epi16(bytes[t][v], 8));
+            }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < kSums; ++i) {
-        store(sums + i * 64, words[i]);
-        store(sums + i * 64 + 32, high[i]);
-    }
+#pragma GCC unroll 2
+    for (int t = 0; t < Tokens; ++t)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            store(sums + t * kStep + v * 64, words[t][v]);
+            store(sums + t * kStep + v * 64 + 32, high[t][v]);
+        }
+}
+
+template <int Unit, class Table>
+void add_units(const uint8_t* tables, int64_t stride, const uint8_t* index, int tokens, int vectors,
+               int64_t lookups, int64_t stretch, bool begins, uint16_t* sums) {
+    const auto add = tokens == 2
+                         ? (vectors == 4 ? add_tokens<2, 4, Unit, Table> : add_tokens<2, 2, Unit, Table>)
+                         : (vectors == 4 ? add_tokens<1, 4, Unit, Table> : add_tokens<1, 2, Unit, Table>);
+    add(tables, stride, index, lookups, stretch / Unit * Unit, begins, sums);
 }
 
 // What the tables of both formats share.
 template <class Table>
 struct Steps {
-    static constexpr int64_t kLanes = 64, kStepVectors = 2, kStepTokens = 4, kTableBytes = Table::kBytes;
-    static constexpr int64_t kMostOutputs = 2304;
+    static constexpr int64_t kLanes = 64, kStepVectors = 4, kStepTokens = 2;
+    static constexpr int64_t kLeastVectors = 2, kGroupTokens = 4, kTableBytes = Table::kBytes;
+    static constexpr int64_t kMostOutputs = 2304, kMostTokens = 128;
 
-    static void add(const uint8_t* tables, int64_t stride, const uint8_t* index, int tokens, int64_t lookups,
-                    int64_t stretch, uint16_t* sums) {
-        if (tokens == 4) return add_tokens<4, Table>(tables, stride, index, lookups, stretch, sums);
-        for (int t = 0; t < tokens; ++t)
-            add_tokens<1, Table>(tables + t * stride, stride, index, lookups, stretch, sums + t * kStep);
+    static void add(const uint8_t* tables, int64_t stride, const uint8_t* index, int tokens, int vectors,
+                    int64_t lookups, int64_t stretch, bool begins, uint16_t* sums) {
+        const auto units = stretch >= 4   ? add_units<4, Table>
+                           : stretch >= 2 ? add_units<2, Table>
+                                          : add_units<1, Table>;
+        units(tables, stride, index, tokens, vectors, lookups, stretch, begins, sums);
     }
 };
 
@@ -164,6 +202,19 @@ void order_tiles(const F& bytes, uint8_t* to) {
     }
 }
 
+// Which sums of pairs make the entries of 4 tables, 64 at a time.
+struct EntriesOf {
+    Lanes low[8], high[8];
+
+    constexpr EntriesOf() : low{}, high{} {
+        for (int i = 0; i < 8; ++i) {
+            const int table = 16 * (i / 2), first = 64 * (i % 2);
+            low[i] = lanes([=](int lane) { return table + (first + lane) % 9; });
+            high[i] = lanes([=](int lane) { return table + (first + lane < 81 ? (first + lane) / 9 : 0); });
+        }
+    }
+};
+
 struct TernaryTables : Steps<TernaryTable> {
     static constexpr FormatSpec kFormat = kTernary;
     static constexpr int64_t kCodes = 4, kBlockChunks = 8;
@@ -171,28 +222,22 @@ struct TernaryTables : Steps<TernaryTable> {
 
     // 4 tables a chunk, of k's j, 4 + j, 8 + j, 12 + j: entry d + 3 e + 9 f + 27 g.
     static void build(const int8_t* q, int64_t count, int64_t shift, uint8_t* to) {
-        static constexpr Lanes kFirst[] = {lanes([](int i) { return i % 9; }),
-                                           lanes([](int i) { return (64 + i) % 9; })};
-        static constexpr Lanes kSecond[] = {lanes([](int i) { return i / 9; }),
-                                            lanes([](int i) { return i < 17 ? (64 + i) / 9 : 0; })};
+        static constexpr EntriesOf kEntries;
+        const __m512i half = all(shift / 2);
         for (int64_t chunk = 0; chunk < count; ++chunk, q += 16) {
             const __m512i codes =
                 _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
-            const __m512i low = sums_of_pairs(codes, 0, all(shift / 2));
-            const __m512i high = sums_of_pairs(codes, 8, all(shift / 2));
-            for (int j = 0; j < 4; ++j)
-                for (int half = 0; half < 2; ++half, to += 64) {
-                    const __m512i first = _mm512_add_epi8(load(kFirst[half]), all(16 * j));
-                    const __m512i second = _mm512_add_epi8(load(kSecond[half]), all(16 * j));
-                    store(to, _mm512_add_epi8(_mm512_permutexvar_epi8(first, low),
-                                              _mm512_permutexvar_epi8(second, high)));
-                }
+            const __m512i low = sums_of_pairs(codes, 0, half), high = sums_of_pairs(codes, 8, half);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i, to += 64)
+                store(to, _mm512_add_epi8(_mm512_permutexvar_epi8(load(kEntries.low[i]), low),
+                                          _mm512_permutexvar_epi8(load(kEntries.high[i]), high)));
         }
     }
 
-    static void order(const uint8_t* const* tiles, int64_t count, uint8_t* to) {
+    static void order(const uint8_t* const* tiles, int vectors, int64_t count, uint8_t* to) {
         for (int64_t chunk = 0; chunk < count; ++chunk, to += 4 * kStep)
-            for (int vector = 0; vector < kStepVectors; ++vector)
+            for (int vector = 0; vector < vectors; ++vector)
                 order_tiles(
                     [&](int tile) { return to_radix_3(load(tiles[4 * vector + tile] + chunk * kVector)); },
                     to + vector * kLanes);
@@ -229,10 +274,10 @@ struct Int3Tables : Steps<Int3Table> {
         }
     }
 
-    static void order(const uint8_t* const* tiles, int64_t count, uint8_t* to) {
+    static void order(const uint8_t* const* tiles, int vectors, int64_t count, uint8_t* to) {
         for (int64_t chunk = 0; chunk < count; ++chunk)
             for (int pair = 0; pair < 4; ++pair, to += 4 * kStep)
-                for (int vector = 0; vector < kStepVectors; ++vector)
+                for (int vector = 0; vector < vectors; ++vector)
                     order_tiles(
                         [&](int tile) {
                             return index_of(tiles[4 * vector + tile] + 3 * chunk * kVector, pair);

@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kTilesATask = 4;  // read the activations once for 64 outputs
 // At least, where tokens are split: unpacking is then 3 % of a task's instructions (AVX2).
 constexpr int64_t kTokensATask = 64;
-// Of a tile's unpacked weights: the rest of 32 KiB is for activations.
+// Of unpacked weights that a micro-kernel reads at once: the rest of 32 KiB is for activations.
 constexpr int64_t kBytesABlock = 20480;
 
 // Of the thread that runs a node: kPanel, kSums, which all its tasks read; of the thread that runs a task:
@@ -37,10 +37,10 @@ void unpack(const uint8_t* tile, int64_t first, int64_t count, uint8_t* to) {
         const int place = static_cast<int>(quad % shape.quads);
         const uint8_t* low = planes ? chunk + place / 4 * kVector : chunk;
         const int shift = bits * (planes ? place % 4 : place);
-        for (int half = 0; half < 2; ++half) {
-            Bits codes = load_half<Bits>(low, half) >> shift & mask;
-            if constexpr (planes) codes |= (load_half<Bits>(chunk + 2 * kVector, half) >> place & ones) << 2;
-            store_half(to, half, codes);
+        for (int part = 0; part < kParts; ++part) {
+            Bits codes = load_part<Bits>(low, part) >> shift & mask;
+            if constexpr (planes) codes |= (load_part<Bits>(chunk + 2 * kVector, part) >> place & ones) << 2;
+            store_part(to, part, codes);
         }
     }
 }
@@ -50,18 +50,19 @@ void unpack(const uint8_t* tile, int64_t first, int64_t count, uint8_t* to) {
 inline void unpack_wide(const uint8_t* tile, int64_t first, int64_t count, uint8_t* to) {
     const uint8_t* from = tile + first * kVector;
     for (int64_t quad = 0; quad < count; ++quad, from += kVector, to += 2 * kVector)
-        for (int half = 0; half < 2; ++half) {
+        for (int part = 0; part < kParts; ++part) {
             const Words pairs =
-                load_half<Words>(from, half) ^ static_cast<int16_t>(0x8080);  // code - 128, twice
-            store_half(to, half, pairs << 8 >> 8);
-            store_half(to + kVector, half, pairs >> 8);
+                load_part<Words>(from, part) ^ static_cast<int16_t>(0x8080);  // code - 128, twice
+            store_part(to, part, pairs << 8 >> 8);
+            store_part(to + kVector, part, pairs >> 8);
         }
 }
 
 // Micro(format, largest): made for the codes of one call, |q| <= largest, which is looked for where
-// kAsksForLargest; kTokens is the most tokens it takes at once; wide() tells whether it reads int16 (int8
+// kAsksForLargest; kTokens is the most tokens it takes at once, of kTiles tiles; wide() tells whether it reads int16 (int8
 // weights only), centred() whether it takes weights for codes, offset subtracted; add(q, stride, weights, tokens, quads, dots) adds the exact sums of 16 outputs to
-// dots[tokens][16].
+// dots[tokens][16]; with kTiles above 1 add_tiles(q, stride, weights, tile_bytes, tokens, quads, dots, tile_dots) those of kTiles
+// tiles, which are so far apart.
 template <int Index, class Micro>
 class TiledGemm : public CpuKernel {
   public:
@@ -89,6 +90,7 @@ class TiledGemm : public CpuKernel {
   private:
     static constexpr FormatSpec kFormat = kFormats[Index];
     static constexpr bool kMayBeWide = Index == 3;
+    static constexpr int64_t kTileBytes = kBytesABlock / Micro::kTiles / kVector * kVector;
 
     static bool is_wide(const Micro& micro) { return kMayBeWide && micro.wide(); }
 
@@ -125,29 +127,38 @@ class TiledGemm : public CpuKernel {
         const int64_t dots_size = (end_token - begin_token) * kTile;
         auto* dots = scratch<int32_t>(static_cast<size_t>(tiles * (dots_size + scales_size(p))), kDots);
         auto* values = reinterpret_cast<float*>(dots + tiles * dots_size);
-        auto* weights = scratch<uint8_t>(static_cast<size_t>(tiles * kBytesABlock), kWeights);
+        auto* weights = scratch<uint8_t>(static_cast<size_t>(tiles * kTileBytes), kWeights);
         TileScales scales[kTilesATask];
         for (int64_t i = 0; i < tiles; ++i) scales[i] = scales_of(p, tile + i, values + i * scales_size(p));
 
         const int64_t quads = (p.k + 3) / 4, quads_a_group = p.groups > 1 ? quads / p.groups : quads;
-        const int64_t most = kBytesABlock / (wide ? 2 * kVector : kVector);
+        const int64_t most = kTileBytes / (wide ? 2 * kVector : kVector);
         for (int64_t group = 0; group < p.groups; ++group) {
             const int64_t begin = group * quads_a_group, end = begin + quads_a_group;
             for (int64_t first = begin; first < end; first += most) {
                 const int64_t count = least(most, end - first);
                 for (int64_t i = 0; i < tiles; ++i)
-                    unpack_block(p, wide, tile + i, first, count, weights + i * kBytesABlock);
+                    unpack_block(p, wide, tile + i, first, count, weights + i * kTileBytes);
                 for (int64_t m = begin_token; m < end_token; m += Micro::kTokens) {
                     const int64_t tokens = least(Micro::kTokens, end_token - m);
                     const int8_t* q = panel.rows + m * panel.stride + first * panel.quad;
-                    for (int64_t i = 0; i < tiles; ++i) {
+                    for (int64_t i = 0; i < tiles;) {
+                        const int64_t at_once = tiles - i < Micro::kTiles ? 1 : Micro::kTiles;
                         int32_t* sum = dots + i * dots_size + (m - begin_token) * kTile;
-                        if (first == begin)
-                            std::memset(sum, 0, static_cast<size_t>(tokens * kTile) * sizeof(int32_t));
-                        micro.add(q, panel.stride, weights + i * kBytesABlock, static_cast<int>(tokens),
-                                  count, sum);
+                        for (int64_t j = 0; first == begin && j < at_once; ++j)
+                            std::memset(sum + j * dots_size, 0,
+                                        static_cast<size_t>(tokens * kTile) * sizeof(int32_t));
+                        const uint8_t* from = weights + i * kTileBytes;
+                        if constexpr (Micro::kTiles > 1)
+                            if (at_once > 1)
+                                micro.add_tiles(q, panel.stride, from, kTileBytes, static_cast<int>(tokens),
+                                                count, sum, dots_size);
+                        if (at_once == 1)
+                            micro.add(q, panel.stride, from, static_cast<int>(tokens), count, sum);
                         // Right after the sums: y is written while the next ones are computed.
-                        if (first + count == end) finish(p, sums, scales[i], tile + i, group, m, tokens, sum);
+                        if (first + count == end)
+                            finish(p, sums, scales + i, tile + i, at_once, group, m, tokens, sum, dots_size);
+                        i += at_once;
                     }
                 }
             }
@@ -163,14 +174,17 @@ class TiledGemm : public CpuKernel {
             unpack<Index>(packed, first, count, to);
     }
 
-    static void finish(const GemmProblem& p, const int32_t* sums, const TileScales& scales, int64_t tile,
-                       int64_t group, int64_t first, int64_t tokens, const int32_t* dots) {
+    static void finish(const GemmProblem& p, const int32_t* sums, const TileScales* scales, int64_t tile,
+                       int64_t tiles, int64_t group, int64_t first, int64_t tokens, const int32_t* dots,
+                       int64_t tile_dots) {
         for (int64_t m = first; m < first + tokens; ++m, dots += kTile) {
             const int32_t shift = sums ? kFormat.offset * sums[m * p.groups + group] : 0;
-            finish_tile(p, scales, tile, group, m, load_half<Ints>(dots, 0) - shift,
-                        load_half<Ints>(dots, 1) - shift);
+            finish_tiles(p, scales, tile, tiles, group, m, [=](int64_t i, int part) {
+                return load_part<Ints>(dots + i * tile_dots, part) - shift;
+            });
         }
-        if (group + 1 == p.groups) add_branch(p, scales, tile, first, tokens);
+        if (group + 1 < p.groups) return;
+        for (int64_t i = 0; i < tiles; ++i) add_branch(p, scales[i], tile + i, first, tokens);
     }
 
     GemmTerms terms_;
