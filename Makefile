@@ -8,6 +8,8 @@ OLD_ORT := build/onnxruntime-1.18.1
 GPU_ORT := build/onnxruntime-gpu
 CUDA_TOOLS := build/cuda-tools
 WORKERS ?= 2
+# The compiled CUDA kernels, for every build in this tree.
+export D2D_CUDA_CACHE := $(abspath build/cuda-kernels)
 
 .PHONY: demo test check bench gpu-check cuda-statistics clean
 
@@ -45,14 +47,17 @@ $(CUDA_TOOLS)/installed: $(VENV)/installed
 	touch $@
 
 # An editable install: Python is read from the tree, the native library is built once and again when plugins/ changes.
+# Without pip's isolation, which hands scikit-build-core a new place each time: that makes it compile everything anew.
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[rtx]'
+	$(BIN)/python tools/build_requires.py > $(VENV)/build-requires.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r $(VENV)/build-requires.txt cmake ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[rtx]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[rtx,dev]' cmake ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[rtx,dev]'
 	touch $@
 
 # The same kernels as test libraries: AVX-512 by emulation, CUDA sources compiled for the host, and, where there is a

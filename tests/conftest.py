@@ -9,10 +9,13 @@ from dit2deploy.artefacts.policy import Policy
 from dit2deploy.base.files import write_json
 from tests import packing
 
+COMPILED = ("test_compile_tiny.py", "test_card.py")  # share the fixture `compiled`
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file runs in one process, for its fixtures; so does tests/stages/export, whose files share what they export.
+    """A file runs in one process, for its fixtures; so do those of tests/stages/export, which share what they export,
+    and those of COMPILED.
 
     (xdist's own way to say so, groups, does nothing beside pytest 9.2.)
     """
@@ -21,6 +24,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.partition("::")[0])
+            if file.name in COMPILED:
+                return "compiled"
             return str(file.parent if file.parent.name == "export" else file)
 
     return ByFile(config, log)
@@ -79,3 +84,18 @@ def tiny_checkpoint(tiny_dit_folder: Path, tiny_policy: Policy, tmp_path_factory
     module, _ = load_transformer(tiny_dit_folder)
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     return packing.pack_checkpoint(folder, module, tiny_policy, scheduler=open_model(tiny_dit_folder).scheduler_config)
+
+
+@pytest.fixture(scope="session")
+def compiled(tiny_dit_folder: Path, tmp_path_factory) -> Path:
+    """The bundle that compile() makes of the tiny DiT by packing.COMPILE; its work folder lies beside it."""
+    from dit2deploy.pipeline import compile
+
+    return compile(tiny_dit_folder, tmp_path_factory.mktemp("compiled") / "bundle", **packing.COMPILE).folder
+
+
+@pytest.fixture
+def memory_not_measured(monkeypatch):
+    """For tests that run profile and do not look at it: each contestant's memory takes a process that imports torch."""
+    told = {"reason": "not part of this test"}
+    monkeypatch.setattr("dit2deploy.stages.profile.memory.measure", lambda *_, **__: dict(told))

@@ -15,6 +15,14 @@ from dit2deploy.models.places import after_gelu, attentions_of
 from dit2deploy.ops.hadamard_quantize import block_size, hadamard
 from dit2deploy.quantizers.monarch import dense, project
 
+COMPILE = {
+    "recipe": "w1.58a4",
+    "samples": 1,
+    "steps": 2,
+    "runs": 3,
+    "seed": 3,
+}  # settings of compile(), for a tiny model
+
 
 def policy_of(
     family: Family,

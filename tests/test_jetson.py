@@ -12,8 +12,8 @@ import pytest
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.ops import DOMAIN, OPS
-from dit2deploy.stages.export import export
 from dit2deploy.targets import kernel
+from tests.bundles import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "jetson.md").read_text()
@@ -31,8 +31,8 @@ tool = load()
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_checkpoint, tmp_path_factory) -> OnnxModel:
-    return export(tiny_checkpoint.folder, tmp_path_factory.mktemp("jetson") / "onnx", form="fused")
+def exported() -> OnnxModel:
+    return OnnxModel.load(sources().onnx)
 
 
 def test_only_ops_without_a_plugin_keep_bodies(exported, tmp_path):

@@ -8,6 +8,8 @@ engine that embeds its plugins holds the library). And 12.0: NVRTC 12.4 does not
 in its GEMMs. The driver compiles the PTX for it.
 
     python plugins/cuda/compile.py cuda_kernels.h     # and beside it what the header embeds, and a cache of the images
+
+The cache is in the folder D2D_CUDA_CACHE where that is set: several builds then compile once.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import importlib.util
 import os
 import re
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +52,8 @@ PTX = 90
 OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space", "--ptxas-options=-v")
 ALIGNMENT = 64
 NOT_FOUND = 3  # exit code: no NVRTC here
+CACHE = "D2D_CUDA_CACHE"  # environment variable
+_KEPT = 7 * 24 * 3600  # seconds
 
 
 def nvrtc() -> ctypes.CDLL | None:
@@ -123,24 +128,24 @@ def image_of(source: str, target: str, cache: Path) -> bytes:
         key.update((PLUGINS / file).read_bytes() + b"\0")
     path = cache / key.hexdigest()
     if not path.exists():
-        path.with_suffix(".part").write_bytes(compiled(library, PLUGINS / source, target).code)
-        path.with_suffix(".part").replace(path)
+        part = path.with_suffix(f".{os.getpid()}")  # another build may make the same
+        part.write_bytes(compiled(library, PLUGINS / source, target).code)
+        part.replace(path)
     path.touch()
     return path.read_bytes()
 
 
 def images(cache: Path) -> dict[tuple[str, str], bytes]:
-    """Code by source and target; a process a core, the longest first. What this run did not use leaves the cache."""
+    """Code by source and target; a process a core, the longest first. What was not used for a week leaves the cache."""
     targets = [*(f"sm_{at}" for at in MACHINE_CODE), f"compute_{PTX}"]
     order = sorted(SOURCES, key=lambda source: -(PLUGINS / source).stat().st_size)
     keys = [(source, target) for source in order for target in targets]
     cache.mkdir(parents=True, exist_ok=True)
-    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         codes = pool.map(image_of, *zip(*keys, strict=True), [cache] * len(keys))
         found = dict(zip(keys, codes, strict=True))
-    for path, time in before.items():
-        if path.stat().st_mtime_ns == time:
+    for path in cache.iterdir():
+        if path.stat().st_mtime < time.time() - _KEPT:
             path.unlink()
     return found
 
@@ -186,7 +191,7 @@ def main() -> int:
         print("NVRTC is not installed", file=sys.stderr)
         return NOT_FOUND
     binary = header.with_suffix(".bin")
-    whole, text = embedded(images(header.with_suffix(".cache")), binary)
+    whole, text = embedded(images(Path(os.environ.get(CACHE) or header.with_suffix(".cache"))), binary)
     if not header.exists() or not binary.exists() or header.read_text() != text:
         binary.write_bytes(whole)
         header.write_text(text)

@@ -42,10 +42,15 @@ def made(tiny_dit_folder, tmp_path_factory):
     return tiny_dit_folder, calibration, quantize(tiny_dit_folder, policy, calibration, root / "checkpoint")
 
 
+@pytest.fixture(scope="module")
+def fused(made, tmp_path_factory):
+    return export(made[2].folder, tmp_path_factory.mktemp("branches") / "onnx")
+
+
 @pytest.mark.parametrize("form", ["fused", "qdq"])
-def test_plain_onnx_runtimes_compute_what_pytorch_does(made, form, tmp_path):
+def test_plain_onnx_runtimes_compute_what_pytorch_does(made, fused, form, tmp_path):
     folder, _, checkpoint = made
-    model = export(checkpoint.folder, tmp_path / "onnx", form=form)
+    model = fused if form == "fused" else export(checkpoint.folder, tmp_path / "onnx", form=form)
     graph = onnx.load(model.path, load_external_data=False).graph
     branches = [node for node in graph.node if node.domain == DOMAIN and node.op_type == "MonarchAdd"]
     blocks = sum(layer.monarch is not None for layer in checkpoint.policy.layers.values())
@@ -61,12 +66,11 @@ def test_plain_onnx_runtimes_compute_what_pytorch_does(made, form, tmp_path):
         assert sqnr_db(call_numpy(module, inputs), session.run(None, inputs)[0]) > 40
 
 
-def test_the_engine_computes_the_model(made, tmp_path):
+def test_the_engine_computes_the_model(made, fused, tmp_path):
     folder, calibration, checkpoint = made
     if not by_name("ort-cpu").availability().can_run:
         pytest.skip("the kernel library is not here")
-    model = export(checkpoint.folder, tmp_path / "onnx")
-    bundle = build(model.folder, tmp_path / "bundle", targets=["ort-cpu"], calibration=calibration.folder, model=folder)
+    bundle = build(fused.folder, tmp_path / "bundle", targets=["ort-cpu"], calibration=calibration.folder, model=folder)
     assert parity(bundle.folder, steps=2)["status"] == "passed"
     factors = sum(
         checkpoint.tensors.read(name).nbytes for name in checkpoint.tensors if name.rpartition(".")[2].startswith("mon")

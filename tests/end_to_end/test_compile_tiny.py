@@ -1,6 +1,8 @@
 """compile() on a tiny random DiT: everything is there, a second run keeps it all, a stop is taken up where it was."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ from dit2deploy.stages.quantize import quantize
 from dit2deploy.stages.sample import sample
 from dit2deploy.stages.search import search
 from dit2deploy.targets import by_name
+from tests.packing import COMPILE as SETTINGS
 
-SETTINGS = {"recipe": "w1.58a4", "samples": 1, "steps": 2, "runs": 3, "seed": 3}
 STAGES = ("calibrate", "search", "quantize", "export", "export float", "build", "parity", "profile", "report")
 
 
@@ -32,11 +34,16 @@ def kept(run) -> list[str]:
     return [note.partition(":")[0] for note in notes if note.endswith("done before, kept")]
 
 
-@pytest.fixture(scope="module")
-def made(tiny_dit_folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("compiled") / "bundle"
-    compile(tiny_dit_folder, out, **SETTINGS)
-    return tiny_dit_folder, out
+@pytest.fixture
+def made(tiny_dit_folder, compiled):
+    return tiny_dit_folder, compiled
+
+
+def with_work_of(out: Path, folder: Path, *left_out: str) -> Path:
+    """The bundle to be made in `folder`, with what lies in the work folder of `out`: compile keeps what serves it."""
+    work = out.with_name(f"{out.name}.work")
+    shutil.copytree(work, folder / "bundle.work", ignore=shutil.ignore_patterns(*left_out))
+    return folder / "bundle"
 
 
 def test_the_bundle_is_whole(made):
@@ -66,7 +73,7 @@ def test_a_second_run_keeps_everything(made):
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
 
 
-def test_a_stopped_run_goes_on_where_it_was(made, monkeypatch):
+def test_a_stopped_run_goes_on_where_it_was(made, monkeypatch, memory_not_measured):
     model, out = made
     (out / PROFILE).unlink()
     with monkeypatch.context() as patch:
@@ -94,7 +101,7 @@ def test_a_changed_bundle_is_an_error_and_not_built_upon(made):
         path.write_bytes(whole)
 
 
-def test_a_checkpoint_takes_the_place_of_search_and_quantize(made, tmp_path):
+def test_a_checkpoint_takes_the_place_of_search_and_quantize(made, tmp_path, memory_not_measured):
     """One whose activations have 1 and 2 bits, on a mid-rise grid."""
     model, out = made
     calibration = CalibrationSet.load(out.with_name(f"{out.name}.work") / "calibration")
@@ -109,7 +116,8 @@ def test_a_checkpoint_takes_the_place_of_search_and_quantize(made, tmp_path):
     }
     made_here = quantize(model, policy.model_copy(update={"layers": every}), calibration, tmp_path / "checkpoint")
     given = {"checkpoint": made_here.folder, "calibration": calibration.folder}
-    bundle = compile(model, tmp_path / "bundle", **given, **SETTINGS)
+    new = with_work_of(out, tmp_path, "policy.json", "checkpoint", "onnx")
+    bundle = compile(model, new, **given, **SETTINGS)
     assert bundle.manifest.provenance["checkpoint_sha256"] == made_here.sha256
     assert not (tmp_path / "bundle.work" / "policy.json").exists()
     assert json.loads((tmp_path / "bundle" / PARITY).read_text())["status"] == "passed"
@@ -130,11 +138,11 @@ def test_a_target_that_cannot_be_built_is_told_before_work_starts(made, tmp_path
 
 
 def test_a_bundle_for_another_machine_is_built_without_measurements(made, tmp_path):
-    model, _ = made
+    model, whole = made
     able = by_name("tensorrt-rtx").availability()
     if not able.can_build or able.can_run:
         pytest.skip(f"tensorrt-rtx must build here and not run: {able.reason or 'it runs'}")
-    out = tmp_path / "bundle"
+    out = with_work_of(whole, tmp_path)
     compile(model, out, targets=["tensorrt-rtx"], **SETTINGS)
     assert json.loads((out / PARITY).read_text())["status"] == "not run"
     assert not (out / PROFILE).exists()
@@ -143,10 +151,10 @@ def test_a_bundle_for_another_machine_is_built_without_measurements(made, tmp_pa
     assert values["speed"] is None and values["targets"]["tensorrt-rtx"]
 
 
-def test_a_mixed_precision_recipe_measures_on_the_calibration_set(made, tmp_path):
-    model, _ = made
+def test_a_mixed_precision_recipe_measures_on_the_calibration_set(made, tmp_path, memory_not_measured):
+    model, out = made
     settings = {"samples": 4, "steps": 4, "runs": 3, "recipe": "robuq-ampn"}
-    bundle = compile(model, tmp_path / "bundle", **settings)
+    bundle = compile(model, with_work_of(out, tmp_path), **settings)
     assert bundle.policy.method == "robuq-ampn"
     assert len({layer.activation_bits for layer in bundle.policy.layers.values()}) > 2
     assert (tmp_path / "bundle.work" / "policy.front.json").exists()

@@ -29,7 +29,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_a_tiny_member_is_compiled(family, tmp_path):
+def test_a_tiny_member_is_compiled(family, tmp_path, memory_not_measured):
     module = tiny_module(family)
     module.save_pretrained(tmp_path / "model")
     bundle = compile(tmp_path / "model", tmp_path / "bundle", recipe="w1.58a4", samples=2, steps=2, runs=1)
@@ -57,7 +57,7 @@ def test_a_tiny_member_is_compiled(family, tmp_path):
 @pytest.mark.parametrize(
     "family", [family for family in FAMILIES if family.name != "dit"], ids=lambda family: family.name
 )
-def test_a_tiny_member_is_compiled_with_integer_attention(family, tmp_path):
+def test_a_tiny_member_is_compiled_with_integer_attention(family, tmp_path, memory_not_measured):
     tiny_module(family).save_pretrained(tmp_path / "model")
     bundle = compile(tmp_path / "model", tmp_path / "bundle", recipe="tq-dit", samples=2, steps=2, runs=1)
     assert bundle.policy.attentions

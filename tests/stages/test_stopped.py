@@ -4,7 +4,6 @@ in the same bytes."""
 import os
 import resource
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from dit2deploy.stages.quantize import quantize
 from dit2deploy.stages.sample import sample
 from dit2deploy.stages.search import search
 from tests.bundles import sources
+from tests.tracing import lower_once
 
 TRAINING = Settings(steps=6, batch=2, trajectories=1)
 
@@ -85,17 +85,8 @@ def content(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
-    """A trace takes seconds and is not what is tested: all exports write the same one."""
-    module = sys.modules["dit2deploy.stages.export.export"]
-    lower, traced = module._lower, []
-
-    def once(*arguments, **options):
-        traced[:] = traced or [lower(*arguments, **options)]
-        model, layers = traced[0]
-        return model.clone(), layers
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_lower", once)
+        lower_once(patch, [])
         _bundle()
         patch.setattr("dit2deploy.stages.export.check.check_results", lambda *_: None)
         yield

@@ -16,6 +16,7 @@ from dit2deploy.models.pixart import PIXART
 from dit2deploy.nn.convert import load_quantized
 from dit2deploy.stages.export import export, export_float
 from tests.packing import pack_checkpoint, policy_of, tiny_module
+from tests.tracing import lower_once
 
 BOUNDS = (500, 1000)
 
@@ -66,3 +67,14 @@ def pixart_sizes(tmp_path_factory) -> tuple[Checkpoint, OnnxModel]:
     root, module = tmp_path_factory.mktemp("sizes"), tiny_module(PIXART)
     checkpoint = pack_checkpoint(root / "checkpoint", module, policy_of(PIXART, module, low_rank=4))
     return checkpoint, export(checkpoint.folder, root / "onnx", sizes=[(12, 4), (8, 8)])
+
+
+@pytest.fixture(scope="session")
+def _tiny_trace() -> list:
+    return []
+
+
+@pytest.fixture
+def tiny_traced_once(monkeypatch, _tiny_trace):
+    """For exports of tiny_checkpoint in tests that look at something else than the graph."""
+    lower_once(monkeypatch, _tiny_trace)

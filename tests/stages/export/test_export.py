@@ -274,7 +274,7 @@ def test_bits_follow_the_timestep_in_the_exported_model(exported):
     assert set(largest) == {(7, 127), (127, 127)}
 
 
-def test_config_and_scheduler_travel_on(tiny_checkpoint, tmp_path):
+def test_config_and_scheduler_travel_on(tiny_checkpoint, tmp_path, tiny_traced_once):
     model = export(tiny_checkpoint.folder, tmp_path / "out")
     assert model.config == tiny_checkpoint.config
     assert model.scheduler_config == tiny_checkpoint.scheduler_config
@@ -282,7 +282,7 @@ def test_config_and_scheduler_travel_on(tiny_checkpoint, tmp_path):
     assert OnnxModel.load(tmp_path / "out").manifest == model.manifest
 
 
-def test_what_differs_from_pytorch_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
+def test_what_differs_from_pytorch_is_not_written(tiny_checkpoint, tmp_path, monkeypatch, tiny_traced_once):
     monkeypatch.setitem(check.LEAST_DB, "fused", 300.0)
     monkeypatch.setitem(check.WORST_DB, "fused", 300.0)
     with pytest.raises(Failed, match="differs from PyTorch"):
@@ -335,7 +335,9 @@ def test_a_stranger_is_refused(tiny_checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_file_is_compared_with_pytorch_only_where_its_unpacked_weights_fit(tiny_checkpoint, tmp_path, monkeypatch):
+def test_the_file_is_compared_with_pytorch_only_where_its_unpacked_weights_fit(
+    tiny_checkpoint, tmp_path, monkeypatch, tiny_traced_once
+):
     """The bodies unpack all weights: 48 x 192 of them count, not the words that hold them."""
     stage = sys.modules["dit2deploy.stages.export.export"]
     compared, news = [], []
