@@ -18,7 +18,8 @@ from dit2deploy.targets import kernel
 from tests import over_pipe
 
 EMULATED = "libdit2deploy_emulated.so"
-# (M, K, N, G): tokens beside 6 and 12, K beside 4, 20480 / 64 quads and half of them, N beside 16 and 64.
+# (M, K, N, G): tokens beside 6 and 12, K beside 4, 20480 / 64 quads and half of them (a quarter, where 4 tiles are read at
+# once), N beside 16 and 64.
 SHAPES = (
     (1, 1, 1, 1),
     (5, 3, 17, 1),
@@ -27,17 +28,20 @@ SHAPES = (
     (11, 1280, 64, 1),
     (12, 1281, 65, 1),
     (13, 1284, 33, 1),
+    (14, 648, 144, 1),
     (25, 2601, 15, 1),
     (7, 96, 20, 8),
     (9, 60, 18, 5),
     (4, 45, 17, 9),
     (13, 2600, 18, 2),
 )
-# Look-ups take whole steps of 128 outputs, or most of one; blocks of 256 k's and chunks of 16; 16 to 64 tokens a task.
+# Look-ups take whole steps of 128 or 256 outputs, or most of 128; blocks of 128 or 256 k's and chunks of 16; 16 to 128
+# tokens a task, of which 4 or all have tables at once.
 LOOKUP_SHAPES = (
     (1, 16, 86, 1),
     (2, 83, 128, 1),
     (67, 300, 200, 1),
+    (131, 272, 640, 1),
     (129, 96, 384, 2),
     (5, 528, 128, 11),
     (3, 4800, 100, 1),
