@@ -20,8 +20,10 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     # Where this environment can build the wheel (Makefile), nothing is compiled anew; isolated, everything is.
-    isolation = [] if not find_spec("scikit_build_core") else ["--no-build-isolation"]
-    subprocess.run([*pip, "wheel", *isolation, "--no-deps", "--wheel-dir", folder, ROOT], check=True, cwd=folder)
+    isolation = ["--no-build-isolation"] if find_spec("scikit_build_core") else []
+    built = {"D2D_CUDA_CACHE": str(ROOT / "build" / "cuda-kernels"), **os.environ}
+    making = [*pip, "wheel", *isolation, "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run(making, check=True, cwd=folder, env=built)
     (wheel,) = folder.glob("dit2deploy-*.whl")
     venv.create(folder / "venv")
     python = folder / "venv" / "bin" / "python"
