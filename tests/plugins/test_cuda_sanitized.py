@@ -181,6 +181,6 @@ int main() {
     const auto word = [](const auto& v) { return reinterpret_cast<uint64_t>(v.data()); };
     gpu::host::Grid grid{{m, 1, 1}, {128, 1, 1}, 0, 0, {}};
     gpu::host::launch("multi_region_quantize", grid,
-                      {word(x), word(qmax), word(regions), word(low), word(high), word(s), word(s) + 4 * m, k, m});
+                      {word(x), word(qmax), word(regions), word(low), word(high), word(s), word(s) + 4 * m, k, m, 1});
 }
 """
