@@ -8,6 +8,7 @@ using uint16_t = unsigned short;
 using int32_t = int;
 using uint32_t = unsigned;
 using int64_t = long long;
+using uint64_t = unsigned long long;
 #else
 #include <cstdint>
 #endif

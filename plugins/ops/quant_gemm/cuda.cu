@@ -27,7 +27,7 @@
 //   int8 0.5 2.9
 // On int4 tensor cores, for a register of 8 weights and with the packing of activations, for each mma.m16n8k64:
 //   ternary_int4 9.2 8.8
-//   int3_int4 11.9 10.4
+//   int3_int4 12.0 10.4
 //   int4_int4 7.7 8.1
 #include "cuda_few_tokens.h"
 #include "cuda_tiles.h"
@@ -98,13 +98,6 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare) {
 #else
 #define LARGE_BLOCKS 2
 #endif
-
-#define PORTS                                                                                              \
-    const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
-        const float *up, void *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank,           \
-        const void *residual, const void *gate, int64_t tokens_a_gate, int64_t dtype
-#define GIVEN \
-    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate, dtype }
 
 #define QUANT_GEMM(name, index)                                                                              \
     GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); }   \
