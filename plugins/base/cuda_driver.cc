@@ -9,6 +9,9 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
+
+#include "cuda_choice.h"
 
 #ifdef D2D_CUDA_KERNELS
 #include "cuda_kernels.h"
@@ -18,6 +21,8 @@ namespace d2d {
 namespace {
 
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+constexpr int kMostDynamicShared = 8;                        // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr unsigned kSharedWithoutAsking = 48 << 10;
 constexpr int kErrorLog = 5, kErrorLogBytes = 6;             // CU_JIT_ERROR_LOG_BUFFER, .._SIZE_BYTES
 
 using Context = void*;
@@ -30,6 +35,7 @@ struct Driver {
     int (*attribute)(int*, int, int);
     int (*load_module)(Module*, const void*, unsigned, int*, void**);
     int (*get_function)(Function*, Module, const char*);
+    int (*set_attribute)(Function, int, int);
     int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                   CUstream_st*, void**, void**);
     int (*error_text)(int, const char**);
@@ -62,6 +68,7 @@ const Driver& driver() {
         find(library, "cuDeviceGetAttribute", found.attribute);
         find(library, "cuModuleLoadDataEx", found.load_module);
         find(library, "cuModuleGetFunction", found.get_function);
+        find(library, "cuFuncSetAttribute", found.set_attribute);
         find(library, "cuLaunchKernel", found.launch);
         find(library, "cuGetErrorString", found.error_text);
         find(library, "cuInit", found.init);
@@ -104,37 +111,62 @@ using Functions = std::map<std::string, Function>;
 // Orin) and other GPUs; PTX runs on every later GPU. (CUDA C++ Programming Guide, "Binary Compatibility".)
 bool runs(const CudaImage& image, int here) {
     constexpr int tegra = 87;
+    if (image.for_one_gpu) return image.capability == here;
     if (!image.is_machine_code) return image.capability <= here;
     if (image.capability == tegra || here == tegra) return image.capability == here;
     return image.capability <= here && image.capability / 10 == here / 10;
 }
 #endif
 
-Functions load() {
-#ifndef D2D_CUDA_KERNELS
-    throw std::runtime_error(
-        "this library was built without CUDA kernels: install nvidia-cuda-nvrtc-cu12 and build anew");
-#else
+// In tenths.
+int capability_here() {
     int device = 0, major = 0, minor = 0;
     check(driver().context_device(&device), "asking for the GPU of the context");
     check(driver().attribute(&major, kCapabilityMajor, device), "asking for the compute capability");
     check(driver().attribute(&minor, kCapabilityMinor, device), "asking for the compute capability");
-    const int here = 10 * major + minor;
+    return 10 * major + minor;
+}
+
+std::string dotted(int capability) {
+    return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
+}
+
+#ifdef D2D_CUDA_KERNELS
+// The images for this GPU: those for it alone, or the best of the others.
+std::vector<const CudaImage*> images_for(int here, bool for_one_gpu) {
     int best = 0;
     bool is_machine_code = false;
     for (const CudaImage& image : kCudaImages) {
-        if (!runs(image, here) || image.is_machine_code < is_machine_code) continue;
+        if (image.for_one_gpu != for_one_gpu || !runs(image, here) || image.is_machine_code < is_machine_code)
+            continue;
         if (image.is_machine_code > is_machine_code || image.capability > best) best = image.capability;
         is_machine_code = image.is_machine_code;
     }
-    if (!best)
-        throw std::runtime_error("the CUDA kernels need compute capability 7.5 or later, this GPU has " +
-                                 std::to_string(major) + "." + std::to_string(minor));
+    std::vector<const CudaImage*> found;
+    for (const CudaImage& image : kCudaImages)
+        if (image.for_one_gpu == for_one_gpu && image.capability == best &&
+            image.is_machine_code == is_machine_code)
+            found.push_back(&image);
+    return found;
+}
+#endif
+
+Functions load([[maybe_unused]] bool wgmma) {
+#ifndef D2D_CUDA_KERNELS
+    throw std::runtime_error(
+        "this library was built without CUDA kernels: install nvidia-cuda-nvrtc-cu12 and build anew");
+#else
+    const int here = capability_here();
+    const std::vector<const CudaImage*> images = images_for(here, wgmma);
+    if (images.empty())
+        throw std::runtime_error(wgmma ? "DIT2DEPLOY_CUDA=wgmma needs compute capability 9.0, this GPU has " +
+                                             dotted(here) + ": unset it"
+                                       : "the CUDA kernels need compute capability 7.5 or later, this GPU has " +
+                                             dotted(here));
     Functions functions;
-    for (const CudaImage& image : kCudaImages) {
-        if (image.capability != best || image.is_machine_code != is_machine_code) continue;
-        const Module module = load_image(d2d_cuda_bytes + image.at);
-        std::istringstream names(image.kernels);
+    for (const CudaImage* image : images) {
+        const Module module = load_image(d2d_cuda_bytes + image->at);
+        std::istringstream names(image->kernels);
         for (std::string name; names >> name;)
             check(driver().get_function(&functions[name], module, name.c_str()), name.c_str());
     }
@@ -142,33 +174,45 @@ Functions load() {
 #endif
 }
 
-// Modules are never unloaded: at the end of the process the driver may be gone before us.
-const Functions& functions_here() {
+// Of the current context: the kernels on wgmma, or the others. Modules are never unloaded: at the end of the process the
+// driver may be gone before us.
+const Functions& functions_here(bool wgmma) {
     static std::mutex mutex;
-    static auto* contexts = new std::map<Context, Functions>();
+    static auto* contexts = new std::map<std::pair<Context, bool>, Functions>();
     Context here = nullptr;
     check(driver().context(&here), "asking for the CUDA context");
     if (!here) throw std::runtime_error("no CUDA context is current");
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = contexts->find(here);
-    return found != contexts->end() ? found->second : (*contexts)[here] = load();
+    const auto found = contexts->find({here, wgmma});
+    return found != contexts->end() ? found->second : (*contexts)[{here, wgmma}] = load(wgmma);
+}
+
+void launch_one(const CudaLaunch& launch, const Functions& functions, CUstream_st* stream) {
+    std::vector<void*> parameters;
+    for (const uint64_t& word : launch.words) parameters.push_back(const_cast<uint64_t*>(&word));
+    const char* int4 = launch.on_int4_tensor_cores;
+    const char* name = int4 && functions.count(int4) ? int4 : launch.function;
+    const Function function = functions.at(name);
+    if (launch.shared_bytes > kSharedWithoutAsking)
+        check(driver().set_attribute(function, kMostDynamicShared, static_cast<int>(launch.shared_bytes)), name);
+    check(driver().launch(function, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0],
+                          launch.block[1], launch.block[2], launch.shared_bytes, stream, parameters.data(),
+                          nullptr),
+          name);
 }
 
 }  // namespace
 
-void load_cuda_kernels() { functions_here(); }
+void load_cuda_kernels() {
+    functions_here(false);
+    if (wgmma_is_asked_for()) functions_here(true);
+}
 
 void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream) {
-    const Functions& functions = functions_here();
+    const bool wgmma = wgmma_is_asked_for();
     for (const CudaLaunch& launch : launches) {
-        std::vector<void*> parameters;
-        for (const uint64_t& word : launch.words) parameters.push_back(const_cast<uint64_t*>(&word));
-        const char* int4 = launch.on_int4_tensor_cores;
-        const char* name = int4 && functions.count(int4) ? int4 : launch.function;
-        check(driver().launch(functions.at(name), launch.grid[0], launch.grid[1], launch.grid[2],
-                              launch.block[0], launch.block[1], launch.block[2], launch.shared_bytes, stream,
-                              parameters.data(), nullptr),
-              name);
+        const CudaLaunch& here = chosen(launch, wgmma);
+        launch_one(here, functions_here(&here != &launch), stream);
     }
 }
 

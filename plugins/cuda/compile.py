@@ -32,11 +32,13 @@ SOURCES = (
     "ops/monarch/cuda.cu",
     "ops/multi_region_quantize/cuda.cu",
     "ops/quant_gemm/cuda.cu",
+    "ops/quant_gemm/cuda_wgmma.cu",
     "ops/quant_matmul/cuda.cu",
 )
 HEADERS = (
     "base/integers.h",
     "cuda/gpu.h",
+    "cuda/wgmma.h",
     "formats/formats.h",
     "ops/gelu_hadamard_quantize/gelu.h",
     "ops/hadamard_quantize/cuda_rows.h",
@@ -45,10 +47,12 @@ HEADERS = (
     "ops/quant_gemm/cuda_few_tokens.h",
     "ops/quant_gemm/cuda_parts.h",
     "ops/quant_gemm/cuda_tiles.h",
+    "ops/quant_gemm/cuda_wgmma.h",
     "ops/quant_gemm/fragments.h",
 )
 MACHINE_CODE = (75, 80, 86, 87, 90)  # compute capabilities in tenths
 PTX = 90
+FOR_ONE_GPU = {"ops/quant_gemm/cuda_wgmma.cu": "sm_90a"}  # what other GPUs cannot run, not even as PTX
 OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space", "--ptxas-options=-v")
 ALIGNMENT = 64
 NOT_FOUND = 3  # exit code: no NVRTC here
@@ -135,11 +139,17 @@ def image_of(source: str, target: str, cache: Path) -> bytes:
     return path.read_bytes()
 
 
+def targets_of(source: str) -> list[str]:
+    """What the library holds a source for."""
+    if source in FOR_ONE_GPU:
+        return [FOR_ONE_GPU[source]]
+    return [*(f"sm_{at}" for at in MACHINE_CODE), f"compute_{PTX}"]
+
+
 def images(cache: Path) -> dict[tuple[str, str], bytes]:
     """Code by source and target; a process a core, the longest first. What was not used for a week leaves the cache."""
-    targets = [*(f"sm_{at}" for at in MACHINE_CODE), f"compute_{PTX}"]
     order = sorted(SOURCES, key=lambda source: -(PLUGINS / source).stat().st_size)
-    keys = [(source, target) for source in order for target in targets]
+    keys = [(source, target) for source in order for target in targets_of(source)]
     cache.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         codes = pool.map(image_of, *zip(*keys, strict=True), [cache] * len(keys))
@@ -155,8 +165,9 @@ def embedded(found: dict[tuple[str, str], bytes], binary: Path) -> tuple[bytes, 
     whole, rows = b"", []
     for (source, target), code in found.items():
         kind, _, capability = target.partition("_")
+        flags = f"{kind == 'sm'}, {source in FOR_ONE_GPU}".lower()
         names = " ".join(kernels_of(code))
-        rows.append(f'    {{{capability}, {str(kind == "sm").lower()}, {len(whole)}, "{names}"}},  // {source}')
+        rows.append(f'    {{{capability.rstrip("a")}, {flags}, {len(whole)}, "{names}"}},  // {source}')
         whole += code + b"\0" * (-len(code) % ALIGNMENT)
     return (
         whole,
@@ -169,6 +180,7 @@ def embedded(found: dict[tuple[str, str], bytes], binary: Path) -> tuple[bytes, 
 struct CudaImage {{
     int capability;        // in tenths
     bool is_machine_code;  // else PTX that ends with a zero
+    bool for_one_gpu;      // of that capability, and no later one
     size_t at;             // in d2d_cuda_bytes
     const char* kernels;   // names between blanks
 }};

@@ -56,11 +56,15 @@ struct Shared {
     __device__ Part load_part(int64_t i) const {
         return reinterpret_cast<const Part*>(memory)[i];
     }
+    template <class Part>
+    __device__ void store_part(int64_t i, Part value) const {
+        reinterpret_cast<Part*>(memory)[i] = value;
+    }
 };
 
 template <class T>
 __device__ Shared<T> dynamic_shared(int64_t) {
-    extern __shared__ __align__(16) unsigned char gpu_dynamic_memory[];
+    extern __shared__ __align__(1024) unsigned char gpu_dynamic_memory[];  // as wgmma's swizzles want it
     return {reinterpret_cast<T*>(gpu_dynamic_memory)};
 }
 

@@ -22,12 +22,14 @@ namespace {
 constexpr int kInvalidValue = 1, kInvalidContext = 201, kNoBinaryForGpu = 209, kNotFound = 500,
               kLaunchFailed = 719, kNotWhileCapturing = 900;
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;
+constexpr int kMostDynamicShared = 8;  // of a function's attributes
 constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;
 
 struct Function {
     std::string name;
     size_t parameters;
     unsigned threads;  // of a block at most
+    unsigned dynamic_shared = 48 << 10;  // bytes that a launch may ask for
 };
 
 struct Launch {
@@ -199,6 +201,12 @@ D2D_EXPORT int cuModuleGetFunction(void** function, void* handle, const char* na
     return 0;
 }
 
+D2D_EXPORT int cuFuncSetAttribute(void* function, int attribute, int value) {
+    if (attribute != kMostDynamicShared) return fail(kInvalidValue, "only dynamic shared memory is known here");
+    static_cast<Function*>(function)->dynamic_shared = static_cast<unsigned>(value);
+    return 0;
+}
+
 D2D_EXPORT int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                               unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
                               void* stream, void** parameters, void**) {
@@ -207,6 +215,8 @@ D2D_EXPORT int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, un
         return fail(kInvalidValue, "the grid is not one that a GPU takes");
     if (block_x * block_y * block_z > function.threads)
         return fail(kInvalidValue, "the block has more threads than " + function.name + " allows");
+    if (shared_bytes > function.dynamic_shared)
+        return fail(kInvalidValue, function.name + " was not allowed so much shared memory");
     static unsigned launches = 0;
     Launch launch{&function,
                   {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, launches++ % 3, {}},

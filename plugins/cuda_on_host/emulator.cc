@@ -1,17 +1,13 @@
 // The scheduler of the emulated block: fibers, barriers, warp operations, asynchronous copies, and the bookkeeping
 // of shared memory.
-#include "emulator.h"
+#include "block.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <set>
-#include <unordered_map>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -22,70 +18,14 @@ namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
 constexpr size_t kSharedLimit = 48 << 10;  // what every GPU gives a block without asking
-constexpr int kWarp = 32;
-
-enum class State { ready, in_warp, at_barrier, done };
-
-struct Copy {
-    Array* array;
-    int64_t index;
-    unsigned char data[16];
-};
-
-struct Fiber {
-    int id = 0;
-    State state = State::ready;
-    Place place{"", 0};
-    const void* in = nullptr;  // handed into a warp operation
-    void* out = nullptr;
-    std::vector<Copy> open;                 // issued since the last commit
-    std::vector<std::vector<Copy>> groups;  // committed, not waited for
-    unsigned char* stack = nullptr;
-    void* sanitizers = nullptr;  // what the address sanitizer keeps of a stack that is left
-#if defined(__x86_64__)
-    void* stack_pointer = nullptr;
-#else
-    ucontext_t context;
-#endif
-};
-
-// Who changed an element of global memory last, and how: other blocks must leave it or add as well, other threads of the
-// block until a barrier.
-struct Changed {
-    uint64_t block;
-    int thread;
-    unsigned epoch;
-    Access access;
-};
-using Changes = std::unordered_map<uintptr_t, Changed>;
-
-struct Block {
-    const Grid* grid;
-    Changes* changes;  // of the launch
-    unsigned x, y, z;
-    std::vector<Fiber> fibers;
-    std::map<std::string, Array> arrays;
-    size_t shared_bytes = 0;
-    unsigned epoch = 1;  // barriers passed
-    Fiber* running = nullptr;
-    Entry entry;
-    const uint64_t* words;
-    std::string mistake;
-    const void* scheduler_stack = nullptr;
-    size_t scheduler_bytes = 0;
-    void* sanitizers = nullptr;
-#if defined(__x86_64__)
-    void* scheduler = nullptr;
-#else
-    ucontext_t scheduler;
-#endif
-};
-
-thread_local Block* block = nullptr;
 
 struct Stop {};  // unwinds a fiber after a mistake
 
-[[noreturn]] void mistake(const std::string& what, Place place) {
+}  // namespace
+
+thread_local Block* block = nullptr;
+
+void mistake(const std::string& what, Place place) {
     if (block->mistake.empty())
         block->mistake = std::string(place.file) + ":" + std::to_string(place.line) + ": thread " +
                          std::to_string(block->running->id) + " of block (" + std::to_string(block->x) +
@@ -93,6 +33,8 @@ struct Stop {};  // unwinds a fiber after a mistake
                          ") " + what;
     throw Stop{};
 }
+
+namespace {
 
 // The address sanitizer must know which stack is in use.
 #if defined(__SANITIZE_ADDRESS__)
@@ -113,6 +55,8 @@ void body() {
                 mistake("ends with a copy_async that was not waited for", block->running->place);
         if (!block->running->open.empty())
             mistake("ends with a copy_async that was not committed", block->running->place);
+        if (!block->running->product_groups.empty() || !block->running->open_products.empty())
+            mistake("ends with a wgmma that was not waited for", block->running->place);
     } catch (const Stop&) {
     } catch (const std::exception& error) {
         if (block->mistake.empty()) block->mistake = error.what();
@@ -193,11 +137,15 @@ void enter(Fiber& fiber) {
     is_back(block->sanitizers, nullptr, nullptr);
 }
 
+}  // namespace
+
 void wait(State state) {
     block->running->state = state;
     leave();
     if (!block->mistake.empty()) throw Stop{};
 }
+
+namespace {
 
 void run_fibers(std::mt19937& random) {
     std::vector<Fiber*> order;
@@ -220,24 +168,6 @@ void run_fibers(std::mt19937& random) {
                              " waits for ever for threads that have left or wait elsewhere";
         enter(fiber);  // unwinds
     }
-}
-
-// All lanes of a warp hand in `in`; the last one to arrive does the work, which fills every lane's `out`.
-template <class Work>
-void in_warp(const void* in, void* out, Place place, const Work& work) {
-    Fiber& me = *block->running;
-    me.place = place;
-    me.in = in;
-    me.out = out;
-    me.state = State::in_warp;
-    Fiber* lanes = &block->fibers[me.id / kWarp * kWarp];
-    for (int i = 0; i < kWarp; ++i)
-        if (lanes[i].state != State::in_warp) return wait(State::in_warp);
-    for (int i = 0; i < kWarp; ++i)
-        if (lanes[i].place.line != place.line)
-            mistake("and others of its warp wait in different warp operations", place);
-    work(lanes);
-    for (int i = 0; i < kWarp; ++i) lanes[i].state = State::ready;
 }
 
 }  // namespace
@@ -298,22 +228,35 @@ void launch(const std::string& name, const Grid& grid, const std::vector<uint64_
 
 size_t dynamic_bytes() { return block->grid->shared_bytes; }
 
+namespace {
+
+// What a block may have once its kernel was allowed to (CUDA C++ programming guide, table of compute capabilities).
+size_t most_shared() {
+    const int here = capability();
+    const size_t kib = here < 80 ? 64 : here == 80 || here == 87 ? 163 : here == 90 || here == 100 ? 227 : 99;
+    return kib << 10;
+}
+
+}  // namespace
+
 Array& shared_array(const std::string& name, size_t count, size_t size, Place place) {
     const auto found = block->arrays.find(name);
     if (found != block->arrays.end()) return found->second;
+    const size_t limit = name == kDynamic && dynamic_bytes() > kSharedLimit ? most_shared() : kSharedLimit;
     block->shared_bytes += count * size;
-    if (block->shared_bytes > kSharedLimit) mistake("asks for more than 48 KiB of shared memory", place);
+    if (block->shared_bytes > limit)
+        mistake("asks for more than " + std::to_string(limit >> 10) + " KiB of shared memory", place);
     Array& array = block->arrays[name];
+    array.grain = std::min<size_t>(size, 4);
     array.bytes.assign(count * size, 0xCD);
-    array.touched.resize(count);
+    array.touched.resize(count * size / array.grain);
+    const size_t alignment = name == kDynamic ? 1024 : 16;  // the former is gpu.h's
+    array.address = (block->next_address + alignment - 1) / alignment * alignment;
+    block->next_address = array.address + count * size + 16;  // so that no two arrays are one
     return array;
 }
 
-void check_access(Array& array, int64_t index, size_t count, bool write, Place place) {
-    if (index < 0 || static_cast<size_t>(index) >= count)
-        mistake("touches element " + std::to_string(index) + " of a shared array of " + std::to_string(count),
-                place);
-    Touched& touched = array.touched[index];
+static void check_word(Touched& touched, bool write, Place place) {
     if (touched.in_flight) mistake("touches bytes of a copy_async that was not waited for", place);
     const int me = block->running->id;
     const unsigned now = block->epoch;
@@ -323,16 +266,27 @@ void check_access(Array& array, int64_t index, size_t count, bool write, Place p
     if (others_wrote)
         mistake("races with a write by thread " + std::to_string(touched.writer) + " (a barrier is missing)",
                 place);
+    if (write && touched.products) mistake("overwrites what a wgmma may still read", place);
     if (write && others_read)
         mistake("overwrites what another thread may still read (a barrier is missing)", place);
     if (write) {
         touched.written = true;
         touched.writer = me;
         touched.write_epoch = now;
+        touched.fences = static_cast<unsigned>(block->running->proxy_fences.size());
     } else {
         touched.reader = others_read ? -2 : me;
         touched.read_epoch = now;
     }
+}
+
+void check_access(Array& array, int64_t index, size_t size, bool write, Place place) {
+    const size_t count = array.bytes.size() / size;
+    if (index < 0 || static_cast<size_t>(index) >= count)
+        mistake("touches element " + std::to_string(index) + " of a shared array of " + std::to_string(count),
+                place);
+    const size_t first = index * size / array.grain, words = std::max<size_t>(size / array.grain, 1);
+    for (size_t word = first; word < first + words; ++word) check_word(array.touched[word], write, place);
 }
 
 // Elements of 4 bytes and more are kept by the words they hold, smaller ones by their own address.
@@ -368,13 +322,13 @@ void check_global(const void* address, size_t bytes, Access access, Place place)
     mistake("touches global memory outside of every tensor", place);
 }
 
-void copy_async(Array& array, int64_t index, size_t count, const void* from, bool valid, Place place) {
+void copy_async(Array& array, int64_t index, const void* from, bool valid, Place place) {
     if (valid) check_global(from, 16, Access::load, place);
-    check_access(array, index, count, true, place);
+    check_access(array, index, 16, true, place);
     Copy copy{&array, index, {}};
     if (valid) std::memcpy(copy.data, from, sizeof(copy.data));
     std::memset(array.bytes.data() + 16 * index, 0xCD, 16);
-    array.touched[index].in_flight = true;
+    for (int word = 0; word < 4; ++word) array.touched[4 * index + word].in_flight = true;
     block->running->open.push_back(copy);
     block->running->place = place;
 }
@@ -383,10 +337,13 @@ void copy_async_wait(int left, Place place) {
     std::vector<std::vector<Copy>>& groups = block->running->groups;
     while (groups.size() > static_cast<size_t>(left)) {
         for (const Copy& copy : groups.front()) {
-            Touched& touched = copy.array->touched[copy.index];
-            touched.in_flight = false;
-            touched.write_epoch =
-                block->epoch;  // for other threads it is a write of now: a barrier must follow
+            for (int word = 0; word < 4; ++word) {
+                Touched& touched = copy.array->touched[4 * copy.index + word];
+                touched.in_flight = false;
+                // For other threads it is a write of now: a barrier must follow, before that a fence for wgmma.
+                touched.write_epoch = block->epoch;
+                touched.fences = static_cast<unsigned>(block->running->proxy_fences.size());
+            }
             std::memcpy(copy.array->bytes.data() + 16 * copy.index, copy.data, sizeof(copy.data));
         }
         groups.erase(groups.begin());
@@ -425,7 +382,7 @@ int shuffle_xor(int value, int mask, const char* file, int line) {
     };
     const In mine{value, mask};
     int result = 0;
-    host::in_warp(&mine, &result, {file, line}, [&](host::Fiber* lanes) {
+    host::together(host::kWarp, &mine, &result, {file, line}, [&](host::Fiber* lanes) {
         const auto in = [&](int lane) { return *static_cast<const In*>(lanes[lane].in); };
         for (int i = 0; i < host::kWarp; ++i)
             if (in(i).mask != mask)
@@ -443,7 +400,7 @@ void copy_async_commit() {
 
 void ldmatrix_x4(uint32_t (&r)[4], const Shared<Vec16>& from, int64_t i, const char* file, int line) {
     const Vec16 row = from.load(i, file, line);
-    host::in_warp(&row, &r, {file, line}, [](host::Fiber* lanes) {
+    host::together(host::kWarp, &row, &r, {file, line}, [](host::Fiber* lanes) {
         for (int matrix = 0; matrix < 4; ++matrix)
             for (int lane = 0; lane < host::kWarp; ++lane) {
                 const auto* bytes = static_cast<const unsigned char*>(lanes[8 * matrix + lane / 4].in);
@@ -462,7 +419,7 @@ void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, host::Pl
         uint32_t a[4], b[2];
     };
     const In mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
-    host::in_warp(&mine, &d, place, [](host::Fiber* lanes) {
+    host::together(host::kWarp, &mine, &d, place, [](host::Fiber* lanes) {
         const auto element = [](uint32_t word, int e) {
             return static_cast<int32_t>(word << (32 - bits * (e + 1))) >> (32 - bits);
         };

@@ -54,30 +54,37 @@ struct Place {
     int line;
 };
 
-// Who touched an element of shared memory since the last barrier; -1: nobody, -2: several threads.
+// Who touched a word of shared memory since the last barrier; -1: nobody, -2: several threads.
 struct Touched {
     bool written = false;
+    bool in_flight = false;  // an asynchronous copy was issued and not waited for
     int writer = -1;
     int reader = -1;
     unsigned write_epoch = 0;
     unsigned read_epoch = 0;
-    bool in_flight = false;  // an asynchronous copy was issued and not waited for
+    unsigned fences = 0;    // fence_async_proxy's that the writer had passed
+    unsigned products = 0;  // under way that read it: wgmma
 };
 
 struct Array {
     std::vector<unsigned char> bytes;
-    std::vector<Touched> touched;
+    std::vector<Touched> touched;  // a word each, or an element where those are smaller
+    size_t grain;                  // bytes of that
+    size_t address;                // in the block's shared memory
 };
+
+constexpr const char* kDynamic = "dynamic";  // the name of dynamic_shared's array
 
 // The array of that name and type in the running block; made, filled with poison, by the first thread that
 // asks.
 Array& shared_array(const std::string& name, size_t count, size_t size, Place place);
-void check_access(Array& array, int64_t index, size_t count, bool write, Place place);
+// Element `index` of the array seen as one of elements of `size` bytes.
+void check_access(Array& array, int64_t index, size_t size, bool write, Place place);
 size_t dynamic_bytes();
 enum class Access { load, add, store };
 // Of global memory: aligned, within one tensor of the launch, and in no conflict with another block.
 void check_global(const void* address, size_t bytes, Access access, Place place);
-void copy_async(Array& array, int64_t index, size_t count, const void* from, bool valid, Place place);
+void copy_async(Array& array, int64_t index, const void* from, bool valid, Place place);
 void copy_async_wait(int left, Place place);
 
 template <class... A, size_t... I>
@@ -130,37 +137,33 @@ struct alignas(16) Float4 {
 template <class T>
 struct Shared {
     host::Array* array;
-    size_t count;
 
-    T load(int64_t i, GPU_HERE) const {
-        host::check_access(*array, i, count, false, {file, line});
-        return reinterpret_cast<const T*>(array->bytes.data())[i];
-    }
-    void store(int64_t i, T value, GPU_HERE) const {
-        host::check_access(*array, i, count, true, {file, line});
-        reinterpret_cast<T*>(array->bytes.data())[i] = value;
-    }
+    T load(int64_t i, GPU_HERE) const { return load_part<T>(i, file, line); }
+    void store(int64_t i, T value, GPU_HERE) const { store_part<T>(i, value, file, line); }
     template <class Part>
     Part load_part(int64_t i, GPU_HERE) const {
-        constexpr int64_t parts = sizeof(T) / sizeof(Part);
-        host::check_access(*array, i < 0 ? -1 : i / parts, count, false, {file, line});
+        host::check_access(*array, i, sizeof(Part), false, {file, line});
         Part part;
         std::memcpy(&part, array->bytes.data() + i * sizeof(Part), sizeof(Part));
         return part;
+    }
+    template <class Part>
+    void store_part(int64_t i, Part value, GPU_HERE) const {
+        host::check_access(*array, i, sizeof(Part), true, {file, line});
+        std::memcpy(array->bytes.data() + i * sizeof(Part), &value, sizeof(Part));
     }
 };
 
 template <class T>
 Shared<T> shared(const char* name, size_t count, GPU_HERE) {
-    return {&host::shared_array(name, count, sizeof(T), host::Place{file, line}), count};
+    return {&host::shared_array(name, count, sizeof(T), host::Place{file, line})};
 }
 
 template <class T>
 Shared<T> dynamic_shared(int64_t count, GPU_HERE) {
     if (count * sizeof(T) > host::dynamic_bytes())
         throw std::runtime_error("more dynamic shared memory than the launch asked for");
-    return {&host::shared_array("dynamic", count, sizeof(T), host::Place{file, line}),
-            static_cast<size_t>(count)};
+    return {&host::shared_array(host::kDynamic, count, sizeof(T), host::Place{file, line})};
 }
 
 int64_t thread();
@@ -216,7 +219,7 @@ inline void add(int* to, int value, GPU_HERE) {
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 
 inline void copy_async(const Shared<Vec16>& to, int64_t i, const void* from, bool valid, GPU_HERE) {
-    host::copy_async(*to.array, i, to.count, from, valid, {file, line});
+    host::copy_async(*to.array, i, from, valid, {file, line});
 }
 void copy_async_commit();
 template <int left>

@@ -96,13 +96,6 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare) {
 #define LARGE_BLOCKS 2
 #endif
 
-#define PORTS                                                                                              \
-    const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
-        const float *up, float *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank,          \
-        const float *residual, const float *gate, int64_t tokens_a_gate
-#define GIVEN \
-    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate }
-
 #define QUANT_GEMM(name, index)                                                                              \
     GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); }   \
     GPU_KERNEL_OF(256, LARGE_BLOCKS, name##_128x128, PORTS) { tile_gemm<index, 4, 2, 4, Of::whole>(GIVEN); } \

@@ -4,6 +4,14 @@
 #include "fragments.h"
 #include "gpu.h"
 
+// The parameters of every kernel.
+#define PORTS                                                                                              \
+    const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
+        const float *up, float *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank,          \
+        const float *residual, const float *gate, int64_t tokens_a_gate
+#define GIVEN \
+    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate }
+
 namespace {
 
 constexpr int kWarp = 32;

@@ -19,11 +19,17 @@
 //
 // Tiles of activations of at most 4 bits (the attribute says it) and weights of at most 4 go to the int4 tensor cores of
 // GPUs that have them, groups where they are multiples of 64. Which GPU it is, the launch finds.
+//
+// What is left to 128x128 and 64x64 tiles over all of K can run on wgmma (cuda_wgmma.cu), where that is asked for:
+//   128x256    where it makes at least 128 blocks
+//   128x128    what is left
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
+#include "cuda_wgmma.h"
 #include "fragments.h"
 #include "layout.h"
 #include "quant_gemm.h"
@@ -49,6 +55,11 @@ constexpr const char* kFunctions[][kVariants] = {ALL("ternary_gemm"), ALL("int3_
                                                  ALL("int8_gemm")};
 constexpr const char* kInt4Functions[][kVariants] = {
     INT4("ternary_gemm"), INT4("int3_gemm"), INT4("int4_gemm"), {}};
+
+#define WGMMA(format) {format "_128x128_wgmma", format "_128x256_wgmma"}
+
+constexpr const char* kWgmmaFunctions[][2] = {WGMMA("ternary_gemm"), WGMMA("int3_gemm"), WGMMA("int4_gemm"),
+                                              WGMMA("int8_gemm")};
 
 int64_t blocks(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
@@ -87,6 +98,21 @@ Tile tile_of(Variant variant) {
         case large: return {128, 128, 256};
         default: return {64, 64, 128};
     }
+}
+
+CudaLaunch on_wgmma(const FormatSpec& format, size_t index, const GemmProblem& p,
+                    const std::vector<uint64_t>& words) {
+    const int64_t rows = blocks(p.m, kWgmmaTokens);
+    const int wide = rows * blocks(p.n, 256) >= kLeastBlocks, warps = wide ? 8 : 4;
+    CudaLaunch launch{};
+    launch.function = kWgmmaFunctions[index][wide];
+    launch.grid[0] = static_cast<unsigned>(rows);
+    launch.grid[1] = static_cast<unsigned>(blocks(p.n, kUnitOutputs * warps));
+    launch.block[0] = static_cast<unsigned>(kWarp * warps);
+    launch.grid[2] = launch.block[1] = launch.block[2] = 1;
+    launch.shared_bytes = static_cast<unsigned>(16 * wgmma_pieces(format, warps));
+    launch.words = words;
+    return launch;
 }
 
 // y as integers of 0.
@@ -153,6 +179,8 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
     }
     launch.block[0] = static_cast<unsigned>(tile.threads);
     launch.block[1] = launch.block[2] = 1;
+    if (variant == small || variant == large)
+        launch.on_wgmma = std::make_shared<const CudaLaunch>(on_wgmma(format, index, p, launch.words));
     if (variant != slice) return {launch};
     launch.grid[2] = static_cast<unsigned>(slices_of(p));
     return {zeroed(p), launch, finished(p, 8 - weight_bits(format), launch.words)};

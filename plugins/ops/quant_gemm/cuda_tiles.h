@@ -27,6 +27,59 @@ struct Tiling {
     static constexpr int stages = 4 * stage * 16 <= 48 << 10 ? 4 : 3;  // what every GPU gives without asking
 };
 
+// What a thread copies of every step.
+template <int Index, class T>
+struct Copies {
+    using W = Weights<Index>;
+    // Piece me % 4 of rows me / 4 + i * threads / 4, which all have the same swizzle; and packed weights.
+    static constexpr int mine = T::activations / T::threads, most = (T::weights + T::threads - 1) / T::threads;
+    static_assert(T::threads / 4 % 8 == 0 && T::activations % T::threads == 0, "rows of one swizzle");
+
+    int me, piece, to, depth;
+    const int8_t* from[mine];
+    bool there[mine];
+    const gpu::Vec16* packed[most];
+    bool stored[most];
+
+    GPU_DEVICE Copies(const Ports& p, int thread, int first_row, int first_strip, int step, int all_steps)
+        : me(thread), piece(thread % 4), to(swizzled(thread / 4, piece)), depth((int)p.k) {
+#pragma unroll
+        for (int i = 0; i < mine; ++i) {
+            const int row = first_row + me / 4 + i * (T::threads / 4);
+            there[i] = row < p.m;
+            from[i] = p.q + (int64_t)(there[i] ? row : 0) * p.k + 64 * step + 16 * piece;
+        }
+#pragma unroll
+        for (int i = 0; i < most; ++i) {
+            const int at = me + i * T::threads;
+            const int strip = first_strip + at / W::pieces;
+            stored[i] = strip < d2d::strips(p.n);
+            packed[i] = reinterpret_cast<const gpu::Vec16*>(p.w) +
+                        ((int64_t)(stored[i] ? strip : 0) * all_steps + step) * W::pieces + at % W::pieces;
+        }
+    }
+
+    // Begins the next step, `step`, into a stage, where it is below `steps`; a group either way.
+    GPU_DEVICE void fetch(const gpu::Shared<gpu::Vec16>& memory, int stage, int step, int steps) {
+        if (step < steps) {
+            const bool inside = 64 * step + 16 * piece < depth;
+#pragma unroll
+            for (int i = 0; i < mine; ++i) {
+                gpu::copy_async(memory, stage + to + i * T::threads, from[i], inside && there[i]);
+                from[i] += 64;
+            }
+#pragma unroll
+            for (int i = 0; i < most; ++i) {
+                const int at = me + i * T::threads;
+                if (at < T::weights)
+                    gpu::copy_async(memory, stage + T::activations + at, packed[i], stored[i]);
+                packed[i] += W::pieces;
+            }
+        }
+        gpu::copy_async_commit();
+    }
+};
+
 template <int RowTiles>
 struct Values {
     float at[RowTiles][4][4];  // [16 tokens][8 outputs][register of mma's D]
@@ -181,6 +234,16 @@ GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles
             }
 }
 
+// y of values without the token's scale, in lane order: `row` and `column` are those of the lane's first within the block.
+template <class T, int RowTiles>
+GPU_DEVICE void finish_tile(const Ports& p, const gpu::Shared<gpu::Vec16>& memory, int first_row,
+                            int first_column, int row, int column, Values<RowTiles>& value) {
+    scale_tokens(p, first_row + row, first_column + column, value);
+    add_branch<T>(p, memory, first_row, first_column, row, column, value);
+    join(p, first_row + row, first_column + column, value);
+    write(p, first_row + row, first_column + column, value);
+}
+
 // Adds the sums to y, which holds those of int8 products.
 template <int Bits, int RowTiles>
 GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTiles>& sums) {
@@ -229,53 +292,14 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     const int me = (int)gpu::thread(), lane = me % kWarp, warp = me / kWarp;
     const int warp_row = warp / WarpColumns * 16 * RowTiles, warp_column = warp % WarpColumns;
     const int first_row = (int)gpu::block_x() * T::rows, first_strip = (int)gpu::block_y() * WarpColumns;
-    const int depth = (int)p.k, all_steps = (int)d2d::strip_units(p.k);
+    const int all_steps = (int)d2d::strip_units(p.k);
     int step = 0, steps = all_steps;  // from, up to
     if constexpr (of == Of::slice) {
         step = (int)(all_steps * gpu::block_z() / gpu::blocks_z());
         steps = (int)(all_steps * (gpu::block_z() + 1) / gpu::blocks_z());
     }
 
-    // This thread copies piece me % 4 of rows me / 4 + i * threads / 4, which all have the same swizzle.
-    constexpr int mine = T::activations / T::threads, most = (T::weights + T::threads - 1) / T::threads;
-    static_assert(T::threads / 4 % 8 == 0 && T::activations % T::threads == 0, "rows of one swizzle");
-    const int piece = me % 4, to = swizzled(me / 4, piece);
-    const int8_t* from[mine];
-    bool there[mine];
-#pragma unroll
-    for (int i = 0; i < mine; ++i) {
-        const int row = first_row + me / 4 + i * (T::threads / 4);
-        there[i] = row < p.m;
-        from[i] = p.q + (int64_t)(there[i] ? row : 0) * p.k + 64 * step + 16 * piece;
-    }
-    const gpu::Vec16* packed[most];
-    bool stored[most];
-#pragma unroll
-    for (int i = 0; i < most; ++i) {
-        const int at = me + i * T::threads;
-        const int strip = first_strip + at / W::pieces;
-        stored[i] = strip < d2d::strips(p.n);
-        packed[i] = reinterpret_cast<const gpu::Vec16*>(p.w) +
-                    ((int64_t)(stored[i] ? strip : 0) * all_steps + step) * W::pieces + at % W::pieces;
-    }
-    const auto fetch = [&](int step, int stage) {
-        if (step < steps) {
-            const bool inside = 64 * step + 16 * piece < depth;
-#pragma unroll
-            for (int i = 0; i < mine; ++i) {
-                gpu::copy_async(memory, stage + to + i * T::threads, from[i], inside && there[i]);
-                from[i] += 64;
-            }
-#pragma unroll
-            for (int i = 0; i < most; ++i) {
-                const int at = me + i * T::threads;
-                if (at < T::weights)
-                    gpu::copy_async(memory, stage + T::activations + at, packed[i], stored[i]);
-                packed[i] += W::pieces;
-            }
-        }
-        gpu::copy_async_commit();
-    };
+    Copies<Index, T> copies(p, me, first_row, first_strip, step, all_steps);
 
     Sums<RowTiles> sums = {};
     Values<RowTiles> value = {};
@@ -287,12 +311,12 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     int stage = 0, stage_before = (T::stages - 1) * T::stage;
     const int a_row = swizzled(warp_row + lane % 16, lane / 16);  // the second half of a step: XOR 2
 #pragma unroll
-    for (int i = 0; i < T::stages - 1; ++i) fetch(step + i, i * T::stage);
+    for (int i = 0; i < T::stages - 1; ++i) copies.fetch(memory, i * T::stage, step + i, steps);
 #pragma unroll 1
     for (; step < steps; ++step) {
         gpu::copy_async_wait<T::stages - 2>();
         gpu::sync_block();
-        fetch(step + T::stages - 1, stage_before);
+        copies.fetch(memory, stage_before, step + T::stages - 1, steps);
         W weights;
         weights.from_shared(memory, stage + T::activations + warp_column * W::pieces, lane);
 #pragma unroll
@@ -330,10 +354,7 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
         return;
     }
     if constexpr (of == Of::whole) finish_group<Index, Bits>(p, column, 0, sums, value);
-    scale_tokens(p, row, column, value);
-    add_branch<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
-    join(p, row, column, value);
-    write(p, row, column, value);
+    finish_tile<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
 }
 
 }  // namespace
