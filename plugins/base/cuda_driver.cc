@@ -209,11 +209,7 @@ void load_cuda_kernels() {
 }
 
 void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream) {
-    const bool wgmma = wgmma_is_asked_for();
-    for (const CudaLaunch& launch : launches) {
-        const CudaLaunch& here = chosen(launch, wgmma);
-        launch_one(here, functions_here(&here != &launch), stream);
-    }
+    for (const CudaLaunch& launch : launches) launch_one(launch, functions_here(launch.on_wgmma), stream);
 }
 
 namespace {

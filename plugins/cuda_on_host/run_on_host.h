@@ -1,7 +1,6 @@
 // Runs a planned launch through the emulator.
 #pragma once
 
-#include "cuda_choice.h"
 #include "emulator.h"
 #include "op.h"
 
@@ -10,12 +9,10 @@ namespace d2d {
 // All launches in order, in three orders of the threads; throws std::runtime_error with the emulator's report.
 inline void run_on_host(const std::vector<CudaLaunch>& launches, const std::vector<Tensor>& inputs,
                         const std::vector<Tensor>& outputs) {
-    const bool wgmma = wgmma_is_asked_for();
-    if (wgmma && gpu::host::capability() != 90)
-        throw std::runtime_error("DIT2DEPLOY_CUDA=wgmma is for an emulated GPU of D2D_HOST_CAPABILITY=90");
     for (unsigned seed : {0u, 1u, 2u})
-        for (const CudaLaunch& planned : launches) {
-            const CudaLaunch& launch = chosen(planned, wgmma);
+        for (const CudaLaunch& launch : launches) {
+            if (launch.on_wgmma && gpu::host::capability() != 90)
+                throw std::runtime_error("DIT2DEPLOY_CUDA=wgmma needs the emulated GPU of D2D_HOST_CAPABILITY=90");
             gpu::host::Grid grid{};
             for (int i = 0; i < 3; ++i) {
                 grid.grid[i] = launch.grid[i];

@@ -1,9 +1,11 @@
-// ternary_gemm_64x64 on the emulator: 70 tokens, 70 outputs, K 208, a branch of
-// rank 5, two gates and a residual; whole, or in slices of K.
+// A ternary GEMM on the emulator: 70 tokens, 70 outputs, a branch of rank 5,
+// two gates and a residual; on 64x64 tiles, whole or in slices of K, or on wgmma.
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <vector>
 
+#include "cuda_wgmma.h"
 #include "emulator.h"
 
 template <class T> uint64_t word(const std::vector<T> &values) {
@@ -18,16 +20,20 @@ template <class T> std::vector<T> read(const char *path, size_t count) {
   return values;
 }
 
-// one_gemm WORDS SUMS SLICES: prints the emulator's report, or where y is not
+// one_gemm WORDS SUMS K HOW: prints the emulator's report, or where y is not
 // the output's sum (activation k is 1 + k / 64) and what is added; nothing
-// where all is right. SLICES 0: a whole K.
+// where all is right. HOW: whole, wgmma or a number of slices.
 int main(int argc, char **argv) {
-  if (argc != 4)
+  if (argc != 5)
     return 2;
-  constexpr size_t m = 70, n = 70, k = 208, rank = 5;
-  const unsigned slices = static_cast<unsigned>(std::stoi(argv[3]));
+  constexpr size_t m = 70, n = 70, rank = 5;
+  const size_t k = static_cast<size_t>(std::stoi(argv[3]));
+  const bool wgmma = !std::strcmp(argv[4], "wgmma"),
+             whole = !std::strcmp(argv[4], "whole");
+  const unsigned slices =
+      wgmma || whole ? 0 : static_cast<unsigned>(std::stoi(argv[4]));
   // [strips of 32][units of 64 k's][words of a unit]
-  const auto w = read<int32_t>(argv[1], 3 * 4 * 128);
+  const auto w = read<int32_t>(argv[1], 3 * ((k + 63) / 64) * 128);
   const auto sums = read<float>(argv[2], n);
   std::vector<int8_t> q(m * k);
   for (size_t i = 0; i < q.size(); ++i)
@@ -58,7 +64,12 @@ int main(int argc, char **argv) {
       gpu::host::launch(name, grid, words);
     };
     try {
-      if (!slices) {
+      if (wgmma) {
+        const auto bytes =
+            16 * static_cast<unsigned>(d2d::wgmma_pieces(d2d::kFormats[0], 8));
+        launch("ternary_gemm_128x256_wgmma",
+               {{1, 1, 1}, {256, 1, 1}, bytes, 0, {}}, words);
+      } else if (whole) {
         launch("ternary_gemm_64x64", {{2, 2, 1}, {128, 1, 1}, 0, 0, {}}, words);
       } else {
         launch("gemm_zero", {{20, 1, 1}, {256, 1, 1}, 0, 0, {}},

@@ -1,37 +1,16 @@
 """The GEMMs' CUDA kernels: the order of their weights by its definition, the large tiles, and their own mistakes."""
 
-import ctypes
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dit2deploy.formats import FORMATS, TERNARY, Format, pack
+from dit2deploy.formats import FORMATS, TERNARY, Format
 from dit2deploy.targets import kernel
-from tests.plugins.compiling import HERE, PLUGINS, compile_cpp
+from tests.plugins.gemms import Planted, changed, in_fragments, judge, never_launched, on_host, weights_of
 
 BITS = {"ternary": 2, "int3": 3, "int4": 4, "int8": 8}
-GEMM = PLUGINS / "ops" / "quant_gemm"
-
-
-def weights_of(fmt: Format, n: int, k: int) -> np.ndarray:
-    rng = np.random.default_rng(n + k)
-    return rng.integers(-fmt.offset, fmt.levels - 1 - fmt.offset, (n, k), endpoint=True)
-
-
-def in_fragments(fmt: Format, weights: np.ndarray, library: Path) -> np.ndarray:
-    words = pack(weights, fmt)
-    return kernel.relayout(fmt.name, words, weights.shape[1], layout=kernel.FRAGMENT_ORDER, library=library)
-
-
-def on_host(library: Path) -> Path:
-    path = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "libdit2deploy_host_cuda.so"
-    if not path.is_file():
-        pytest.skip(f"{path} was not built")
-    return path
 
 
 def registers(fmt: Format, words: np.ndarray) -> np.ndarray:
@@ -184,21 +163,17 @@ def test_int4_tensor_cores_give_the_bits_of_int8_ones(fmt: Format, tiles: str, l
         attributes = {"bits": bits, "layout": kernel.FRAGMENT_ORDER}
         return kernel.run(f"{fmt.title}Gemm", inputs, attributes, [(m, n)], isa="cuda_on_host", library=host)[0]
 
-    def never_launched() -> set[str]:
-        names = ctypes.CDLL(str(host)).d2d_never_launched
-        names.restype = ctypes.c_char_p
-        return set(names().decode().split())
-
     name = f"{fmt.name}_gemm_{tiles}_int4"
     want = run(90, 4)
     np.testing.assert_array_equal(run(80, 5), want)
-    assert name in never_launched()
+    assert name in never_launched(host)
     np.testing.assert_array_equal(run(80, 4), want)
-    assert name not in never_launched()
+    assert name not in never_launched(host)
     sums = q.reshape(m, groups, -1).astype(int).swapaxes(0, 1) @ weights.reshape(n, groups, -1).transpose(1, 2, 0)
     np.testing.assert_allclose(want, (sums * ws.T[:, None]).sum(0) * s + 1, rtol=1e-5, atol=1e-4)
 
 
+BARRIER = "        gpu::sync_block();\n        copies.fetch("
 BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
 ADD = "gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
 STORE = "gpu::store(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
@@ -207,8 +182,8 @@ FINISHED = "    gpu::store(y, stream_of(p, token).joined(output, value));\n"
 PLANTED = {
     "none": ("", "", 0, ""),
     "wait one too weak": ("copy_async_wait<T::stages - 2>", "copy_async_wait<T::stages - 1>", 0, "was not waited for"),
-    "no barrier a step": ("        gpu::sync_block();\n        fetch(", "        fetch(", 0, "nobody wrote"),
-    "the stage that is read is overwritten": ("T::stages - 1, stage_before)", "T::stages - 1, stage)", 0, "copy_async"),
+    "no barrier a step": (BARRIER, BARRIER.partition("\n")[2], 0, "nobody wrote"),
+    "the stage that is read is overwritten": ("fetch(memory, stage_before", "fetch(memory, stage", 0, "copy_async"),
     "K beyond the row": ("inside && there[i]", "there[i]", 0, "outside of every tensor"),
     "outputs beyond N": ("if (token >= p.m || output >= p.n)", "if (token >= p.m)", 0, "touches global memory"),
     "another token's residual": ("stream_of(p, token);", "stream_of(p, token ^ 1);", 0, " is "),
@@ -228,39 +203,18 @@ KERNELS = """
 GPU_KERNEL_OF(128, 4, ternary_gemm_64x64, PORTS) { tile_gemm<0, 2, 2, 2, Of::whole>(GIVEN); }
 GPU_KERNEL_OF(128, 4, ternary_gemm_64x64_slice, PORTS) { tile_gemm<0, 2, 2, 2, Of::slice>(GIVEN); }
 """
-FOLDERS = ("base", "formats", "cuda", "cuda_on_host", "ops/quant_gemm")
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory, emulator):
-    """A program for a change: ternary, 64 x 64 tiles, with tokens, outputs and K ragged, and a branch."""
-    one = tmp_path_factory.mktemp("same") / "one_gemm.o"
-    same = [compile_cpp(one, [HERE / "one_gemm.cc"], "-O1", "-c", folders=FOLDERS), emulator]
-
-    def build(name: str) -> Path:
-        folder = tmp_path_factory.mktemp("planted")
-        old, new = PLANTED[name][:2]
-        tiles, source = ((GEMM / file).read_text() for file in ("cuda_tiles.h", "cuda.cu"))
-        assert old in tiles or old in source
-        (folder / "cuda_tiles.h").write_text(tiles.replace(old, new, 1))
-        source = source.replace(old, new, 1) if old not in tiles else source
-        first, last = source.index("#define QUANT_GEMM"), source.index("GPU_KERNEL_OF(kFinishThreads")
-        (folder / "cuda.cu").write_text(source[:first] + KERNELS + source[last:])
-        options = ("-O1", "-Wno-unknown-pragmas", "-Wno-unused-variable", "-Wno-unused-function", f"-I{folder}")
-        return compile_cpp(folder / "one_gemm", [folder / "cuda.cu"], *options, *map(str, same), folders=FOLDERS)
-
-    return build
+def planted(tmp_path_factory, emulator) -> Planted:
+    return Planted(tmp_path_factory.mktemp("same"), emulator)
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_emulator_finds_what_is_planted_in_the_kernel(planted, library, tmp_path, name: str):
-    weights = weights_of(TERNARY, 70, 208)
-    in_fragments(TERNARY, weights, library).tofile(tmp_path / "words")
-    (weights @ (1 + np.arange(208) // 64)).astype(np.float32).tofile(tmp_path / "sums")
-    _, _, slices, report = PLANTED[name]
-    command = [planted(name), tmp_path / "words", tmp_path / "sums", str(slices)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if not report:
-        assert (done.returncode, done.stdout) == (0, ""), done.stdout
-    else:
-        assert done.returncode == 1 and report in done.stdout, done.stdout
+    old, new, slices, report = PLANTED[name]
+    sources = changed(("cuda_tiles.h", "cuda.cu"), old, new)
+    source = sources["cuda.cu"]
+    first, last = source.index("#define QUANT_GEMM"), source.index("GPU_KERNEL_OF(kFinishThreads")
+    sources["cuda.cu"] = source[:first] + KERNELS + source[last:]
+    judge(*planted.run(tmp_path, sources, str(slices or "whole"), 208, library), report)

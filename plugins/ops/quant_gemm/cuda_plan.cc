@@ -20,15 +20,15 @@
 // Tiles of activations of at most 4 bits (the attribute says it) and weights of at most 4 go to the int4 tensor cores of
 // GPUs that have them, groups where they are multiples of 64. Which GPU it is, the launch finds.
 //
-// What is left to 128x128 and 64x64 tiles over all of K can run on wgmma (cuda_wgmma.cu), where that is asked for:
+// Where DIT2DEPLOY_CUDA asks for wgmma, what comes to the last two lines runs on it (cuda_wgmma.cu), K never split:
 //   128x256    where it makes at least 128 blocks
 //   128x128    what is left
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <string>
 
+#include "cuda_choice.h"
 #include "cuda_wgmma.h"
 #include "fragments.h"
 #include "layout.h"
@@ -112,6 +112,7 @@ CudaLaunch on_wgmma(const FormatSpec& format, size_t index, const GemmProblem& p
     launch.grid[2] = launch.block[1] = launch.block[2] = 1;
     launch.shared_bytes = static_cast<unsigned>(16 * wgmma_pieces(format, warps));
     launch.words = words;
+    launch.on_wgmma = true;
     return launch;
 }
 
@@ -166,6 +167,8 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
                     word(p.bias), word(p.t),        word(p.up),   word(p.y),
                     word(p.m),    word(p.n),        word(p.k),    word(p.groups),
                     word(p.rank), word(p.residual), word(p.gate), word(p.tokens_a_gate)};
+    if ((variant == small || variant == slice || variant == large) && wgmma_is_asked_for())
+        return {on_wgmma(format, index, p, launch.words)};
     launch.grid[1] = launch.grid[2] = 1;
     if (variant == any) {
         launch.grid[0] = static_cast<unsigned>(columns);
@@ -179,8 +182,6 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
     }
     launch.block[0] = static_cast<unsigned>(tile.threads);
     launch.block[1] = launch.block[2] = 1;
-    if (variant == small || variant == large)
-        launch.on_wgmma = std::make_shared<const CudaLaunch>(on_wgmma(format, index, p, launch.words));
     if (variant != slice) return {launch};
     launch.grid[2] = static_cast<unsigned>(slices_of(p));
     return {zeroed(p), launch, finished(p, 8 - weight_bits(format), launch.words)};
