@@ -136,14 +136,32 @@ CHOSEN = {
     90: "sm_90 ternary_gemm_64x64",
     **dict.fromkeys((100, 120), "compute_90 ternary_gemm_64x64"),
 }
+# The same where wgmma is asked for.
+NEEDED = "TernaryGemm: DIT2DEPLOY_CUDA=wgmma needs compute capability 9.0, this GPU has {}: unset it."
+ON_WGMMA = {
+    86: NEEDED.format("8.6"),
+    90: "sm_90 ternary_gemm_128x128_wgmma",
+    100: NEEDED.format("10.0"),
+}
+
+
+def choice(driver: Path, capability: int, **environment: str) -> str:
+    environment |= {"LD_LIBRARY_PATH": str(driver.parent), "D2D_HOST_CAPABILITY": str(capability)}
+    done = run([sys.executable, "-c", CHOICE], **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.rstrip("\n")
 
 
 @pytest.mark.parametrize("capability", CHOSEN)
 def test_each_gpu_gets_its_machine_code_and_the_int4_kernels_that_it_has(driver, capability: int):
     """Later GPUs than those of the machine code get PTX; from 9.0 on there are no int4 tensor cores."""
-    environment = {"LD_LIBRARY_PATH": str(driver.parent), "D2D_HOST_CAPABILITY": str(capability)}
-    done = run([sys.executable, "-c", CHOICE], **environment)
-    assert (done.returncode, done.stdout) == (0, CHOSEN[capability] + "\n"), done.stdout + done.stderr
+    assert choice(driver, capability) == CHOSEN[capability]
+
+
+@pytest.mark.parametrize("capability", ON_WGMMA)
+def test_wgmma_is_for_one_gpu_and_for_who_asks(driver, capability: int):
+    """Machine code of 9.0a, which asks the driver for more shared memory than every launch may have."""
+    assert choice(driver, capability, DIT2DEPLOY_CUDA="wgmma") == ON_WGMMA[capability]
 
 
 LAUNCH = """

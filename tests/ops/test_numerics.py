@@ -53,6 +53,7 @@ class Face:
     run: Callable[[Op, Case], list[np.ndarray]]
     native: bool = True
     relaid: bool = False  # differs from the face without only where there are packed weights
+    takes: Callable[[Case], bool] = lambda _: True  # the cases that it alone computes so
 
     def __str__(self) -> str:
         return self.name
@@ -147,6 +148,28 @@ def in_cuda(op: Op, case: Case, *, layout: int = kernel.INTERCHANGE) -> list[np.
     return in_raw_kernel("cuda", op, case, layout=layout)
 
 
+def for_wgmma(case: Case) -> bool:
+    """Whether a GEMM's plan has a kernel for it: the tiles' cases over a whole K."""
+    k = case.inputs["q"].shape[-1]
+    return case.inputs["q"].size > 16 * k and case.inputs["ws"].shape[1] == 1 and k % 16 == 0
+
+
+def on_wgmma(run: Callable[[Op, Case], list[np.ndarray]], op: Op, case: Case) -> list[np.ndarray]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIT2DEPLOY_CUDA", "wgmma")
+        patch.setenv("D2D_HOST_CAPABILITY", "90")  # of the emulated GPU
+        return run(op, case)
+
+
+def in_cuda_on_hopper(op: Op, case: Case) -> list[np.ndarray]:
+    try:
+        if cuda.capability() != "9.0":
+            pytest.skip(f"this GPU has compute capability {cuda.capability()}, wgmma is 9.0's")
+    except Misuse as error:
+        pytest.skip(error.cause)
+    return in_cuda(op, case, layout=kernel.FRAGMENT_ORDER)
+
+
 @functools.cache
 def host_of_custom_ops() -> OrtHost:
     return OrtHost(library(), cuda.Device())
@@ -171,6 +194,9 @@ def in_cuda_custom_op(op: Op, case: Case) -> list[np.ndarray]:
 
 
 ON_HOST = "libdit2deploy_host_cuda.so"
+IN_FRAGMENTS_ON_HOST = functools.partial(
+    in_raw_kernel, "cuda_on_host", layout=kernel.FRAGMENT_ORDER, name=ON_HOST
+)
 
 
 FACES = (
@@ -205,11 +231,8 @@ FACES = (
         for threads in (1, 2)
     ),
     Face("cuda-on-host", functools.partial(in_raw_kernel, "cuda_on_host", name=ON_HOST)),
-    Face(
-        "cuda-on-host-fragments",
-        functools.partial(in_raw_kernel, "cuda_on_host", layout=kernel.FRAGMENT_ORDER, name=ON_HOST),
-        relaid=True,
-    ),
+    Face("cuda-on-host-fragments", IN_FRAGMENTS_ON_HOST, relaid=True),
+    Face("cuda-on-host-wgmma", functools.partial(on_wgmma, IN_FRAGMENTS_ON_HOST), relaid=True, takes=for_wgmma),
     *(
         Face(
             f"neon-{cpu}{'-relaid' if layout else ''}",
@@ -224,9 +247,10 @@ FACES = (
     ),
     Face("cuda", in_cuda),
     Face("cuda-fragments", functools.partial(in_cuda, layout=kernel.FRAGMENT_ORDER), relaid=True),
+    Face("cuda-wgmma", functools.partial(on_wgmma, in_cuda_on_hopper), relaid=True, takes=for_wgmma),
     Face("cuda-custom-op", in_cuda_custom_op),
 )
-ON_GPU = ("cuda", "cuda-fragments", "cuda-custom-op")
+ON_GPU = ("cuda", "cuda-fragments", "cuda-wgmma", "cuda-custom-op")
 
 
 def reference(op: Op, case: Case) -> list[np.ndarray]:
@@ -312,7 +336,7 @@ def _pairs():
     for face in FACES:
         for op in OPS:
             if (op.native or not face.native) and (format_of(op) or not face.relaid):
-                for case in op.cases():
+                for case in filter(face.takes, op.cases()):
                     marks = [pytest.mark.gpu] if face.name in ON_GPU else []
                     yield pytest.param(face, op, case, id=f"{face}-{op}-{case}", marks=marks)
 

@@ -35,13 +35,14 @@ GEMM_CASES = {
 }
 # Of the plain GEMMs', with codes that int4 tensor cores take.
 INT4_CASES = ("step-tail", "long-k")
+WGMMA_CASE = "step-tail"
 PLAIN = {"q", "s", "w", "ws", "bias"}
 # Of the ops that quantize rows: in registers, and through shared memory; of the others the first ones.
 ROW_CASES = ("extremes-absmax", "row-qmax-gaussian", "odd-k-absmax", "odd-k-gaussian-mid-rise")
 FIRST = 3
 # Runs nodes of files with numpy alone, in a process whose allocator is the sanitizer's.
 PROGRAM = """
-import ctypes, importlib.util, json, sys
+import ctypes, importlib.util, json, os, sys
 from pathlib import Path
 import numpy as np
 spec = importlib.util.spec_from_file_location("d2d_kernel", "dit2deploy/targets/kernel.py")
@@ -55,6 +56,7 @@ for path in sorted(Path(sys.argv[2]).glob("*.npz")):
     inputs = [held[f"input{i}"] for i in range(node["inputs"])]
     shapes = [tuple(shape) for shape in node["shapes"]]
     print(node["op"], node["case"], flush=True)
+    os.environ.update(node["environment"])
     got = kernel.run(node["op"], inputs, node["attributes"], shapes, isa="cuda_on_host", library=library)
     for i, value in enumerate(got):
         np.testing.assert_array_equal(value, held[f"output{i}"])
@@ -78,10 +80,11 @@ def sanitized(library: Path) -> tuple[Path, dict[str, str]]:
 
 
 # Left out for time: of the large tiles one format runs, 128 blocks that the plan asks for. The others' unpacking is
-# that of their small tiles.
+# that of their small tiles; wide blocks on wgmma are narrow ones with more warps.
 LARGE = INT3
 LEFT_OUT = {f"{fmt.name}_gemm_128x128" for fmt in FORMATS if fmt is not LARGE}
 LEFT_OUT |= {f"{fmt.name}_gemm_128x128_int4" for fmt in FORMATS if fmt.name != "int8"}
+LEFT_OUT |= {f"{fmt.name}_gemm_128x256_wgmma" for fmt in FORMATS}
 
 
 def large_tiles() -> tuple[Op, Case]:
@@ -98,30 +101,36 @@ def large_tiles() -> tuple[Op, Case]:
     return next(op for op in OPS if op.name == f"{LARGE.title}Gemm"), Case("large", inputs, {"bits": 8})
 
 
-def nodes() -> Iterator[tuple[Op, Case, int]]:
-    """An op, its case and the layout of its weights."""
+def nodes() -> Iterator[tuple[Op, Case, int, bool]]:
+    """An op, its case, the layout of its weights, and whether it runs on wgmma."""
     for op in OPS:
         if not op.native:
             continue
         if "w" in (port.name for port in op.inputs):
             for case in op.cases():
                 if case.name in GEMM_CASES:
-                    yield op, case, GEMM_CASES[case.name]
+                    yield op, case, GEMM_CASES[case.name], False
+                if case.name == WGMMA_CASE:
+                    yield op, case, kernel.FRAGMENT_ORDER, True
                 if case.name in INT4_CASES and set(case.inputs) == PLAIN:
                     inputs = {**case.inputs, "q": np.clip(case.inputs["q"], -7, 7)}
-                    yield op, Case(f"{case.name}-int4", inputs, {"bits": 4}), kernel.FRAGMENT_ORDER
+                    yield op, Case(f"{case.name}-int4", inputs, {"bits": 4}), kernel.FRAGMENT_ORDER, False
         else:
             named = [case for case in op.cases() if case.name in ROW_CASES]
             for case in named or op.cases()[:FIRST]:
-                yield op, case, kernel.INTERCHANGE
-    yield *large_tiles(), kernel.FRAGMENT_ORDER
+                yield op, case, kernel.INTERCHANGE, False
+    yield *large_tiles(), kernel.FRAGMENT_ORDER, False
 
 
-def write(folder: Path, library: Path) -> int:
+def environment_of(wgmma: bool) -> dict[str, str]:
+    return {"DIT2DEPLOY_CUDA": "wgmma" if wgmma else "mma", "D2D_HOST_CAPABILITY": "90" if wgmma else "80"}
+
+
+def write(folder: Path, library: Path, patch: pytest.MonkeyPatch) -> int:
     """A file for each node: inputs, what the same kernel gave without sanitizers, and what to call."""
     host = library.parent / "libdit2deploy_host_cuda.so"
     written = 0
-    for op, case, layout in nodes():
+    for op, case, layout, wgmma in nodes():
         inputs = [case.inputs[port.name] for port in op.inputs]
         attributes = {**op.attributes, **case.attributes}
         shapes = op.output_shapes([value.shape for value in inputs], attributes)
@@ -129,8 +138,12 @@ def write(folder: Path, library: Path) -> int:
             fmt = next(fmt for fmt in FORMATS if op.name.startswith(fmt.title))
             inputs[2] = kernel.relayout(fmt.name, inputs[2], inputs[0].shape[-1], layout=layout, library=host)
             attributes["layout"] = layout
+        environment = environment_of(wgmma)
+        for name, value in environment.items():
+            patch.setenv(name, value)
         outputs = kernel.run(op.name, inputs, attributes, shapes, isa="cuda_on_host", library=host)
         node = {"op": op.name, "case": case.name, "inputs": len(inputs), "shapes": shapes, "attributes": attributes}
+        node["environment"] = environment
         arrays = {f"input{i}": value for i, value in enumerate(inputs)}
         arrays |= {f"output{i}": value for i, value in enumerate(outputs)}
         np.savez(folder / f"{written:03}.npz", node=json.dumps(node), **arrays)
@@ -138,9 +151,9 @@ def write(folder: Path, library: Path) -> int:
     return written
 
 
-def test_the_kernels_run_clean_under_the_sanitizers(sanitized, tmp_path):
+def test_the_kernels_run_clean_under_the_sanitizers(sanitized, tmp_path, monkeypatch):
     path, environment = sanitized
-    count = write(tmp_path, path)
+    count = write(tmp_path, path, monkeypatch)
     command = [sys.executable, "-c", PROGRAM, path, tmp_path]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
