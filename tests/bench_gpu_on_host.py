@@ -38,16 +38,17 @@ def main() -> int:
             assert not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
             assert not driver.cuCtxSetCurrent(context)
 
-        def launcher(self, op, inputs, attributes, outputs):
-            run = super().launcher(op, inputs, attributes, outputs)
-            if op != os.environ.get("WRONG"):
-                return run
+        def launcher(self, op, inputs, attributes, outputs, kernels="mma"):
+            enqueue = super().launcher(op, inputs, attributes, outputs, kernels)
 
-            def wrong() -> None:
-                run()
-                outputs[0].view(-1)[-1] += 1
+            def run() -> None:
+                enqueue()
+                driver.d2d_last_launched.restype = ctypes.c_char_p
+                assert driver.d2d_last_launched().endswith(b"wgmma") == (kernels == "wgmma")
+                if op == os.environ.get("WRONG"):
+                    outputs[0].view(-1)[-1] += 1
 
-            return wrong
+            return run
 
         def stream(self) -> int:
             return 4711
@@ -70,6 +71,10 @@ def main() -> int:
 
         def ceilings(self):
             return device.Ceilings(bytes_a_second=1e12, fp16_a_second=1e14, int8_a_second=2e14)
+
+        def capability(self):
+            here = os.environ.get("D2D_HOST_CAPABILITY", "80")
+            return f"{here[:-1]}.{here[-1]}"
 
         def describe(self):
             return {"name": "none"}

@@ -82,6 +82,22 @@ def test_bounds_and_ratios_are_arithmetic_on_what_was_measured(whole):
     assert "within 1.3 in 6 of 6" in done.stdout
 
 
+def test_a_hopper_has_both_kernels_side_by_side(driver, tmp_path):
+    """More than 16 tokens: a row for each format on wgmma, with the other kernels among its baselines."""
+    out = tmp_path / "bench_gpu.json"
+    command = [sys.executable, ON_HOST, driver, out, "--section", "gemm", "--compile-seconds", "0", "--model", "FLUX"]
+    done = run(command, D2D_HOST_CAPABILITY="90")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {(row["what"], row["shape"]["m"]): row for row in json.loads(out.read_text())["rows"]}
+    on_wgmma = {f"{fmt} GEMM on wgmma" for fmt in ("ternary", "int3", "int4", "int8")}
+    assert {what for what, m in rows if m == 70} - {what for what, m in rows if m == 16} == on_wgmma
+    # Contestants take 10, 20 and 15 us, each by 1 us more than the one before: four formats lie between the two.
+    for fmt in ("ternary", "int8"):
+        assert rows[f"{fmt} GEMM on wgmma", 70]["cold"]["ratios"][fmt]["median"] < 1
+        assert 0 <= rows[f"{fmt} GEMM on wgmma", 70]["error_of_its_bound"] < 1
+        assert fmt not in rows[f"{fmt} GEMM", 70]["cold"]["ratios"]
+
+
 @pytest.mark.parametrize(("op", "section"), [("Int3Gemm", "gemm"), ("GeluHadamardQuantize", "quantize")])
 def test_one_wrong_number_is_seen(driver, tmp_path, op: str, section: str):
     """The section stops, what it had stays, and the exit code is 1."""

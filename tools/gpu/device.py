@@ -4,6 +4,7 @@ Our part of the package is read without the rest of it, so that a machine needs 
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 40
 IN_A_GRAPH = 20
+CHOICE = "DIT2DEPLOY_CUDA"  # which of our kernels run, where a GPU has a choice
 LEAST_FLUSHED = 256 << 20  # some 80 us on the fastest cards: longer than the host takes to enqueue what follows
 METHOD = (
     "cold_us: contestants take turns in rounds; each turn overwrites more than twice the second-level cache and times "
@@ -89,10 +91,14 @@ class Device:
         inputs: Sequence[torch.Tensor],
         attributes: Mapping[str, int | str],
         outputs: Sequence[torch.Tensor],
+        kernels: str = "mma",
     ) -> Callable[[], None]:
-        """A function that enqueues our op on torch's current stream; it keeps the tensors alive."""
+        """A function that enqueues our op on torch's current stream; it keeps the tensors alive.
+
+        `kernels`: what $DIT2DEPLOY_CUDA says then.
+        """
         enqueue = kernel.launcher(op, [*map(_memory, inputs)], attributes, [*map(_memory, outputs)])
-        return partial(_enqueue, enqueue, self.stream, (*inputs, *outputs))
+        return partial(_enqueue, enqueue, self.stream, kernels, (*inputs, *outputs))
 
     def stream(self) -> int:
         return torch.cuda.current_stream().cuda_stream
@@ -192,13 +198,16 @@ class Device:
 
     # What it is
 
+    def capability(self) -> str:
+        return f"{self.properties.major}.{self.properties.minor}"
+
     def describe(self) -> dict[str, Any]:
         keys = ("name", "total_memory", "multi_processor_count", "L2_cache_size")
         values = {key: getattr(self.properties, key, None) for key in keys}
         driver = self.state().get("driver_version")
         return {
             **values,
-            "capability": f"{self.properties.major}.{self.properties.minor}",
+            "capability": self.capability(),
             "driver": driver,
             "cuda": torch.version.cuda,
             "fp16_accumulation": torch.backends.cuda.matmul.allow_fp16_accumulation
@@ -220,7 +229,11 @@ class Device:
         return dict(zip(keys, (value.strip() for value in done.stdout.split(",")), strict=False))
 
 
-def _enqueue(enqueue: Callable[[int], None], stream: Callable[[], int], _kept: tuple[torch.Tensor, ...]) -> None:
+def _enqueue(
+    enqueue: Callable[[int], None], stream: Callable[[], int], kernels: str, _kept: tuple[torch.Tensor, ...]
+) -> None:
+    if os.environ.get(CHOICE) != kernels:
+        os.environ[CHOICE] = kernels
     enqueue(stream())
 
 

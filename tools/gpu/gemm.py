@@ -13,7 +13,7 @@ from gpu.rows import Row
 
 from dit2deploy.base.errors import Failed
 from dit2deploy.base.machine import cores
-from dit2deploy.formats import FORMATS, Format, pack
+from dit2deploy.formats import FORMATS, INT3, TERNARY, Format, pack
 
 TOKENS = (1, 16, 256, 1024, 4096, 16384)
 
@@ -39,6 +39,8 @@ SHAPES = (
     *linears("FLUX", 3072),
 )
 FORMAT_BITS = {"ternary": 2, "int3": 3, "int4": 4, "int8": 8}  # of a weight in layout 2
+WGMMA_CAPABILITY = "9.0"
+FEW_TOKENS = 16  # which no kernel on wgmma computes
 CHECKED = 96  # tokens that are compared: the first and the last tile's and some between
 
 
@@ -98,6 +100,27 @@ class Weights:
         self.half = torch.randn(n, k, device=self.device.name).half()
 
 
+@dataclass(frozen=True)
+class Ours:
+    """One of our GEMMs: the kernels that every GPU runs (mma), or those on wgmma."""
+
+    fmt: Format
+    kernels: str = "mma"
+
+    @property
+    def name(self) -> str:
+        return self.fmt.name if self.kernels == "mma" else f"{self.fmt.name} {self.kernels}"
+
+    @property
+    def what(self) -> str:
+        return f"{self.fmt.name} GEMM" if self.kernels == "mma" else f"{self.fmt.name} GEMM on {self.kernels}"
+
+
+def ours(device: Device, formats: tuple[Format, ...], tokens: int) -> list[Ours]:
+    both = device.capability() == WGMMA_CAPABILITY and tokens > FEW_TOKENS
+    return [Ours(fmt, kernels) for kernels in (("mma", "wgmma") if both else ("mma",)) for fmt in formats]
+
+
 class Case:
     """One shape and number of tokens: the contestants, and what they must give."""
 
@@ -109,11 +132,11 @@ class Case:
         self.y = torch.empty(tokens, shape.n, device=device.name)
         self.half = torch.randn(tokens, shape.k, device=device.name).half()
 
-    def ours(self, fmt: Format) -> Contestant:
-        w = self.weights
-        inputs = [self.q, self.s, w.words[fmt.name], w.scale, w.bias]
+    def contestant(self, one: Ours) -> Contestant:
+        w, op = self.weights, f"{one.fmt.title}Gemm"
+        inputs = [self.q, self.s, w.words[one.fmt.name], w.scale, w.bias]
         attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER}
-        return Contestant(fmt.name, self.device.launcher(f"{fmt.title}Gemm", inputs, attributes, [self.y]))
+        return Contestant(one.name, self.device.launcher(op, inputs, attributes, [self.y], one.kernels))
 
     def baselines(self, compiling: Compiling) -> tuple[list[Contestant], dict[str, str]]:
         """Those that run, and why the others do not."""
@@ -134,23 +157,24 @@ class Case:
             found.append(Contestant("torch.compile fp16", lambda: compiled(*arguments)))
         return found, reasons
 
-    def check(self, fmt: Format) -> float:
+    def check(self, one: Ours) -> float:
         """Largest error in units of its bound (below 1 is right). Raises Failed where y is not the product.
 
         Integer sums are exact in float64; beside them y has five roundings of float32: int to float, ws, s, and bias.
         """
         w, tokens = self.weights, self._checked()
         self.y.fill_(float("nan"))
-        self.ours(fmt).run()
+        self.contestant(one).run()
         self.device.synchronize()
-        sums = self.q[tokens].double() @ w.codes[fmt.name].double().T
+        sums = self.q[tokens].double() @ w.codes[one.fmt.name].double().T
         scaled = sums * w.scale.double().T * self.s[tokens].double()
         bound = 5 * 2.0**-24 * (scaled.abs() + w.bias.double().abs()) + 1e-30
         worst = float(((self.y[tokens].double() - scaled - w.bias.double()).abs() / bound).max())
         if not worst < 1 or not bool(torch.isfinite(self.y).all()):
             shape = w.shape
             raise Failed(
-                f"{fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}: off by {worst:.3g} times its bound.",
+                f"{one.fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}, on {one.kernels}: off by {worst:.3g} times "
+                "its bound.",
                 "Run `pytest -m gpu`, and the same shape on the host's emulator (tests/plugins/test_cuda_gemm.py).",
             )
         return worst
@@ -178,30 +202,32 @@ def measure(
     compiling: Compiling,
     formats: tuple[Format, ...] = FORMATS,
 ) -> Iterator[Row]:
-    """Checks and times; a row for each of our formats."""
+    """Checks and times; a row for each of our formats, on a Hopper a second one on wgmma, beside the first."""
     each = seconds / (len(shapes) * len(tokens))
     for shape in shapes:
         weights = Weights(device, shape, formats)
         for m in tokens:
             case = Case(device, weights, m)
-            errors = {fmt.name: case.check(fmt) for fmt in formats}
+            all_ours = ours(device, formats, m)
+            errors = {one.name: case.check(one) for one in all_ours}
             baselines, reasons = case.baselines(compiling)
-            contestants = [*(case.ours(fmt) for fmt in formats), *baselines]
+            contestants = [*map(case.contestant, all_ours), *baselines]
             cold = device.times(contestants, seconds=each)
             hot = device.hot_times(contestants, cold)
-            for fmt in formats:
+            for one in all_ours:
+                other = (one.fmt.name,) if one.kernels != "mma" else ()
                 yield Row(
-                    what=f"{fmt.name} GEMM",
+                    what=one.what,
                     of=f"{shape.model} {shape.layer}",
                     shape={"m": m, "k": shape.k, "n": shape.n},
                     operations=2 * m * shape.k * shape.n,
-                    bytes=case.bytes_of(fmt),
+                    bytes=case.bytes_of(one.fmt),
                     cold=cold,
                     hot=hot,
-                    name=fmt.name,
-                    baselines=tuple(baseline.name for baseline in baselines),
+                    name=one.name,
+                    baselines=(*other, *(baseline.name for baseline in baselines)),
                     reasons=reasons,
-                    error=errors[fmt.name],
+                    error=errors[one.name],
                 )
 
 
@@ -209,19 +235,22 @@ def bars(rows: list[dict[str, Any]]) -> list[str]:
     """Which of the issue's bars hold, by what was measured; nothing of what was not."""
     lines = []
     for text, baseline, least, wanted in (
-        ("M >= 1024, ternary and int3, against cuBLAS fp16", "cuBLAS fp16", 1.5, lambda m: m >= 1024),
-        ("M >= 1024, ternary and int3, against cuBLASLt int8", "cuBLASLt int8", 0.9, lambda m: m >= 1024),
-        ("M <= 16, ternary and int3, against cuBLAS fp16", "cuBLAS fp16", 4.0, lambda m: m <= 16),
+        ("M >= 1024, ternary and int3{}, against cuBLAS fp16", "cuBLAS fp16", 1.5, lambda m: m >= 1024),
+        ("M >= 1024, ternary and int3{}, against cuBLASLt int8", "cuBLASLt int8", 0.9, lambda m: m >= 1024),
+        ("M <= 16, ternary and int3{}, against cuBLAS fp16", "cuBLAS fp16", 4.0, lambda m: m <= FEW_TOKENS),
     ):
-        found = [
-            row["cold"]["ratios"][baseline]["median"]
-            for row in rows
-            if row["name"] in ("ternary", "int3")
-            and row["of"].split()[0] in ("FLUX", "DiT-XL/2")
-            and wanted(row["shape"]["m"])
-            and baseline in row["cold"]["ratios"]
-        ]
-        if found:
-            held = sum(ratio >= least for ratio in found)
-            lines.append(f"{text}: at least {least} in {held} of {len(found)} (least {min(found):.2f}x)")
+        for kernels in ("mma", "wgmma"):
+            names = [one.name for one in (Ours(TERNARY, kernels), Ours(INT3, kernels))]
+            found = [
+                row["cold"]["ratios"][baseline]["median"]
+                for row in rows
+                if row["name"] in names
+                and row["of"].split()[0] in ("FLUX", "DiT-XL/2")
+                and wanted(row["shape"]["m"])
+                and baseline in row["cold"]["ratios"]
+            ]
+            if found:
+                held = sum(ratio >= least for ratio in found)
+                which = text.format("" if kernels == "mma" else f" on {kernels}")
+                lines.append(f"{which}: at least {least} in {held} of {len(found)} (least {min(found):.2f}x)")
     return lines
