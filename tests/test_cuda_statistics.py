@@ -76,7 +76,8 @@ def test_the_record_holds_what_the_table_shows():
 
 def test_spills_and_broken_promises_are_faults():
     promised = statistics.promises()
-    assert set(promised) == {"ternary", "int3", "int4", "int8", "ternary_int4", "int3_int4", "int4_int4"}
+    formats = ("ternary", "int3", "int4", "int8")
+    assert set(promised) == {*formats, *(f"{fmt}_wgmma" for fmt in formats), *(f"{fmt}_int4" for fmt in formats[:3])}
     unpack, others = promised["ternary"]
     sound = statistics.Loop(products=32, others=int(32 * others), unpacking=int(16 * unpack))
     assert statistics.broken(kernel("8.0", loop=sound), promised) == []
@@ -85,19 +86,67 @@ def test_spills_and_broken_promises_are_faults():
     assert len(statistics.broken(kernel("8.0", loop=slow), promised)) == 2
 
 
+def test_the_promises_of_wgmma_are_for_each_product_and_its_four_registers():
+    promised = statistics.promises()
+    unpack, others = promised["int3_wgmma"]
+    sound = statistics.Loop(products=4, others=int(4 * others), unpacking=int(16 * unpack))
+    on_wgmma = {"name": "int3_gemm_128x256_wgmma", "threads": 256}
+    assert statistics.broken(kernel("9.0", loop=sound, **on_wgmma), promised) == []
+    slow = statistics.Loop(products=4, others=int(4 * others) + 1, unpacking=int(16 * unpack) + 1)
+    assert len(statistics.broken(kernel("9.0", loop=slow, **on_wgmma), promised)) == 2
+    waits = kernel("9.0", loop=sound, serialized="a reason", **on_wgmma)
+    assert statistics.broken(waits, promised) == ["int3_gemm_128x256_wgmma on 9.0: waits for every wgmma: a reason"]
+
+
+SERIAL = """
+#include "wgmma.h"
+GPU_KERNEL_OF(128, 1, serial, const long long* from, int* to) {
+    gpu::WgmmaSums<128> sums;
+    gpu::WgmmaRows rows;
+    for (int step = 0; step < from[0]; ++step) {
+        for (int r = 0; r < 4; ++r) rows.set(r, (unsigned)from[r]);
+        gpu::wgmma_fence();
+        gpu::wgmma(sums, rows, (unsigned long long)from[step]);
+        gpu::wgmma_commit();
+        for (int r = 0; r < 64; ++r) to[r] = sums.at(r);
+    }
+    gpu::wgmma_wait<0>();
+}
+"""
+
+
+def test_the_compiler_tells_what_makes_every_wgmma_wait(tmp_path):
+    """A kernel that reads sums while a product is under way."""
+    build, found = statistics.compiler(), statistics.tools()
+    if found is None or build.nvrtc() is None:
+        pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
+    source = tmp_path / "serial.cu"
+    source.write_text(SERIAL)
+    (serial,) = statistics.kernels_of(build.compiled(build.nvrtc(), source, "sm_90a"), SM["9.0"], found)
+    assert serial.name == "serial" and "wgmma" in serial.serialized
+
+
 def test_too_few_warps_are_a_fault():
     rows = {"name": "hadamard_quantize_warps", "threads": 128}
     assert statistics.broken(kernel("8.0", registers=168, **rows), {}) == []  # 3 blocks of 4 warps
     assert "8 warps an SM, promised 12" in statistics.broken(kernel("8.0", registers=255, **rows), {})[0]
 
 
-@pytest.mark.parametrize("sm", ("7.5", "8.0"))
-def test_the_gemms_keep_their_promises(sm: str, capsys):
-    """Without and with the instructions of 8.0; all generations: make cuda-statistics."""
+@pytest.mark.parametrize(
+    ("source", "sm", "count", "loops"),
+    [
+        (statistics.GEMM, "7.5", 42, 20),
+        (statistics.GEMM, "8.0", 42, 20),
+        (statistics.WGMMA, "9.0", 8, 8),
+        (statistics.WGMMA, "8.0", 0, 0),
+    ],
+)
+def test_the_gemms_keep_their_promises(source: str, sm: str, count: int, loops: int):
+    """Without and with the instructions of 8.0, and those of 9.0a; all generations: make cuda-statistics."""
     found = statistics.tools()
     if found is None or statistics.compiler().nvrtc() is None:
         pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
-    kernels = statistics.collect((SM[sm],), [statistics.GEMM], found)
-    assert len(kernels) == 42 and sum(kernel.loop is not None for kernel in kernels) >= 20
+    kernels = statistics.collect((SM[sm],), [source], found)
+    assert len(kernels) == count and sum(kernel.loop is not None for kernel in kernels) >= loops
     promised = statistics.promises()
     assert [fault for kernel in kernels for fault in statistics.broken(kernel, promised)] == []

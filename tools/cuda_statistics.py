@@ -8,7 +8,9 @@ its columns hold
   unpack   instructions that can unpack (logic, shifts, permutes) for each register of weights, four bytes or, of the
            kernels *_int4, eight nibbles: an upper bound, since addresses shift too, and activations are made nibbles
   others   all instructions but the tensor ones and NOP, for each mma.m16n8k32 or m16n8k64 (on SM 7.5 four
-           instructions are one)
+           instructions are one), or, of the kernels *_wgmma, for each wgmma.m64n128k32
+
+A kernel whose wgmma's the compiler made to wait for one another (its "serialized") breaks a promise too.
 """
 
 import argparse
@@ -31,12 +33,14 @@ from dit2deploy.artefacts.results import write_results
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS_VARIABLE = "D2D_CUDA_TOOLS"
 GEMM = "ops/quant_gemm/cuda.cu"
+WGMMA = "ops/quant_gemm/cuda_wgmma.cu"
 ROWS = "ops/hadamard_quantize/cuda_warp_rows.h"
 LAUNCHED = 128  # threads of a block of the kernels *_warps, mostly: they are bound to more
 
 EXAMPLE = f"""example:
   python tools/cuda_statistics.py                  # the table
-  python tools/cuda_statistics.py --check          # exit code 1 where a kernel spills or breaks a promise of {GEMM}
+  python tools/cuda_statistics.py --check          # exit code 1 where a kernel spills or breaks a promise of {GEMM},
+                                                   # {WGMMA}
                                                    # or {ROWS}
   python tools/cuda_statistics.py --sm 8.9 --source quant_gemm
   python tools/cuda_statistics.py --check --out tools/results/cuda_statistics.json
@@ -67,14 +71,15 @@ SMS = (
     Sm("12.0", "sm_120", 48, 24, 100, 1024),
 )
 REGISTERS = 65536
-TENSOR = re.compile(r"[HI]MMA\b")
+TENSOR = re.compile(r"[HI]G?MMA\b")
+SERIALIZED = re.compile(r"wgmma\.mma_async instructions are serialized due to (.+?) in (?:the )?function '(\w+)'")
 
 
 @dataclass(frozen=True)
 class Loop:
     """Instructions of a tensor-core main loop."""
 
-    products: int  # mma.m16n8k32
+    products: int  # mma.m16n8k32 or what stands for it
     others: int
     unpacking: int
 
@@ -89,6 +94,7 @@ class Kernel:
     shared: int  # bytes, static
     threads: int | None  # of a block, where the kernel is bound to a number
     loop: Loop | None
+    serialized: str = ""  # why each wgmma waits for the one before
 
     def blocks(self) -> int | None:
         """Blocks that an SM holds: registers come in units of 256 a warp, shared memory in 128 bytes (7.5: 256)."""
@@ -132,6 +138,7 @@ def kernels_of(made, sm: Sm, found: dict[str, str]) -> list[Kernel]:
         command = [found["cuobjdump"], "-sass", str(cubin)]
         sass = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     loops = {name: main_loop(code, sm) for name, code in functions(sass)}
+    serialized = {name: reason for reason, name in SERIALIZED.findall(made.log)}
     return [
         Kernel(
             name,
@@ -142,6 +149,7 @@ def kernels_of(made, sm: Sm, found: dict[str, str]) -> list[Kernel]:
             number(r"(\d+) bytes smem", text),
             LAUNCHED if name.endswith("_warps") else bounds.get(name),
             loops[name],
+            serialized.get(name, ""),
         )
         for name, text in re.findall(r"entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", made.log, re.DOTALL)
     ]
@@ -176,8 +184,8 @@ def main_loop(code: list[tuple[int, str]], sm: Sm) -> Loop | None:
 
 
 def promises() -> dict[str, tuple[float, float]]:
-    """unpack and others by format, from the head comment of the GEMMs."""
-    text = (ROOT / "plugins" / GEMM).read_text()
+    """unpack and others by format, from the head comments of the GEMMs."""
+    text = "".join((ROOT / "plugins" / source).read_text() for source in (GEMM, WGMMA))
     rows = re.findall(r"^//   (\w+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     return {name: (float(unpack), float(others)) for name, unpack, others in rows}
 
@@ -188,10 +196,12 @@ def resident_warps() -> int:
 
 
 def unpack_of(kernel: Kernel) -> float | None:
-    """Instructions for a register of weights in the 128 x 128 kernels: 2 registers serve 4 mma, one a row tile."""
-    if kernel.loop is None or not re.search(r"_128x128(_int4)?$", kernel.name):
+    """Instructions for a register of weights: in the 128 x 128 kernels 2 registers serve 4 mma, one a row tile; a wgmma
+    takes 4, and serves all tokens."""
+    if kernel.loop is None or not re.search(r"_128x128(_int4)?$|_wgmma$", kernel.name):
         return None
-    return kernel.loop.unpacking / (kernel.loop.products / 4 * 2)
+    registers = kernel.loop.products * (4 if kernel.name.endswith("_wgmma") else 0.5)
+    return kernel.loop.unpacking / registers
 
 
 def others_of(kernel: Kernel) -> float | None:
@@ -206,13 +216,15 @@ def broken(kernel: Kernel, promised: dict[str, tuple[float, float]]) -> list[str
     faults = []
     if kernel.spilled or kernel.stack:
         faults.append(f"spills {kernel.spilled} bytes, stack {kernel.stack}")
+    if kernel.serialized:
+        faults.append(f"waits for every wgmma: {kernel.serialized}")
     if kernel.name.endswith("_warps"):
         warps = kernel.blocks() * kernel.threads // 32
         if warps < resident_warps():
             faults.append(f"{warps} warps an SM, promised {resident_warps()}")
     unpack = unpack_of(kernel)
     if unpack is not None:
-        least, others = promised[kernel.name.replace("_gemm_128x128", "")]
+        least, others = promised[re.sub(r"_gemm_128x\d+", "", kernel.name)]
         if unpack > least:
             faults.append(f"unpacks a register of weights in {unpack:.2f} instructions, promised {least}")
         if kernel.loop.others / kernel.loop.products > others:
@@ -252,6 +264,7 @@ def record(kernel: Kernel) -> dict[str, Any]:
         "resident_warps": None if blocks is None else blocks * kernel.threads // 32,
         "instructions_to_unpack_a_register": unpack_of(kernel),
         "others_a_mma": others_of(kernel),
+        "serialized": kernel.serialized,
     }
 
 
@@ -265,13 +278,16 @@ def known(library: ctypes.CDLL) -> list[int]:
 
 
 def collect(sms: tuple[Sm, ...], sources: list[str], found: dict[str, str]) -> list[Kernel]:
+    """The kernels of those sources on those generations; a source for one GPU on that alone."""
     build = compiler()
     library = build.nvrtc()
     kernels = []
     for source in sources:
-        made = {target: build.compiled(library, build.PLUGINS / source, target) for target in {sm.target for sm in sms}}
-        for sm in sms:
-            kernels += kernels_of(made[sm.target], sm, found)
+        only = build.FOR_ONE_GPU.get(source)
+        targets = {sm: only or sm.target for sm in sms if only in (None, f"{sm.target}a")}
+        made = {target: build.compiled(library, build.PLUGINS / source, target) for target in set(targets.values())}
+        for sm, target in targets.items():
+            kernels += kernels_of(made[target], sm, found)
     return kernels
 
 

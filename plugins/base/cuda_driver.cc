@@ -21,9 +21,9 @@ namespace d2d {
 namespace {
 
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-constexpr int kMostDynamicShared = 8;                        // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kMostDynamicShared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr unsigned kSharedWithoutAsking = 48 << 10;
-constexpr int kErrorLog = 5, kErrorLogBytes = 6;             // CU_JIT_ERROR_LOG_BUFFER, .._SIZE_BYTES
+constexpr int kErrorLog = 5, kErrorLogBytes = 6;  // CU_JIT_ERROR_LOG_BUFFER, .._SIZE_BYTES
 
 using Context = void*;
 using Module = void*;
@@ -159,10 +159,10 @@ Functions load([[maybe_unused]] bool wgmma) {
     const int here = capability_here();
     const std::vector<const CudaImage*> images = images_for(here, wgmma);
     if (images.empty())
-        throw std::runtime_error(wgmma ? "DIT2DEPLOY_CUDA=wgmma needs compute capability 9.0, this GPU has " +
-                                             dotted(here) + ": unset it"
-                                       : "the CUDA kernels need compute capability 7.5 or later, this GPU has " +
-                                             dotted(here));
+        throw std::runtime_error(
+            wgmma ? "DIT2DEPLOY_CUDA=wgmma needs compute capability 9.0, this GPU has " + dotted(here) +
+                        ": unset it"
+                  : "the CUDA kernels need compute capability 7.5 or later, this GPU has " + dotted(here));
     Functions functions;
     for (const CudaImage* image : images) {
         const Module module = load_image(d2d_cuda_bytes + image->at);
@@ -194,7 +194,8 @@ void launch_one(const CudaLaunch& launch, const Functions& functions, CUstream_s
     const char* name = int4 && functions.count(int4) ? int4 : launch.function;
     const Function function = functions.at(name);
     if (launch.shared_bytes > kSharedWithoutAsking)
-        check(driver().set_attribute(function, kMostDynamicShared, static_cast<int>(launch.shared_bytes)), name);
+        check(driver().set_attribute(function, kMostDynamicShared, static_cast<int>(launch.shared_bytes)),
+              name);
     check(driver().launch(function, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0],
                           launch.block[1], launch.block[2], launch.shared_bytes, stream, parameters.data(),
                           nullptr),

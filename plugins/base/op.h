@@ -127,7 +127,7 @@ struct CudaLaunch {
     unsigned shared_bytes;
     std::vector<uint64_t> words;                 // kernel parameters, each 8 bytes wide, in order
     const char* on_int4_tensor_cores = nullptr;  // does the same, where the GPU's module has it: below 9.0
-    bool on_wgmma = false;  // a kernel that 9.0 alone runs
+    bool on_wgmma = false;                       // a kernel that 9.0 alone runs
 };
 
 // A kernel parameter as 8 bytes.

@@ -5,7 +5,8 @@ becomes machine code for the capabilities below, which the driver loads as it is
 compiles at first use. Machine code of 8.0 runs on 8.6 and so on, within a major version, but not between 8.7, which is
 Tegra, and the others. Left out: 8.9, whose code is that of 8.6 byte for byte, for build time and the library's size (an
 engine that embeds its plugins holds the library). And 12.0: NVRTC 12.4 does not know it, 12.8 and 12.9 spill registers
-in its GEMMs. The driver compiles the PTX for it.
+in its GEMMs. The driver compiles the PTX for it. Sources of FOR_ONE_GPU use instructions that no other GPU has, nor a later
+one: they become that GPU's machine code alone.
 
     python plugins/cuda/compile.py cuda_kernels.h     # and beside it what the header embeds, and a cache of the images
 

@@ -76,7 +76,7 @@ struct Block {
     std::map<std::string, Array> arrays;
     size_t shared_bytes = 0;
     size_t next_address = 1024;  // of a shared array; what lies before is the driver's
-    unsigned epoch = 1;  // barriers passed
+    unsigned epoch = 1;          // barriers passed
     Fiber* running = nullptr;
     Entry entry;
     const uint64_t* words;

@@ -28,7 +28,7 @@ constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;
 struct Function {
     std::string name;
     size_t parameters;
-    unsigned threads;  // of a block at most
+    unsigned threads;                    // of a block at most
     unsigned dynamic_shared = 48 << 10;  // bytes that a launch may ask for
 };
 
@@ -202,7 +202,8 @@ D2D_EXPORT int cuModuleGetFunction(void** function, void* handle, const char* na
 }
 
 D2D_EXPORT int cuFuncSetAttribute(void* function, int attribute, int value) {
-    if (attribute != kMostDynamicShared) return fail(kInvalidValue, "only dynamic shared memory is known here");
+    if (attribute != kMostDynamicShared)
+        return fail(kInvalidValue, "only dynamic shared memory is known here");
     static_cast<Function*>(function)->dynamic_shared = static_cast<unsigned>(value);
     return 0;
 }

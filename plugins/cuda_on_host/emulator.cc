@@ -1,12 +1,12 @@
 // The scheduler of the emulated block: fibers, barriers, warp operations, asynchronous copies, and the bookkeeping
 // of shared memory.
-#include "block.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <set>
+
+#include "block.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

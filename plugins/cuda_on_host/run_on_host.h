@@ -12,7 +12,8 @@ inline void run_on_host(const std::vector<CudaLaunch>& launches, const std::vect
     for (unsigned seed : {0u, 1u, 2u})
         for (const CudaLaunch& launch : launches) {
             if (launch.on_wgmma && gpu::host::capability() != 90)
-                throw std::runtime_error("DIT2DEPLOY_CUDA=wgmma needs the emulated GPU of D2D_HOST_CAPABILITY=90");
+                throw std::runtime_error(
+                    "DIT2DEPLOY_CUDA=wgmma needs the emulated GPU of D2D_HOST_CAPABILITY=90");
             gpu::host::Grid grid{};
             for (int i = 0; i < 3; ++i) {
                 grid.grid[i] = launch.grid[i];

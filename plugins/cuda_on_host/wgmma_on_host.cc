@@ -59,7 +59,8 @@ const unsigned char* read_piece(size_t address, Product& product, Place place) {
                 mistake("multiplies what thread " + writer + " writes (a barrier is missing)", place);
             const std::vector<unsigned>& fences = block->fibers[touched.writer].proxy_fences;
             if (fences.size() <= touched.fences || fences[touched.fences] == block->epoch)
-                mistake("multiplies what thread " + writer + " wrote without fence_async_proxy before the barrier",
+                mistake("multiplies what thread " + writer +
+                            " wrote without fence_async_proxy before the barrier",
                         place);
             ++touched.products;
             product.read.push_back(&touched);
@@ -83,7 +84,8 @@ std::shared_ptr<Product> multiplied(const Fiber* threads, int n, Place place) {
     for (int thread = 1; thread < kWarpgroup; ++thread)
         if (operands(thread).descriptor != operands(0).descriptor)
             mistake("and others of its warpgroup name different matrices", place);
-    if (matrix.base_offset) mistake("names a matrix with a base offset, which the emulator does not know", place);
+    if (matrix.base_offset)
+        mistake("names a matrix with a base offset, which the emulator does not know", place);
     if (matrix.row_bytes > 16 && (matrix.start % (8 * matrix.row_bytes) + kDepth > matrix.row_bytes + 0u))
         mistake("names a matrix that does not begin with a row of its swizzle", place);
 
@@ -138,8 +140,7 @@ void meet(int size, Place place) {
 Registers::Registers() : fences(block->running->register_fences) {}
 
 Registers::~Registers() noexcept(false) {
-    if (!std::uncaught_exceptions())
-        check_registers(*this, "leaves registers", block->running->place);
+    if (!std::uncaught_exceptions()) check_registers(*this, "leaves registers", block->running->place);
 }
 
 void check_registers(const Registers& registers, const char* what, Place place) {
@@ -153,18 +154,18 @@ void write_registers(Registers& registers, Place place) {
 
 uint64_t shared_address(const Array& array, int64_t byte) { return array.address + byte; }
 
-void wgmma(int n, int* sums, Registers& of_sums, const uint32_t* rows, Registers& of_rows, uint64_t descriptor,
-           Place place) {
+void wgmma(int n, int* sums, Registers& of_sums, const uint32_t* rows, Registers& of_rows,
+           uint64_t descriptor, Place place) {
     Fiber& me = *block->running;
-    if (block->fibers.size() % kWarpgroup) mistake("multiplies in a block that is not of whole warpgroups", place);
+    if (block->fibers.size() % kWarpgroup)
+        mistake("multiplies in a block that is not of whole warpgroups", place);
     if (of_sums.fences == me.register_fences || of_rows.fences == me.register_fences)
         mistake("multiplies registers that were written and not fenced since", place);
     const Operands mine{{rows[0], rows[1], rows[2], rows[3]}, descriptor};
     std::shared_ptr<Product> product;
     together(kWarpgroup, &mine, &product, place, [&](Fiber* threads) {
         const std::shared_ptr<Product> made = multiplied(threads, n, place);
-        for (int i = 0; i < kWarpgroup; ++i)
-            *static_cast<std::shared_ptr<Product>*>(threads[i].out) = made;
+        for (int i = 0; i < kWarpgroup; ++i) *static_cast<std::shared_ptr<Product>*>(threads[i].out) = made;
     });
     ++of_sums.products;
     ++of_rows.products;

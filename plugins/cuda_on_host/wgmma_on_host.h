@@ -26,8 +26,8 @@ void check_registers(const Registers& registers, const char* what, Place place);
 void write_registers(Registers& registers, Place place);
 uint64_t shared_address(const Array& array, int64_t byte);
 // D += A B; `sums` N / 2 values of the thread, `rows` its 4 words.
-void wgmma(int n, int* sums, Registers& of_sums, const uint32_t* rows, Registers& of_rows, uint64_t descriptor,
-           Place place);
+void wgmma(int n, int* sums, Registers& of_sums, const uint32_t* rows, Registers& of_rows,
+           uint64_t descriptor, Place place);
 void wgmma_wait(int left, Place place);
 
 }  // namespace host

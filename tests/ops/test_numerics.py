@@ -194,9 +194,7 @@ def in_cuda_custom_op(op: Op, case: Case) -> list[np.ndarray]:
 
 
 ON_HOST = "libdit2deploy_host_cuda.so"
-IN_FRAGMENTS_ON_HOST = functools.partial(
-    in_raw_kernel, "cuda_on_host", layout=kernel.FRAGMENT_ORDER, name=ON_HOST
-)
+IN_FRAGMENTS_ON_HOST = functools.partial(in_raw_kernel, "cuda_on_host", layout=kernel.FRAGMENT_ORDER, name=ON_HOST)
 
 
 FACES = (

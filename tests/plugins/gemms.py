@@ -1,4 +1,4 @@
-"""What the tests of the GEMMs' CUDA kernels share: weights, the emulated library, and kernels with a mistake planted."""
+"""What tests of the GEMMs' CUDA kernels share: weights, the emulated library, kernels with a mistake planted."""
 
 import ctypes
 import os

@@ -1,5 +1,6 @@
 // A ternary GEMM on the emulator: 70 tokens, 70 outputs, a branch of rank 5,
-// two gates and a residual; on 64x64 tiles, whole or in slices of K, or on wgmma.
+// two gates and a residual; on 64x64 tiles, whole or in slices of K, or on
+// wgmma.
 #include <cstdio>
 #include <cstring>
 #include <fstream>

@@ -62,7 +62,7 @@ def test_wgmma_gives_the_bits_of_mma(fmt: Format, variant: str, shape: tuple[int
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_the_largest_sums_fit(fmt: Format, host, monkeypatch):
-    """The most negative weight and code over the longest K of a FLUX layer; the weight stands at the top of its byte."""
+    """The most negative weight and code over the longest K of a FLUX layer; weights stand at the top of their bytes."""
     m, n, k = 17, 40, 12288
     weights = np.full((n, k), -fmt.offset)
     inputs = [np.full((m, k), -127, np.int8), np.ones((m, 1), np.float32), in_fragments(fmt, weights, host)]

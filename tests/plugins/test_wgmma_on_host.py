@@ -1,4 +1,4 @@
-"""The emulator's wgmma: the product by every descriptor that the PTX ISA knows, and a report for what breaks its rules."""
+"""The emulated wgmma: products by every descriptor that the PTX ISA knows, and a report on what breaks its rules."""
 
 import subprocess
 from pathlib import Path

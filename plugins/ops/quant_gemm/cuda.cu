@@ -26,7 +26,7 @@
 //   int8 0.5 2.9
 // On int4 tensor cores, for a register of 8 weights and with the packing of activations, for each mma.m16n8k64:
 //   ternary_int4 9.2 8.8
-//   int3_int4 11.9 10.4
+//   int3_int4 12.0 10.4
 //   int4_int4 7.7 8.1
 #include "cuda_few_tokens.h"
 #include "cuda_tiles.h"

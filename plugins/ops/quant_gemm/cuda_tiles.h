@@ -32,7 +32,8 @@ template <int Index, class T>
 struct Copies {
     using W = Weights<Index>;
     // Piece me % 4 of rows me / 4 + i * threads / 4, which all have the same swizzle; and packed weights.
-    static constexpr int mine = T::activations / T::threads, most = (T::weights + T::threads - 1) / T::threads;
+    static constexpr int mine = T::activations / T::threads,
+                         most = (T::weights + T::threads - 1) / T::threads;
     static_assert(T::threads / 4 % 8 == 0 && T::activations % T::threads == 0, "rows of one swizzle");
 
     int me, piece, to, depth;
