@@ -173,8 +173,8 @@ class Case:
         if not worst < 1 or not bool(torch.isfinite(self.y).all()):
             shape = w.shape
             raise Failed(
-                f"{one.fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}, {one.kernels}: off by {worst:.3g} times its "
-                "bound.",
+                f"{one.fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}, {one.kernels}: off by {worst:.3g} times "
+                "its bound.",
                 "Run `pytest -m gpu`, and the same shape on the host's emulator (tests/plugins/test_cuda_gemm.py).",
             )
         return worst
