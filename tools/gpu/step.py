@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from gpu.device import Contestant, Device, kernel
-from gpu.gemm import FORMAT_BITS, Compiling, pack_fragments
+from gpu.gemm import FORMAT_BITS, WGMMA_CAPABILITY, Compiling, pack_fragments
 from gpu.quantize import EPS, block_of
 from gpu.rows import Row
 
@@ -87,9 +87,12 @@ def float_block(x: torch.Tensor, condition: torch.Tensor, weights: dict[str, Any
 
 
 class Ours:
-    """All blocks by our ops: buffers once, launches prepared; `run` fills and gives back x [B, T, C] float32."""
+    """All blocks by our ops: buffers once, launches prepared; `run` fills and gives back x [B, T, C] float32.
 
-    def __init__(self, device: Device, geometry: Geometry, weights: dict[str, Linear]) -> None:
+    `kernels`: of the blocks' GEMMs, as in gemm.Ours.
+    """
+
+    def __init__(self, device: Device, geometry: Geometry, weights: dict[str, Linear], kernels: str = "mma") -> None:
         g, self.device, self.geometry = geometry, device, geometry
         b, t, c = g.batch, g.tokens, g.hidden
 
@@ -108,15 +111,19 @@ class Ours:
         def quantize(op: str, inputs: list[torch.Tensor], outputs: tuple[torch.Tensor, ...]) -> Callable[[], None]:
             return device.launcher(op, [*inputs, qmax], {"block": block_of(inputs[0].shape[-1])}, outputs)
 
-        def gemm(codes: tuple[torch.Tensor, ...], of: Linear, y: torch.Tensor) -> Callable[[], None]:
+        def gemm(
+            codes: tuple[torch.Tensor, ...], of: Linear, y: torch.Tensor, kernels: str = kernels
+        ) -> Callable[[], None]:
             # A copy of the weights: blocks do not share them in a cache.
             inputs = [*codes, of.words.clone(), of.scale, of.bias]
-            return device.launcher("TernaryGemm", inputs, {"bits": 8, "layout": kernel.FRAGMENT_ORDER}, [y])
+            attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER}
+            return device.launcher("TernaryGemm", inputs, attributes, [y], kernels)
 
         once = weights["modulation"]
         every = Linear(*(torch.cat([part] * g.depth) for part in (once.words, once.scale, once.bias)), once.dense)
         few = empty(b, c, dtype=torch.int8), empty(b, 1)
-        self.modulation = [quantize("HadamardQuantize", [self.condition], few), gemm(few, every, self.modulated)]
+        modulate = gemm(few, every, self.modulated, "mma")  # of few tokens
+        self.modulation = [quantize("HadamardQuantize", [self.condition], few), modulate]
         self.blocks = []
         for block in range(g.depth):
             shift, scale, gate, shift2, scale2, gate2 = self.parts[block]
@@ -169,6 +176,18 @@ def in_torch(
     return run
 
 
+def on_wgmma(ours: Ours, weights: dict[str, Linear], given: torch.Tensor) -> Ours:
+    """The same blocks with their GEMMs on wgmma. Raises Failed where they do not give what the others gave."""
+    other = Ours(ours.device, ours.geometry, weights, "wgmma")
+    other.start.copy_(ours.start)
+    other.condition.copy_(ours.condition)
+    same = other.run().clone()
+    ours.device.synchronize()
+    if not torch.equal(same, given):
+        raise Failed(f"{ours.geometry.name}: wgmma gives other bits than mma.", "Run the section gemm first.")
+    return other
+
+
 def sqnr(exact: torch.Tensor, given: torch.Tensor) -> float:
     """Signal to noise in dB."""
     exact, given = exact.double(), given.double()
@@ -188,6 +207,8 @@ def measure(device: Device, geometry: Geometry, *, seconds: float, compiling: Co
     eager = in_torch(ours, weights, torch.float16, float_block)
     contestants = [Contestant("ours", device.captured(ours.run)), Contestant("fp16 eager", eager)]
     contestants.append(Contestant("fp16 in a graph", device.captured(eager)))
+    if device.capability() == WGMMA_CAPABILITY:
+        contestants.append(Contestant("ours on wgmma", device.captured(on_wgmma(ours, weights, given).run)))
     half = {name: (of.dense.half(), of.bias.half()) for name, of in weights.items()}
     compiled = compiling.function(float_block, ours.start.half(), ours.condition.half(), half, geometry.heads)
     reasons = {}
