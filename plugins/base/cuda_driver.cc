@@ -116,7 +116,6 @@ bool runs(const CudaImage& image, int here) {
     if (image.capability == tegra || here == tegra) return image.capability == here;
     return image.capability <= here && image.capability / 10 == here / 10;
 }
-#endif
 
 // In tenths.
 int capability_here() {
@@ -131,7 +130,6 @@ std::string dotted(int capability) {
     return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
 }
 
-#ifdef D2D_CUDA_KERNELS
 // The images for this GPU: those for it alone, or the best of the others.
 std::vector<const CudaImage*> images_for(int here, bool for_one_gpu) {
     int best = 0;
