@@ -18,8 +18,8 @@ from dit2deploy.targets import kernel
 from tests import over_pipe
 
 EMULATED = "libdit2deploy_emulated.so"
-# (M, K, N, G): tokens beside 6 and 12, K beside 4, 20480 / 64 quads and half of them (a quarter, where 4 tiles are read at
-# once), N beside 16 and 64.
+# (M, K, N, G): tokens beside 6 and 12, K beside 4, 20480 / 64 quads and half of them (a quarter, where 4 tiles are read
+# at once), N beside 16 and 64.
 SHAPES = (
     (1, 1, 1, 1),
     (5, 3, 17, 1),
