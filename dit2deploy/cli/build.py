@@ -25,11 +25,27 @@ _RANGED = ("tensorrt-rtx", "tensorrt")  # targets whose engines are for a range 
     help="GPUs that TensorRT-RTX engines are for; may be given several times.",
 )
 @options.ranges
+@click.option(
+    "--floats",
+    type=click.Choice(("float32", "float16", "bfloat16")),
+    default="float32",
+    show_default=True,
+    help="Type of the activations in engines for GPUs; inputs and outputs stay float32.",
+)
 @options.out("Folder of the bundle.")
 @options.max_memory
 @options.common
 def command(
-    onnx: Path, targets, calibration, model, float_onnx, capabilities, ranges, out: Path, max_memory: int | None
+    onnx: Path,
+    targets,
+    calibration,
+    model,
+    float_onnx,
+    capabilities,
+    ranges,
+    floats: str,
+    out: Path,
+    max_memory: int | None,
 ):
     """Build engines for the targets from an exported ONNX model, into one bundle.
 
@@ -42,14 +58,16 @@ def command(
     if ranges and not set(_RANGED) & set(targets):
         raise click.UsageError(f"--range is for {' and '.join(_RANGED)}: engines of other targets take any length.")
 
+    own = {
+        "tensorrt-rtx": {"compute_capabilities": list(capabilities), "ranges": ranges},
+        "tensorrt": {"ranges": ranges},
+    }
+    given = {} if floats == "float32" else {"floats": floats}  # which targets of CPUs refuse
     made = build(
         onnx,
         out,
         targets=targets,
-        options={
-            "tensorrt-rtx": {"compute_capabilities": list(capabilities), "ranges": ranges},
-            "tensorrt": {"ranges": ranges},
-        },
+        options={target: {**own.get(target, {}), **given} for target in targets},
         calibration=calibration,
         model=model,
         float_onnx=float_onnx,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dit2deploy.ops.hadamard_quantize import QUANTIZE_BODY, hadamard_quantize, rotate_body
-from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
 from dit2deploy.ops.sample_rows import rows_like, rows_like_text
 
 
@@ -141,8 +141,8 @@ def _make_extreme(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> None:
     shift[1] = scale[1] = 0.0
 
 
-_INPUTS = tuple(Port(name, "f32") for name in ("x", "shift", "scale", "eps", "qmax"))
-_ATTRIBUTES = {"block": 1, "clip": "absmax", "grid": "mid-tread"}
+_INPUTS = (*(Port(name, "stream") for name in ("x", "shift", "scale")), Port("eps", "f32"), Port("qmax", "f32"))
+_ATTRIBUTES = {"block": 1, "clip": "absmax", "grid": "mid-tread", **STREAM_TYPE}
 _BODY = _ADA_LN + rotate_body("y", "t") + QUANTIZE_BODY
 
 ADA_LN_HADAMARD_QUANTIZE = Op(
@@ -158,7 +158,7 @@ ADA_LN_HADAMARD_QUANTIZE = Op(
 ADA_LN_HADAMARD_QUANTIZE_KEEP = Op(
     "AdaLnHadamardQuantizeKeep",
     inputs=_INPUTS,
-    outputs=(Port("q", "i8"), Port("s", "f32"), Port("y", "f32")),
+    outputs=(Port("q", "i8"), Port("s", "f32"), Port("y", "stream")),
     attributes=_ATTRIBUTES,
     shapes=(OutputRule(0), OutputRule(0, last_dim=1), OutputRule(0)),
     reference=ada_ln_hadamard_quantize_keep,

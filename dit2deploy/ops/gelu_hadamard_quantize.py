@@ -109,7 +109,7 @@ GELU_HADAMARD_QUANTIZE = Op(
 GELU_HADAMARD_QUANTIZE_KEEP = Op(
     "GeluHadamardQuantizeKeep",
     inputs=HADAMARD_QUANTIZE.inputs,
-    outputs=(*HADAMARD_QUANTIZE.outputs, Port("y", "f32")),
+    outputs=(*HADAMARD_QUANTIZE.outputs, Port("y", "stream")),
     attributes=HADAMARD_QUANTIZE.attributes,
     shapes=(*HADAMARD_QUANTIZE.shapes, OutputRule(0)),
     reference=gelu_hadamard_quantize_keep,

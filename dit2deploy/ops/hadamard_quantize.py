@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
 
 # MSE-optimal step of a unit normal for codes -qmax..qmax (Max 1960; re-derived in tests), qmax = 1, 3, .. 127.
 GAUSSIAN_LEVELS = (1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 127.0)
@@ -285,9 +285,9 @@ def _quantize_cases() -> list[Case]:
 
 HADAMARD_QUANTIZE = Op(
     "HadamardQuantize",
-    inputs=(Port("x", "f32"), Port("qmax", "f32")),
+    inputs=(Port("x", "stream"), Port("qmax", "f32")),
     outputs=(Port("q", "i8"), Port("s", "f32")),
-    attributes={"block": 1, "clip": "absmax", "grid": "mid-tread"},
+    attributes={"block": 1, "clip": "absmax", "grid": "mid-tread", **STREAM_TYPE},
     shapes=(OutputRule(0), OutputRule(0, last_dim=1)),
     reference=hadamard_quantize,
     body=rotate_body("x", "t") + QUANTIZE_BODY,
@@ -306,7 +306,7 @@ HADAMARD = Op(
 )
 PER_TOKEN_QUANTIZE_LINEAR = Op(
     "PerTokenQuantizeLinear",
-    inputs=HADAMARD_QUANTIZE.inputs,
+    inputs=(Port("x", "f32"), Port("qmax", "f32")),
     outputs=HADAMARD_QUANTIZE.outputs,
     attributes={"clip": "absmax", "grid": "mid-tread"},
     shapes=HADAMARD_QUANTIZE.shapes,

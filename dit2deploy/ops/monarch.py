@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
 
 
 def monarch_add(plain: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -90,9 +90,9 @@ def cases() -> list[Case]:
 
 MONARCH_ADD = Op(
     "MonarchAdd",
-    inputs=(Port("plain", "f32"), Port("x", "f32"), Port("down", "f32"), Port("up", "f32")),
-    outputs=(Port("y", "f32"),),
-    attributes={},
+    inputs=(Port("plain", "stream"), Port("x", "stream"), Port("down", "f32"), Port("up", "f32")),
+    outputs=(Port("y", "stream"),),
+    attributes=STREAM_TYPE,
     shapes=(OutputRule(0),),
     reference=monarch_add,
     body=_BODY,

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from dit2deploy.ops.hadamard_quantize import SMALLEST, rows_of
-from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
 
 
 def multi_region_quantize(
@@ -128,9 +128,9 @@ def cases() -> list[Case]:
 
 MULTI_REGION_QUANTIZE = Op(
     "MultiRegionQuantize",
-    inputs=(Port("x", "f32"), Port("qmax", "f32"), Port("regions", "f32")),
+    inputs=(Port("x", "stream"), Port("qmax", "f32"), Port("regions", "f32")),
     outputs=(Port("q_low", "i8"), Port("q_high", "i8"), Port("s_low", "f32"), Port("s_high", "f32")),
-    attributes={},
+    attributes=STREAM_TYPE,
     shapes=(OutputRule(0), OutputRule(0), OutputRule(0, last_dim=1), OutputRule(0, last_dim=1)),
     reference=multi_region_quantize,
     body=_BODY,

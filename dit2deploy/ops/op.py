@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -13,16 +14,31 @@ DOMAIN = "dit2deploy"
 VERSION = 1
 OPSET = 20
 
-DType = Literal["f32", "i8", "i32"]
-TORCH = {"f32": torch.float32, "i8": torch.int8, "i32": torch.int32}
-ONNX = {"f32": TensorProto.FLOAT, "i8": TensorProto.INT8, "i32": TensorProto.INT32}
-NUMPY = {"f32": np.float32, "i8": np.int8, "i32": np.int32}
+DType = Literal["f32", "f16", "bf16", "i8", "i32"]
+TORCH = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i8": torch.int8,
+    "i32": torch.int32,
+}
+ONNX = {
+    "f32": TensorProto.FLOAT,
+    "f16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "i8": TensorProto.INT8,
+    "i32": TensorProto.INT32,
+}
+NUMPY = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "i8": np.int8, "i32": np.int32}
+# Values of the attribute `dtype`: of the ports of activations, whose dtype is "stream".
+STREAMS: Mapping[int | str, DType] = {ONNX[name]: name for name in ("f32", "f16", "bf16")}
+STREAM_TYPE = {"dtype": ONNX["f32"]}
 
 
 @dataclass(frozen=True)
 class Port:
     name: str
-    dtype: DType
+    dtype: DType | Literal["stream"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,8 @@ class Case:
 class Op:
     """One op of the domain `dit2deploy`.
 
-    `reference` takes torch tensors by position and attributes by keyword; it is the definition.
+    `reference` takes torch tensors by position and attributes by keyword; it is the definition. Of an op with ports of
+    activations it is the one in float32, without the attribute `dtype`: `compute` is what that says.
     `body` is ONNX text of the function body (standard ops of opset 20), the same computation for any runtime.
     `native` ops have a folder in plugins/ops and a kernel in every target; the others exist as bodies only.
     """
@@ -70,6 +87,24 @@ class Op:
 
     def __str__(self) -> str:
         return self.name
+
+    def dtype(self, port: Port, attributes: Mapping[str, int | str]) -> DType:
+        """Of a port of a node with these attributes."""
+        return STREAMS[attributes.get("dtype", STREAM_TYPE["dtype"])] if port.dtype == "stream" else port.dtype
+
+    def compute(self, *inputs: torch.Tensor, **attributes: int | str) -> tuple[torch.Tensor, ...]:
+        """What the op is: arithmetic in float32, activations of type `dtype` widened before, rounded once after it.
+
+        Raises ValueError for inputs of another dtype.
+        """
+        for port, value in zip(self.inputs, inputs, strict=True):
+            if value.dtype != TORCH[self.dtype(port, attributes)]:
+                raise ValueError(f"{self.name}: {port.name} is {value.dtype}, not {self.dtype(port, attributes)}")
+        own = {name: value for name, value in attributes.items() if name != "dtype"}
+        wide = [x.float() if port.dtype == "stream" else x for port, x in zip(self.inputs, inputs, strict=True)]
+        made = self.reference(*wide, **own)
+        outputs = made if isinstance(made, tuple) else (made,)
+        return tuple(x.to(TORCH[self.dtype(port, attributes)]) for port, x in zip(self.outputs, outputs, strict=True))
 
     def call(self, *inputs: torch.Tensor, **attributes: int | str):
         """Calls the registered torch.library op, which torch.export keeps as one node."""
@@ -112,10 +147,10 @@ class Op:
         return onnx.parser.parse_function(text)
 
     def schema(self) -> onnx.defs.OpSchema:
-        """The schema that the ONNX exporter and checker ask for."""
+        """The schema that the ONNX exporter and checker ask for: of what is exported, whose activations are float32."""
         schema = onnx.defs.OpSchema
         kinds = {int: schema.AttrType.INT, str: schema.AttrType.STRING}
-        names = {"f32": "tensor(float)", "i8": "tensor(int8)", "i32": "tensor(int32)"}
+        names = {"f32": "tensor(float)", "i8": "tensor(int8)", "i32": "tensor(int32)", "stream": "tensor(float)"}
         ports = [
             [schema.FormalParameter(port.name, names[port.dtype]) for port in p] for p in (self.inputs, self.outputs)
         ]
@@ -153,12 +188,14 @@ class Op:
             ],
             self.name,
             [
-                helper.make_tensor_value_info(port.name, ONNX[port.dtype], case.inputs[port.name].shape)
+                helper.make_tensor_value_info(
+                    port.name, ONNX[self.dtype(port, case.attributes)], case.inputs[port.name].shape
+                )
                 for port in self.inputs
                 if port.name not in constants
             ],
             [
-                helper.make_tensor_value_info(port.name, ONNX[port.dtype], shape)
+                helper.make_tensor_value_info(port.name, ONNX[self.dtype(port, case.attributes)], shape)
                 for port, shape in zip(self.outputs, shapes, strict=True)
             ],
             [onnx.numpy_helper.from_array(np.ascontiguousarray(case.inputs[name]), name) for name in constants],
@@ -181,13 +218,14 @@ def register(op: Op) -> Op:
     count = len(op.inputs)
 
     def run(*arguments):
-        return op.reference(*arguments[:count], **dict(zip(op.attributes, arguments[count:], strict=True)))
+        out = op.compute(*arguments[:count], **dict(zip(op.attributes, arguments[count:], strict=True)))
+        return out[0] if len(out) == 1 else out
 
     def fake(*arguments):
         values = dict(zip(op.attributes, arguments[count:], strict=True))
         shapes = op.output_shapes([tensor.shape for tensor in arguments[:count]], values)
         out = [
-            arguments[0].new_empty(shape, dtype=TORCH[port.dtype])
+            arguments[0].new_empty(shape, dtype=TORCH[op.dtype(port, values)])
             for port, shape in zip(op.outputs, shapes, strict=True)
         ]
         return out[0] if len(out) == 1 else tuple(out)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dit2deploy.formats import FORMATS, Format, pack
-from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
 from dit2deploy.ops.sample_rows import rows_like, rows_like_text
 from dit2deploy.ops.unpack import dequantize_text, unpack
 
@@ -173,15 +173,15 @@ def define(fmt: Format, *, low_rank: bool = False, residual: bool = False) -> Op
   branch = MatMul (t, up_t)
   {branched} = Add ({plain}, branch)"""
     if residual:
-        ports += [Port("residual", "f32"), Port("gate", "f32")]
+        ports += [Port("residual", "stream"), Port("gate", "stream")]
         body += f"""{rows_like_text("residual", "gate")}
   y_gated = Mul (gate_rows, {branched})
   y = Add (residual, y_gated)"""
     return Op(
         f"{fmt.title}Gemm{'LowRank' if low_rank else ''}{'Residual' if residual else ''}",
         inputs=tuple(ports),
-        outputs=(Port("y", "f32"),),
-        attributes={"bits": 8, "layout": 0},
+        outputs=(Port("y", "stream"),),
+        attributes={"bits": 8, "layout": 0, **STREAM_TYPE},
         shapes=(OutputRule(0, last_input=3, last_dim=0),),
         reference=partial(quant_gemm, fmt=fmt, low_rank=low_rank, residual=residual),
         body=body,

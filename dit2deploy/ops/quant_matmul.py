@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dit2deploy.ops.op import Case, Op, OutputRule, Port
+from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
 
 LARGEST = 127 * 127  # of a product of two codes
 
@@ -65,8 +65,8 @@ def cases() -> list[Case]:
 QUANT_MATMUL = Op(
     "QuantMatMul",
     inputs=(Port("a", "i8"), Port("sa", "f32"), Port("b", "i8"), Port("sb", "f32")),
-    outputs=(Port("y", "f32"),),
-    attributes={},
+    outputs=(Port("y", "stream"),),
+    attributes=STREAM_TYPE,
     shapes=(OutputRule(0, last_input=2, last_dim=2),),
     reference=quant_matmul,
     body=_BODY,

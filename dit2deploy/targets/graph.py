@@ -19,8 +19,10 @@ from dit2deploy.base.progress import note, track
 from dit2deploy.targets import kernel
 
 DOMAIN = "dit2deploy"
+# Ends the names of ONNX Runtime's ops of float16 activations (plugins/adapters/ort.cc).
+OF_HALVES = "Float16"
 # Names of the GEMM ops: format, with a low-rank branch, with gate and residual (dit2deploy/ops/quant_gemm.py).
-GEMM_NAME = re.compile(r"(?P<format>\w+)Gemm(?P<low_rank>LowRank)?(?P<residual>Residual)?")
+GEMM_NAME = re.compile(rf"(?P<format>\w+)Gemm(?P<low_rank>LowRank)?(?P<residual>Residual)?(?:{OF_HALVES})?")
 # Their first ports, by position: T and UP are a low-rank branch's; residual and gate come last.
 Q, S, W, WS, BIAS, T, UP = range(7)
 # A GEMM with a residual makes the value LAYER + JOINED; the layer's own output, before gate and residual, is nowhere.
@@ -60,15 +62,15 @@ def columns_of(node: ir.Node) -> int:
     return shape[-1]
 
 
-def tell_slow_gemms(model: ir.Model, target: str) -> None:
+def tell_slow_gemms(model: ir.Model, target: str, *, halves: bool) -> None:
     """A note of the GEMMs that the tiled CUDA kernels do not take (plugins/ops/quant_gemm/cuda_plan.cc)."""
     found = []
     for node in filter(is_gemm, model.graph):
-        k, groups = columns_of(node), node.inputs[WS].shape.numpy()[1]
-        if k % 16 or (groups > 1 and k // groups % 32):
+        k, (n, groups) = columns_of(node), node.inputs[WS].shape.numpy()
+        if k % 16 or (groups > 1 and k // groups % 32) or (halves and n % 2):
             found.append(node.name)
     if found:
-        note(f"{target}: {len(found)} GEMMs take a slow kernel, for their K or groups: {', '.join(found[:3])}")
+        note(f"{target}: {len(found)} GEMMs take a slow kernel, for their K, N or groups: {', '.join(found[:3])}")
 
 
 def use_kernel_layout(model: ir.Model, layout: int) -> None:
@@ -226,7 +228,7 @@ def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
 def _without_residual(graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
     """The value `name`: what the GEMM computes before gate and residual."""
     attributes = {key: attribute.value for key, attribute in node.attributes.items()}
-    op_type = node.op_type.removesuffix("Residual")
+    op_type = node.op_type.replace("Residual", "")
     plain = ir.node(op_type, node.inputs[:-2], attributes, domain=DOMAIN, name=f"{node.name}.plain")
     (value,), (joined,) = plain.outputs, node.outputs
     value.name, value.type, value.shape = name, joined.type, joined.shape
@@ -240,7 +242,7 @@ def _roles(graph: ir.Graph) -> Iterator[tuple[str, str]]:
         if node.domain != DOMAIN:
             continue
         fmt = weight_format(node)
-        if node.op_type == "MonarchAdd":
+        if node.op_type.removesuffix(OF_HALVES) == "MonarchAdd":
             yield from _initializers(_sources(node.inputs[2:4]), "monarch")
         elif not fmt:
             yield from _initializers(node.inputs[1:2], "scales")  # qmax
@@ -248,12 +250,18 @@ def _roles(graph: ir.Graph) -> Iterator[tuple[str, str]]:
             yield from _initializers([node.inputs[W]], fmt)
             yield from _initializers([node.inputs[WS]], "scales")
             if GEMM_NAME.fullmatch(node.op_type)["low_rank"]:
-                product = node.inputs[T].producer()
+                product = _uncast(node.inputs[T]).producer()
                 factors = [node.inputs[UP], *(product.inputs[1:2] if product is not None else ())]
                 yield from _initializers(_sources(factors), "low_rank")
         else:
             yield from _initializers(node.inputs[:1], fmt)
             yield from _initializers(node.inputs[1:2], "scales")
+
+
+def _uncast(value: ir.Value) -> ir.Value:
+    """What the casts that make `value` read."""
+    node = value.producer()
+    return value if node is None or node.op_type != "Cast" else _uncast(node.inputs[0])
 
 
 def _initializers(values: Iterable[ir.Value | None], part: str) -> Iterator[tuple[str, str]]:

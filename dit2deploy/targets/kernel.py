@@ -19,8 +19,8 @@ LIBRARY_NAME = "libdit2deploy.so"
 # The interchange layout of packed weights, and those that the CPU and the GPU kernels read in place.
 INTERCHANGE, KERNEL_ORDER, FRAGMENT_ORDER = 0, 1, 2
 
-_DTYPES = {"f32": np.dtype(np.float32), "i8": np.dtype(np.int8), "i32": np.dtype(np.int32)}
-_NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
+_NUMBERS = {"float32": 1, "int8": 3, "int32": 6, "float16": 10, "bfloat16": 16}
+_DTYPES = {"f32": "float32", "i8": "int8", "i32": "int32"}
 
 
 class _Tensor(ctypes.Structure):
@@ -87,8 +87,9 @@ def run(
 ) -> list[np.ndarray]:
     """Runs one node of domain `dit2deploy` with tensors in host memory and gives its outputs back.
 
-    `inputs` by position in the op's dtypes; `shapes` of the outputs; `isa` None: the one in use, "cuda": a GPU. Raises
-    Misuse for an op that the library does not know, and Failed with the kernel's message for what the kernel refuses.
+    `inputs` by position in the op's dtypes (bfloat16: of ml_dtypes); `shapes` of the outputs; `isa` None: the one in
+    use, "cuda": a GPU. Raises Misuse for an op that the library does not know, and Failed with the kernel's message for
+    what the kernel refuses.
     """
     path = library or library_path()
     loaded = _load(path)
@@ -97,7 +98,7 @@ def run(
         raise Misuse(f"{path}: has no op {op} (there: {', '.join(known)}).", "Compile the library anew.")
     held = [np.ascontiguousarray(value) for value in inputs]
     outputs = [
-        np.empty(shape, _DTYPES[port["dtype"]]) for shape, port in zip(shapes, known[op]["outputs"], strict=True)
+        np.empty(shape, _dtype(port, attributes)) for shape, port in zip(shapes, known[op]["outputs"], strict=True)
     ]
     given = _attributes(attributes)
     tensors = _tensors([_in_host_memory(value) for value in held]), _tensors([_in_host_memory(v) for v in outputs])
@@ -221,6 +222,18 @@ def _refused(loaded: ctypes.CDLL, op: str) -> Failed:
     return Failed(f"{op}: {message}", "Check attributes, shapes and dtypes of the node.")
 
 
+def _dtype(port: Mapping[str, Any], attributes: Mapping[str, int | str]) -> np.dtype:
+    """Of an output of a node with these attributes."""
+    if port["dtype"] != "stream":
+        return np.dtype(_DTYPES[port["dtype"]])
+    number = attributes.get("dtype", _NUMBERS["float32"])
+    if number == _NUMBERS["bfloat16"]:
+        import ml_dtypes  # numpy has none of its own
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(np.float16 if number == _NUMBERS["float16"] else np.float32)
+
+
 def _attributes(attributes: Mapping[str, int | str]) -> ctypes.Array:
     entries = [
         _Attribute(name.encode(), value.encode(), 0)
@@ -238,7 +251,10 @@ def _in_host_memory(array: np.ndarray) -> Memory:
 def _tensors(values: Sequence[Memory]) -> ctypes.Array:
     entries = [
         _Tensor(
-            _NUMBERS[value.dtype], len(value.shape), (ctypes.c_int64 * len(value.shape))(*value.shape), value.address
+            _NUMBERS[value.dtype.name],
+            len(value.shape),
+            (ctypes.c_int64 * len(value.shape))(*value.shape),
+            value.address,
         )
         for value in values
     ]

@@ -77,6 +77,7 @@ def _replace(graph: ir.Graph, found: Attention) -> None:
         # The operator goes by tiles for [B, L, H D] alone; the transposes cancel those that made the heads.
         swapped = ir.node("Transpose", [value], {"perm": [0, 2, 1, 3]}, name=f"{name}.{part}.swap")
         merged = ir.node("Reshape", [swapped.outputs[0], shape], name=f"{name}.{part}.merge")
+        swapped.outputs[0].type = merged.outputs[0].type = value.type
         made += [swapped, merged]
         rows.append(merged.outputs[0])
     fused = ir.node(NAME, rows, {"num_heads": h, "scale": found.scale}, domain=DOMAIN, name=f"{name}.attention")

@@ -11,6 +11,7 @@ from dit2deploy.artefacts.bundle import TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
+from dit2deploy.targets.float_types import FLOAT32, name_halves, use_half_activations
 from dit2deploy.targets.graph import drop_native_bodies, save_graphs, use_kernel_layout
 from dit2deploy.targets.ort_attention import use_fused_attention
 from dit2deploy.targets.reference import record
@@ -30,9 +31,12 @@ def availability(find_runtime: Callable[[], object]) -> Availability:
     return Availability(can_build=True, can_run=True)
 
 
-def build_custom_ops(onnx: OnnxModel, *, root: Path, target: str, layout: int) -> tuple[TargetRecord, ir.Model]:
+def build_custom_ops(
+    onnx: OnnxModel, *, root: Path, target: str, layout: int, floats: str = FLOAT32
+) -> tuple[TargetRecord, ir.Model]:
     """Rewrites packed weights into `layout`, drops the bodies of ops that have kernels, takes the runtime's own
-    attention, adds the library; gives what was written and the first graph.
+    attention, makes activations `floats` (float32 or float16), adds the library; gives what was written and the first
+    graph.
 
     Raises Misuse for a model that is not of the fused form.
     """
@@ -46,6 +50,9 @@ def build_custom_ops(onnx: OnnxModel, *, root: Path, target: str, layout: int) -
         use_kernel_layout(model, layout)
         drop_native_bodies(model)
         use_fused_attention(model)
+        if floats != FLOAT32:
+            use_half_activations(model, floats)
+            name_halves(model)
 
     folder = root / target
     folder.mkdir(exist_ok=True)
@@ -53,5 +60,5 @@ def build_custom_ops(onnx: OnnxModel, *, root: Path, target: str, layout: int) -
     library = folder / kernel.LIBRARY_NAME
     shutil.copyfile(kernel.library_path(), library)
     made = record(onnx, model, folder, root=root, extra=(library,))
-    details = {**made.details, "library_bytes": library.stat().st_size, "layout": layout}
+    details = {**made.details, "library_bytes": library.stat().st_size, "layout": layout, "floats": floats}
     return made.model_copy(update={"details": details}), model

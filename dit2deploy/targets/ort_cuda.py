@@ -20,6 +20,7 @@ from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.base.progress import note
 from dit2deploy.targets import cuda, kernel, ort_build
 from dit2deploy.targets.by_size import graphs_of, open_sizes
+from dit2deploy.targets.float_types import HALVES, floats_of
 from dit2deploy.targets.graph import tell_slow_gemms
 from dit2deploy.targets.ort import ON_CPU, OrtRunner, open_session, runtime
 from dit2deploy.targets.ort_cuda_runner import OrtCudaRunner
@@ -38,13 +39,17 @@ def availability() -> Availability:
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
-    """Graphs of custom ops with weights in the order of the tensor cores' fragments; there are no options.
+    """Graphs of custom ops with weights in the order of the tensor cores' fragments.
 
-    Attention becomes the runtime's own operator, whose CUDA kernels take float32 and float16.
+    Option `floats`: the type of the activations. Attention becomes the runtime's own operator, whose CUDA kernels take
+    float32 and float16 and no bfloat16.
     """
-    refuse_options(NAME, options)
-    made, model = ort_build.build_custom_ops(onnx, root=root, target=NAME, layout=kernel.FRAGMENT_ORDER)
-    tell_slow_gemms(model, NAME)
+    refuse_options(NAME, {name: value for name, value in options.items() if name != "floats"})
+    floats = floats_of(NAME, options)
+    if floats == "bfloat16":
+        raise Misuse(f"target {NAME}: ONNX Runtime's attention on CUDA takes no bfloat16.", "Take float16.")
+    made, model = ort_build.build_custom_ops(onnx, root=root, target=NAME, layout=kernel.FRAGMENT_ORDER, floats=floats)
+    tell_slow_gemms(model, NAME, halves=floats in HALVES)
     return made
 
 

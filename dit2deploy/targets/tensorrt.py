@@ -12,6 +12,7 @@ from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import cuda, kernel
+from dit2deploy.targets.float_types import floats_of
 from dit2deploy.targets.reference import refuse_options
 from dit2deploy.targets.target import Availability, Runner, Target
 from dit2deploy.targets.trt_build import Plan, build_engines, importable, version_of
@@ -37,13 +38,19 @@ def availability() -> Availability:
 
 
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
-    """One engine a size, for the GPU at hand; TensorRT times its kernels on it. Option `ranges`: see build_engines."""
-    refuse_options(NAME, {name: value for name, value in options.items() if name != "ranges"})
+    """One engine a size, for the GPU at hand; TensorRT times its kernels on it.
+
+    Options: `ranges` (see build_engines); `floats`, the type of the activations.
+    """
+    refuse_options(NAME, {name: value for name, value in options.items() if name not in ("ranges", "floats")})
+    floats = floats_of(NAME, options)
     able = availability()
     if not able.can_build:
         raise Misuse(f"{NAME} cannot build here: {able.reason}", able.cure)
     capability = cuda.capability()
-    plan = Plan(f"sm{capability.replace('.', '')}", ())
+    if floats == "bfloat16" and capability < "8":
+        raise Misuse(f"target {NAME}: compute capability {capability} has no bfloat16.", "Take float16.")
+    plan = Plan(f"sm{capability.replace('.', '')}", (), floats)
     ranges = options.get("ranges", {})
     made = build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=[plan], ranges=ranges)
     for engine in made.details["engines"].values():

@@ -8,6 +8,7 @@ from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import cuda, kernel
+from dit2deploy.targets.float_types import FLOAT32, floats_of
 from dit2deploy.targets.reference import refuse_options
 from dit2deploy.targets.target import Availability, Runner, Target
 from dit2deploy.targets.trt_build import HALF, Plan, build_engines, importable, version_of
@@ -18,7 +19,7 @@ MODULE = "tensorrt_rtx"
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
 KNOWN = (*CAPABILITIES, "12.1")
 OLDEST = (1, 7)  # earlier ones read no plugins
-# Turing has no float32 matrix product in TensorRT-RTX.
+# Turing has no float32 matrix product in TensorRT-RTX, and no bfloat16.
 HALF_ONLY = ("7.5",)
 _INSTALL = "Install it: pip install 'dit2deploy[rtx]'."
 
@@ -42,23 +43,31 @@ def availability() -> Availability:
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
     """One engine (a size) for all capabilities that take float32, one with float16 matrix products for the others.
 
-    Options: `ranges` (see build_engines) and `compute_capabilities`, names such as "8.6". One engine serves several
-    GPUs in the size of one: TensorRT-RTX compiles for the GPU at hand when the engine is first opened.
+    Options: `ranges` (see build_engines); `compute_capabilities`, names such as "8.6"; `floats`, the type of the
+    activations, of which float16 is one engine for all. One engine serves several GPUs in the size of one: TensorRT-RTX
+    compiles for the GPU at hand when the engine is first opened.
     """
-    known = ("compute_capabilities", "ranges")
+    known = ("compute_capabilities", "ranges", "floats")
     refuse_options(NAME, {name: value for name, value in options.items() if name not in known})
-    plans = plan_engines(options.get("compute_capabilities", CAPABILITIES))
+    plans = plan_engines(options.get("compute_capabilities", CAPABILITIES), floats_of(NAME, options))
     ranges = options.get("ranges", {})
     return build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=plans, ranges=ranges)
 
 
-def plan_engines(capabilities: Sequence[str]) -> list[Plan]:
+def plan_engines(capabilities: Sequence[str], floats: str = FLOAT32) -> list[Plan]:
     """Engines for those GPUs, labelled e.g. "sm80+86"; Misuse for a capability that TensorRT-RTX does not serve."""
     names = sorted(set(map(str, capabilities)), key=lambda name: KNOWN.index(name) if name in KNOWN else -1)
     unknown = [name for name in names if name not in KNOWN]
     if unknown or not names:
         told = f"knows no compute capability {unknown[0]}" if unknown else "needs a compute capability"
         raise Misuse(f"target {NAME} {told}.", f"Known: {', '.join(KNOWN)}.")
+    if floats == "bfloat16" and names[0] in HALF_ONLY:
+        raise Misuse(
+            f"target {NAME}: compute capability {names[0]} has no bfloat16.",
+            "Name others with `--compute-capability`, or take float16.",
+        )
+    if floats != FLOAT32:
+        return [Plan(_label(names), tuple(names), floats)]
     full = tuple(name for name in names if name not in HALF_ONLY)
     plans = [Plan(_label(full), full)] if full else []
     half = tuple(name for name in names if name in HALF_ONLY)

@@ -24,18 +24,27 @@ from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.machine import versions
 from dit2deploy.targets import kernel
 from dit2deploy.targets.by_size import size_of
-from dit2deploy.targets.graph import DOMAIN, W, is_gemm, save_graphs, tell_slow_gemms, use_kernel_layout
-from dit2deploy.targets.half_matmul import with_half_matmuls
+from dit2deploy.targets.float_types import FLOAT32, HALVES, use_half_activations, use_half_products
+from dit2deploy.targets.graph import (
+    DOMAIN,
+    W,
+    drop_native_bodies,
+    is_gemm,
+    save_graphs,
+    tell_slow_gemms,
+    use_kernel_layout,
+)
 from dit2deploy.targets.trt_engine import found_once, inspect_engine
 from dit2deploy.targets.trt_profile import profile_of, ranges_of
 
 TIMEOUT = 3600  # seconds; a model of 12 billion parameters takes minutes
-FLOAT32, HALF = "float32", "float32, matrix products and convolutions of the float parts in float16"
+HALF = "float32, matrix products and convolutions of the float parts in float16"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One engine: its label, the compute capabilities that it is for (none: the GPU at hand), and its float parts."""
+    """One engine: its label, the compute capabilities that it is for (none: the GPU at hand), and the type of its
+    activations (of float_types.FLOATS, or HALF)."""
 
     label: str
     capabilities: tuple[str, ...]
@@ -76,7 +85,8 @@ def build_engines(
     shutil.copyfile(kernel.library_path(), library)
     with scratch_folder() as scratch:
         source = Path(scratch) / "weights"
-        tell_slow_gemms(_with_kernel_weights(onnx, source), target)
+        halves = any(plan.floats in HALVES for plan in plans)
+        tell_slow_gemms(_with_kernel_weights(onnx, source), target, halves=halves)
         engines = _engines(onnx, plans, source, folder)
         job = {
             "module": module,
@@ -84,7 +94,7 @@ def build_engines(
             "profile": ranges_of(profile, onnx.manifest.inputs),
             "engines": [
                 {
-                    "onnx": str(_source(engine, Path(scratch))),
+                    "onnx": str(_source(engine)),
                     "engine": str(engine.path.resolve()),
                     "capabilities": engine.plan.capabilities,
                 }
@@ -203,12 +213,20 @@ def _with_kernel_weights(onnx: OnnxModel, folder: Path) -> ir.Model:
     return save_graphs(onnx, folder, partial(use_kernel_layout, layout=kernel.FRAGMENT_ORDER))
 
 
-def _source(engine: Engine, scratch: Path) -> Path:
-    if engine.plan.floats == FLOAT32:
+def _source(engine: Engine) -> Path:
+    """The engine's graph, or one beside it over the same data, in the plan's types."""
+    floats = engine.plan.floats
+    if floats == FLOAT32:
         return engine.graph
-    folder = scratch / engine.label
-    folder.mkdir()
-    return with_half_matmuls(engine.graph, folder)
+    model = ir.load(engine.graph)
+    if floats == HALF:
+        use_half_products(model)
+    else:
+        use_half_activations(model, floats)
+        drop_native_bodies(model)
+    path = engine.graph.with_name(f"{engine.label}.onnx")
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    return path
 
 
 def _details(onnx: OnnxModel, engine: Engine, told: Mapping[str, Any], *, module: str) -> dict[str, Any]:

@@ -45,6 +45,9 @@ const char* dtype_name(DType dtype) {
         case DType::f32: return "f32";
         case DType::i8: return "i8";
         case DType::i32: return "i32";
+        case DType::f16: return "f16";
+        case DType::bf16: return "bf16";
+        case DType::stream: return "stream";
     }
     return "?";
 }
@@ -100,18 +103,20 @@ Attributes read(const Definition& definition, const d2d_attribute* given, size_t
     return values;
 }
 
-std::vector<Tensor> read(const std::vector<Port>& ports, const d2d_tensor* given, size_t count) {
+std::vector<Tensor> read(const std::vector<Port>& ports, const Attributes& attributes,
+                         const d2d_tensor* given, size_t count) {
     if (count != ports.size())
         refuse("expects " + std::to_string(ports.size()) + " tensors, got " + std::to_string(count));
     if (count && !given) refuse("the tensors are NULL");
     std::vector<Tensor> tensors;
     for (size_t i = 0; i < count; ++i) {
-        if (given[i].dtype != static_cast<int32_t>(ports[i].dtype))
-            refuse(std::string(ports[i].name) + " must be " + dtype_name(ports[i].dtype));
+        const DType dtype = dtype_of(ports[i], attributes);
+        if (given[i].dtype != static_cast<int32_t>(dtype))
+            refuse(std::string(ports[i].name) + " must be " + dtype_name(dtype));
         if (given[i].rank < 0 || given[i].rank > kMaxRank)
             refuse(std::string(ports[i].name) + " has a wrong rank");
         if (given[i].rank && !given[i].dims) refuse(std::string(ports[i].name) + " has no dims");
-        Tensor tensor{ports[i].dtype, {}, given[i].data};
+        Tensor tensor{dtype, {}, given[i].data};
         tensor.shape.rank = given[i].rank;
         for (int d = 0; d < given[i].rank; ++d) {
             if (given[i].dims[d] < 0) refuse(std::string(ports[i].name) + " has a negative dimension");
@@ -137,12 +142,14 @@ struct Node {
 Node read_node(const char* op, const d2d_attribute* attributes, size_t attribute_count,
                const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs, size_t output_count) {
     const Definition& definition = find(op);
-    Node node{definition, read(definition, attributes, attribute_count),
-              read(definition.inputs, inputs, input_count), read(definition.outputs, outputs, output_count)};
+    const Attributes values = read(definition, attributes, attribute_count);
+    std::string fault = check_attributes(definition, values);
+    if (!fault.empty()) refuse(std::string(definition.name) + ": " + fault);
+    Node node{definition, values, read(definition.inputs, values, inputs, input_count),
+              read(definition.outputs, values, outputs, output_count)};
     std::vector<Shape> shapes;
     for (const Tensor& tensor : node.inputs) shapes.push_back(tensor.shape);
-    std::string fault = definition.check_attributes(node.attributes);
-    if (fault.empty()) fault = definition.check_shapes(node.attributes, shapes);
+    fault = definition.check_shapes(node.attributes, shapes);
     if (!fault.empty()) refuse(std::string(definition.name) + ": " + fault);
     const std::vector<Shape> expected = output_shapes(definition, shapes);
     for (size_t i = 0; i < node.outputs.size(); ++i)
@@ -215,6 +222,9 @@ D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const 
         const Isa chosen = isa ? isa_from_name(isa) : isa_in_use();
         if (!isa_runs_here(chosen)) refuse(std::string(isa_name(chosen)) + " does not run on this CPU");
         if (thread_count < 1) refuse("threads must be at least 1");
+        if (has_stream(node.definition) && node.attributes.integer(kStreamType.name) != 1)
+            refuse("the CPU kernels take float32 (dtype 1), this node is of dtype " +
+                   std::to_string(node.attributes.integer(kStreamType.name)));
         node.definition.make_cpu(node.attributes, chosen)
             ->run(node.inputs.data(), node.outputs.data(), threads(thread_count));
     });

@@ -64,6 +64,8 @@ void refuse(const std::string& fault) {
 struct Op : CustomOp {
     const Definition* definition;
     bool on_gpu;
+    DType stream;  // of its ports of activations
+    std::string type_name;
 };
 
 struct Node {
@@ -74,6 +76,9 @@ struct Node {
 
 const Op& own(const CustomOp* op) { return *static_cast<const Op*>(op); }
 const Definition& of(const CustomOp* op) { return *own(op).definition; }
+int type_of(const CustomOp* op, const Port& port) {
+    return static_cast<int>(port.dtype == DType::stream ? own(op).stream : port.dtype);
+}
 
 // ONNX Runtime answers a question for an attribute of another type as it answers for one that is not there.
 void refuse_another_type(const KernelInfo* info, const Attribute& attribute) {
@@ -117,7 +122,7 @@ Attributes read_attributes(const Definition& definition, const KernelInfo* info)
     return values;
 }
 
-Tensor view(const Value* value, size_t port, const Port& expected) {
+Tensor view(const Value* value, size_t port, const Port& expected, const Attributes& attributes) {
     if (!value) throw Refused("input " + std::to_string(port) + " (" + expected.name + ") is missing");
     ShapeInfo* info = nullptr;
     check(shape_info(api, value, &info));
@@ -128,11 +133,11 @@ Tensor view(const Value* value, size_t port, const Port& expected) {
     int type = 0;
     check(dimension_count(api, info, &rank));
     check(element_type(api, info, &type));
-    if (type != static_cast<int>(expected.dtype))
+    tensor.dtype = dtype_of(expected, attributes);
+    if (type != static_cast<int>(tensor.dtype))
         throw Refused("input " + std::string(expected.name) + " has the element type " +
                       std::to_string(type));
     if (rank > kMaxRank) throw Refused("input " + std::string(expected.name) + " has too many dimensions");
-    tensor.dtype = expected.dtype;
     tensor.shape.rank = static_cast<int>(rank);
     check(dimensions(api, info, tensor.shape.dims, rank));
     check(tensor_data(api, value, &tensor.data));
@@ -140,18 +145,27 @@ Tensor view(const Value* value, size_t port, const Port& expected) {
 }
 
 // Shapes of the inputs that are constants of the file: what is wrong with them stops the load.
-std::vector<Shape> constant_shapes(const Definition& definition, const KernelInfo* info) {
+std::vector<Shape> constant_shapes(const Definition& definition, const Attributes& attributes,
+                                   const KernelInfo* info) {
     std::vector<Shape> shapes(definition.inputs.size());
     for (size_t i = 0; i < shapes.size(); ++i) {
         int is_constant = 0;
         const Value* value = nullptr;
         check(constant_input(api, info, i, &is_constant, &value));
         if (is_constant && value)
-            shapes[i] = view(value, i, definition.inputs[i]).shape;
+            shapes[i] = view(value, i, definition.inputs[i], attributes).shape;
         else
             shapes[i].rank = -1;
     }
     return shapes;
+}
+
+// "", or what is wrong where an op of one type is given a node of another.
+std::string check_type(const Op& op, const Attributes& attributes) {
+    if (!has_stream(*op.definition) || attributes.integer(kStreamType.name) == static_cast<int>(op.stream))
+        return "";
+    return "dtype is " + std::to_string(attributes.integer(kStreamType.name)) +
+           ", which is no type of ONNX Runtime's op " + op.type_name + " on this provider";
 }
 
 Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** kernel) {
@@ -160,8 +174,10 @@ Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** ke
         auto node = std::make_unique<Node>();
         node->definition = &definition;
         node->attributes = read_attributes(definition, info);
-        refuse(definition.check_attributes(node->attributes));
-        refuse(definition.check_shapes(node->attributes, constant_shapes(definition, info)));
+        refuse(check_attributes(definition, node->attributes));
+        refuse(check_type(own(op), node->attributes));
+        refuse(
+            definition.check_shapes(node->attributes, constant_shapes(definition, node->attributes, info)));
         // Kernels are loaded here: the first computation may be one that a CUDA graph captures.
         if (own(op).on_gpu)
             load_cuda_kernels();
@@ -185,7 +201,7 @@ Status* compute(void* kernel, KernelContext* context) {
         for (size_t i = 0; i < count; ++i) {
             const Value* value = nullptr;
             check(input(api, context, i, &value));
-            inputs[i] = view(value, i, definition.inputs[i]);
+            inputs[i] = view(value, i, definition.inputs[i], node.attributes);
             shapes[i] = inputs[i].shape;
         }
         refuse(definition.check_shapes(node.attributes, shapes));
@@ -194,7 +210,7 @@ Status* compute(void* kernel, KernelContext* context) {
         for (size_t i = 0; i < results.size(); ++i) {
             Value* value = nullptr;
             check(output(api, context, i, results[i].dims, static_cast<size_t>(results[i].rank), &value));
-            outputs[i] = {definition.outputs[i].dtype, results[i], nullptr};
+            outputs[i] = {dtype_of(definition.outputs[i], node.attributes), results[i], nullptr};
             check(tensor_data(api, value, &outputs[i].data));
         }
         if (!node.kernel) {  // all tensors are on the GPU, and so is what comes before and after, on this stream
@@ -212,17 +228,19 @@ Status* compute(void* kernel, KernelContext* context) {
     });
 }
 
-Op make(const Definition& definition, bool on_gpu) {
+Op make(const Definition& definition, bool on_gpu, DType stream) {
     Op op{};
     op.definition = &definition;
     op.on_gpu = on_gpu;
-    op.name = [](const CustomOp* o) { return of(o).name; };
+    op.stream = stream;
+    op.type_name = std::string(definition.name) + (stream == DType::f16 ? "Float16" : "");
+    op.name = [](const CustomOp* o) { return own(o).type_name.c_str(); };
     op.execution_provider = [](const CustomOp* o) {
         return own(o).on_gpu ? "CUDAExecutionProvider" : "CPUExecutionProvider";
     };
-    op.input_type = [](const CustomOp* o, size_t i) { return static_cast<int>(of(o).inputs[i].dtype); };
+    op.input_type = [](const CustomOp* o, size_t i) { return type_of(o, of(o).inputs[i]); };
     op.input_type_count = [](const CustomOp* o) { return of(o).inputs.size(); };
-    op.output_type = [](const CustomOp* o, size_t i) { return static_cast<int>(of(o).outputs[i].dtype); };
+    op.output_type = [](const CustomOp* o, size_t i) { return type_of(o, of(o).outputs[i]); };
     op.output_type_count = [](const CustomOp* o) { return of(o).outputs.size(); };
     op.kernel_destroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
     op.input_characteristic = op.output_characteristic =
@@ -244,9 +262,12 @@ CustomOpDomain* domain() {
         check(create_domain(api, "dit2deploy", &made));
         auto* ops = new std::vector<Op>();
         // Of one name, they may differ in their provider and types alone; where a session has no CUDA provider, those
-        // for it are never made.
-        for (const Definition& definition : definitions())
-            for (const bool on_gpu : {false, true}) ops->push_back(make(definition, on_gpu));
+        // for it are never made. Those of halves have a name of their own: ONNX Runtime tells the type of an output by the
+        // types of the inputs, of which a GEMM without residual has no half.
+        for (const Definition& definition : definitions()) {
+            for (const bool on_gpu : {false, true}) ops->push_back(make(definition, on_gpu, DType::f32));
+            if (has_stream(definition)) ops->push_back(make(definition, true, DType::f16));
+        }
         for (const Op& op : *ops) check(add_op(api, made, &op));
         whole = made;
     }

@@ -49,6 +49,8 @@ DataType type_of(DType dtype) {
     switch (dtype) {
         case DType::i8: return DataType::kINT8;
         case DType::i32: return DataType::kINT32;
+        case DType::f16: return DataType::kHALF;
+        case DType::bf16: return DataType::kBF16;
         default: return DataType::kFLOAT;
     }
 }
@@ -161,10 +163,10 @@ class Plugin : public IPluginV3,
             // What the kernels cannot do is told while the engine is built, not when it first runs.
             std::vector<Tensor> from, to;
             for (size_t i = 0; i < most.size(); ++i)
-                from.push_back({definition_.inputs[i].dtype, most[i], nullptr});
+                from.push_back({dtype_of(definition_.inputs[i], attributes_), most[i], nullptr});
             const std::vector<Shape> results = output_shapes(definition_, most);
             for (size_t i = 0; i < results.size(); ++i)
-                to.push_back({definition_.outputs[i].dtype, results[i], nullptr});
+                to.push_back({dtype_of(definition_.outputs[i], attributes_), results[i], nullptr});
             definition_.plan_cuda(attributes_, from, to);
         });
     }
@@ -174,10 +176,11 @@ class Plugin : public IPluginV3,
         return guarded(definition_.name, [&] {
             check_count(inputs);
             for (int32_t i = 0; i < inputs; ++i)
-                if (given[i] != type_of(definition_.inputs[i].dtype))
+                if (given[i] != type_of(dtype_of(definition_.inputs[i], attributes_)))
                     throw std::invalid_argument(std::string("input ") + definition_.inputs[i].name +
                                                 " has a wrong type");
-            for (int32_t i = 0; i < outputs; ++i) types[i] = type_of(definition_.outputs[i].dtype);
+            for (int32_t i = 0; i < outputs; ++i)
+                types[i] = type_of(dtype_of(definition_.outputs[i], attributes_));
         });
     }
 
@@ -206,7 +209,7 @@ class Plugin : public IPluginV3,
         const size_t index = static_cast<size_t>(position < inputs ? position : position - inputs);
         const PluginTensorDesc& tensor = tensors[position].desc;
         return index < ports.size() && tensor.format == TensorFormat::kLINEAR &&
-               tensor.type == type_of(ports[index].dtype);
+               tensor.type == type_of(dtype_of(ports[index], attributes_));
     }
 
     int32_t getNbOutputs() const noexcept override {
@@ -230,10 +233,11 @@ class Plugin : public IPluginV3,
         return guarded(definition_.name, [&] {
             std::vector<Tensor> from, to;
             for (size_t i = 0; i < definition_.inputs.size(); ++i)
-                from.push_back(
-                    {definition_.inputs[i].dtype, shape_of(in[i].dims), const_cast<void*>(inputs[i])});
+                from.push_back({dtype_of(definition_.inputs[i], attributes_), shape_of(in[i].dims),
+                                const_cast<void*>(inputs[i])});
             for (size_t i = 0; i < definition_.outputs.size(); ++i)
-                to.push_back({definition_.outputs[i].dtype, shape_of(out[i].dims), outputs[i]});
+                to.push_back(
+                    {dtype_of(definition_.outputs[i], attributes_), shape_of(out[i].dims), outputs[i]});
             launch_cuda(definition_.plan_cuda(attributes_, from, to), stream);
         });
     }
@@ -272,7 +276,7 @@ class Creator : public IPluginCreatorV3One {
         std::unique_ptr<Plugin> plugin;
         guarded(definition_.name, [&] {
             Attributes attributes = read(definition_, fields);
-            refuse(definition_.check_attributes(attributes));
+            refuse(check_attributes(definition_, attributes));
             plugin = std::make_unique<Plugin>(definition_, std::move(attributes));
         });
         return plugin.release();

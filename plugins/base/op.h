@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
@@ -14,8 +15,18 @@
 
 namespace d2d {
 
-// The numbers of ONNX's TensorProto.DataType.
-enum class DType : int32_t { f32 = 1, i8 = 3, i32 = 6 };
+// The numbers of ONNX's TensorProto.DataType; `stream`, of a port alone: activations, of the type that the node's
+// attribute `dtype` says.
+enum class DType : int32_t { stream = 0, f32 = 1, i8 = 3, i32 = 6, f16 = 10, bf16 = 16 };
+
+inline size_t size_of(DType dtype) {
+    switch (dtype) {
+        case DType::i8: return 1;
+        case DType::f16:
+        case DType::bf16: return 2;
+        default: return 4;
+    }
+}
 
 constexpr int kMaxRank = 8;
 
@@ -48,7 +59,7 @@ struct Tensor {
     T* as() const {
         return static_cast<T*>(data);
     }
-    size_t bytes() const { return static_cast<size_t>(shape.count()) * (dtype == DType::i8 ? 1 : 4); }
+    size_t bytes() const { return static_cast<size_t>(shape.count()) * size_of(dtype); }
 };
 
 struct Port {
@@ -133,6 +144,7 @@ struct CudaLaunch {
 inline uint64_t word(int64_t value) { return static_cast<uint64_t>(value); }
 inline uint64_t word(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
 inline uint64_t word(const Tensor& tensor) { return word(tensor.data); }
+inline uint64_t word(DType dtype) { return static_cast<uint64_t>(dtype); }
 
 struct Definition {
     const char* name;
@@ -155,6 +167,32 @@ struct Definition {
 
 // THE list (plugins/ops/ops.cc).
 const std::vector<Definition>& definitions();
+
+// The attribute that ops with ports of activations have: their type.
+constexpr Attribute kStreamType{"dtype", Attribute::Type::integer, static_cast<int64_t>(DType::f32), nullptr};
+
+inline bool has_stream(const Definition& definition) {
+    for (const Attribute& attribute : definition.attributes)
+        if (!std::strcmp(attribute.name, kStreamType.name)) return true;
+    return false;
+}
+
+// Of the elements of a port of a node.
+inline DType dtype_of(const Port& port, const Attributes& attributes) {
+    return port.dtype == DType::stream ? static_cast<DType>(attributes.integer(kStreamType.name))
+                                       : port.dtype;
+}
+
+// Text of what is wrong with a node's attributes, or "".
+inline std::string check_attributes(const Definition& definition, const Attributes& attributes) {
+    if (has_stream(definition)) {
+        const int64_t dtype = attributes.integer(kStreamType.name);
+        const auto known = static_cast<DType>(dtype);
+        if (known != DType::f32 && known != DType::f16 && known != DType::bf16)
+            return "dtype must be 1 (float32), 10 (float16) or 16 (bfloat16), got " + std::to_string(dtype);
+    }
+    return definition.check_attributes(attributes);
+}
 
 // Dims of the outputs by the rules; a dim of -1 is not known yet.
 inline std::vector<Shape> output_shapes(const Definition& definition, const std::vector<Shape>& inputs) {

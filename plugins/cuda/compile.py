@@ -36,6 +36,7 @@ SOURCES = (
 )
 HEADERS = (
     "base/integers.h",
+    "cuda/elements.h",
     "cuda/gpu.h",
     "formats/formats.h",
     "ops/gelu_hadamard_quantize/gelu.h",

@@ -4,7 +4,7 @@
 // Rules that keep one source right on both: shared memory only through gpu::Shared (on the host its accesses
 // are checked for bounds, races and values that nobody wrote), barriers, warp operations and asynchronous copies
 // only through the functions below, 64-bit kernel parameters (pointers and long long), one GPU_KERNEL per entry.
-// Global memory through gpu::load, gpu::store and gpu::add where the host shall check that it belongs to a tensor, and
+// Half precision is bits in integers (elements.h reads and writes them). Global memory through gpu::load, gpu::store and gpu::add where the host shall check that it belongs to a tensor, and
 // that no two blocks of a launch touch an element one of them stores.
 //
 // Fragments of the warp operations, g = lane / 4, t = lane % 4, register r, byte e:
@@ -21,6 +21,9 @@
 
 #if __CUDA_ARCH__ < 900
 #define GPU_INT4_TENSOR_CORES
+#endif
+#if __CUDA_ARCH__ >= 800
+#define GPU_ROUNDS_TO_BFLOAT16
 #endif
 #define GPU_DEVICE __device__ inline
 #define GPU_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
@@ -103,6 +106,31 @@ __device__ inline Vec8 load_once(const Vec8* from) {
     asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
     return v;
 }
+
+// A float16 as the bits that it is, and two floats rounded to nearest even, the first in the low half.
+__device__ inline float of_float16(uint16_t bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+__device__ inline uint32_t to_float16(float low, float high) {
+    uint32_t pair;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+    asm("{ .reg .b16 l, h; cvt.rn.f16.f32 l, %1; cvt.rn.f16.f32 h, %2; mov.b32 %0, {l, h}; }"
+        : "=r"(pair)
+        : "f"(low), "f"(high));
+#endif
+    return pair;
+}
+#ifdef GPU_ROUNDS_TO_BFLOAT16
+__device__ inline uint32_t to_bfloat16(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+#endif
 
 __device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 

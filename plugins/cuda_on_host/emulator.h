@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "float16.h"
+
 namespace gpu {
 namespace host {
 

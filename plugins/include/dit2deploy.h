@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* A dense row-major tensor; dtype is ONNX's number: 1 float32, 3 int8, 6 int32. */
+/* A dense row-major tensor; dtype is ONNX's number: 1 float32, 3 int8, 6 int32, 10 float16, 16 bfloat16. */
 typedef struct {
     int32_t dtype;
     int32_t rank;
@@ -22,8 +22,9 @@ typedef struct {
     int64_t integer;
 } d2d_attribute;
 
-/* The list of ops as JSON: [{"name", "version", "inputs": [{"name","dtype","when"}], "outputs": [...],
-   "attributes": [{"name","type","default"}], "shapes": [...]}]. Static storage. */
+/* The list of ops as JSON: [{"name", "version", "inputs": [{"name","dtype"}], "outputs": [...],
+   "attributes": [{"name","default"}], "shapes": [...]}]; the dtype "stream" is what a node's attribute `dtype` says, 1,
+   10 or 16, on a CPU 1 alone. Static storage. */
 const char* d2d_describe(void);
 
 /* Names of the instruction sets that run here, best last, separated by blanks; and the one in use. */

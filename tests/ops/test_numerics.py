@@ -14,6 +14,9 @@ body multiplies dequantized weights, so its terms are the s ws q_k w_k, of which
 probabilistic bound with lambda = 4 (Higham and Mary 2019, Theorem 2.4), since K itself would hide a wrong code. With a
 residual all terms are multiplied by the gate, the residual is one more, and n is greater by 2. A Monarch branch is two
 float sums one after the other, of K / A and of A r terms: n = 4 sqrt(K / A) + 4 sqrt(A r) + 6.
+
+The kernels of a GPU take activations of float16 and bfloat16 too. E and all bounds are then those of the same numbers
+in float32, and a result may be what that interval is rounded to, to nearest even: rounding is monotonous.
 """
 
 import ctypes
@@ -24,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -31,12 +35,13 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from dit2deploy.base.errors import Misuse
+from dit2deploy.base.errors import Failed, Misuse
 from dit2deploy.formats import FORMATS, Format, pack, unpack
 from dit2deploy.ops import MONARCH_ADD, OPS
 from dit2deploy.ops.hadamard_quantize import hadamard
-from dit2deploy.ops.op import NUMPY, Case, Op
+from dit2deploy.ops.op import NUMPY, ONNX, STREAMS, Case, Op
 from dit2deploy.targets import cuda, kernel
+from dit2deploy.targets.graph import OF_HALVES
 from tests import over_pipe
 from tests.plugins.ort_host import CUDA, OrtHost
 
@@ -159,12 +164,13 @@ def in_cuda_custom_op(op: Op, case: Case) -> list[np.ndarray]:
     except Misuse as error:
         pytest.skip(error.cause)
     case = in_kernel_order(op, case, library(), kernel.FRAGMENT_ORDER)
+    of_halves = case.attributes.get("dtype") == ONNX["f16"]
     return host.run(
-        op.name,
+        op.name + OF_HALVES * of_halves,
         CUDA,
         {**op.attributes, **case.attributes},
         [case.inputs[port.name] for port in op.inputs],
-        [np.dtype(NUMPY[port.dtype]) for port in op.outputs],
+        [np.dtype(NUMPY[op.dtype(port, case.attributes)]) for port in op.outputs],
         constants=[index for index, port in enumerate(op.inputs) if port.name in WEIGHT_PORTS],
         stream=host.device.stream,
     )
@@ -227,12 +233,33 @@ FACES = (
     Face("cuda-custom-op", in_cuda_custom_op),
 )
 ON_GPU = ("cuda", "cuda-fragments", "cuda-custom-op")
+TAKE_HALVES = {
+    **dict.fromkeys(("cuda-on-host", "cuda-on-host-fragments", "cuda", "cuda-fragments"), ("f16", "bf16")),
+    "cuda-custom-op": ("f16",),
+}
 
 
 def reference(op: Op, case: Case) -> list[np.ndarray]:
-    tensors = [torch.from_numpy(np.ascontiguousarray(case.inputs[port.name])) for port in op.inputs]
-    out = op.reference(*tensors, **{**op.attributes, **case.attributes})
-    return [tensor.numpy() for tensor in (out if isinstance(out, tuple) else (out,))]
+    tensors = [_as_tensor(np.ascontiguousarray(case.inputs[port.name])) for port in op.inputs]
+    return [_as_array(tensor) for tensor in op.compute(*tensors, **{**op.attributes, **case.attributes})]
+
+
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    is_bfloat16 = array.dtype == ml_dtypes.bfloat16
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(array)
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    is_bfloat16 = tensor.dtype == torch.bfloat16
+    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if is_bfloat16 else tensor.numpy()
+
+
+def in_type(op: Op, case: Case, dtype: str) -> Case:
+    """The case with its activations rounded to a type of STREAMS."""
+    inputs = dict(case.inputs)
+    with np.errstate(over="ignore"):
+        inputs |= {port.name: inputs[port.name].astype(NUMPY[dtype]) for port in op.inputs if port.dtype == "stream"}
+    return replace(case, inputs=inputs, attributes={**case.attributes, "dtype": ONNX[dtype]})
 
 
 def exact_gemm(fmt: Format, case: Case, *, body: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -279,10 +306,15 @@ def exact_monarch(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _answers(op_name: str, case_name: str) -> tuple[list[np.ndarray], dict[bool, tuple[np.ndarray, np.ndarray]]]:
-    """The reference's outputs of a listed case, and `exact_gemm` without and with `body`: every face asks for them."""
+def _answers(
+    op_name: str, case_name: str, dtype: str
+) -> tuple[list[np.ndarray], dict[bool, tuple[np.ndarray, np.ndarray]]]:
+    """The reference's outputs, float32, of a listed case whose activations are rounded to `dtype`, and `exact_gemm`
+    without and with `body`: every face asks for them."""
     op = next(op for op in OPS if op.name == op_name)
     case = next(case for case in op.cases() if case.name == case_name)
+    if dtype != "f32":
+        case = in_type(op, in_type(op, case, dtype), "f32")
     fmt = format_of(op)
     exact = {body: exact_gemm(fmt, case, body=body) for body in (False, True)} if fmt else {}
     if op is MONARCH_ADD:
@@ -292,17 +324,22 @@ def _answers(op_name: str, case_name: str) -> tuple[list[np.ndarray], dict[bool,
 
 def compare(op: Op, case: Case, got: list[np.ndarray], *, body: bool) -> None:
     """AssertionError where `got` is not what the definition says."""
-    want, answers = _answers(op.name, case.name)
+    want, answers = _answers(op.name, case.name, STREAMS[case.attributes.get("dtype", ONNX["f32"])])
     assert len(got) == len(want)
     for port, g, w in zip(op.outputs, got, want, strict=True):
-        assert (g.dtype, g.shape) == (NUMPY[port.dtype], w.shape), port.name
-        if not answers:
-            np.testing.assert_array_equal(g, w, err_msg=port.name)
-            continue
-        exact, slack = answers[body]
+        dtype = op.dtype(port, case.attributes)
+        assert (g.dtype, g.shape) == (NUMPY[dtype], w.shape), port.name
+        with np.errstate(over="ignore"):
+            if not answers:
+                # As float64, exactly: numpy does not know that a NaN of ml_dtypes is one.
+                np.testing.assert_array_equal(*(x.astype(np.float64) for x in (g, w.astype(g.dtype))), port.name)
+                continue
+            exact, slack = answers[body]
+            bounds = [exact + sign * (2 * abs(w - exact) + slack) for sign in (-1, 1)]
+            low, high = bounds if dtype == "f32" else [bound.astype(g.dtype).astype(np.float64) for bound in bounds]
         np.testing.assert_array_equal(np.isnan(g), np.isnan(exact), err_msg="rows of NaN")
         with np.errstate(invalid="ignore"):
-            excess = np.nan_to_num(abs(g - exact) - 2 * abs(w - exact) - slack, nan=0.0)
+            excess = np.nan_to_num(np.maximum(low - g, g - high), nan=0.0)
         assert excess.size == 0 or excess.max() <= 0, (
             f"{(excess > 0).sum()} of {excess.size} values are off, the worst by {excess.max():.3g} more than allowed"
         )
@@ -320,6 +357,29 @@ def _pairs():
 @pytest.mark.parametrize(("face", "op", "case"), _pairs())
 def test_face_computes_what_the_reference_computes(face: Face, op: Op, case: Case):
     compare(op, case, face.run(op, case), body=not face.native)
+
+
+def _halves():
+    for face in FACES:
+        for op in OPS:
+            if "dtype" in op.attributes and (format_of(op) or not face.relaid):
+                for case in op.cases():
+                    for dtype in TAKE_HALVES.get(face.name, ()):
+                        marks = [pytest.mark.gpu] if face.name in ON_GPU else []
+                        yield pytest.param(face, op, case, dtype, id=f"{face}-{op}-{case}-{dtype}", marks=marks)
+
+
+@pytest.mark.parametrize(("face", "op", "case", "dtype"), _halves())
+def test_face_rounds_to_half_what_the_reference_computes(face: Face, op: Op, case: Case, dtype: str):
+    case = in_type(op, case, dtype)
+    compare(op, case, face.run(op, case), body=False)
+
+
+@pytest.mark.parametrize("dtype", ("f16", "bf16"))
+@pytest.mark.parametrize("op", [op for op in OPS if "dtype" in op.attributes], ids=str)
+def test_the_cpu_refuses_halves(op: Op, dtype: str):
+    with pytest.raises(Failed, match=rf"CPU kernels take float32 \(dtype 1\), this node is of dtype {ONNX[dtype]}"):
+        in_raw_kernel("portable", op, in_type(op, op.cases()[0], dtype))
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if format_of(op)], ids=str)

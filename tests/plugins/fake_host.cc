@@ -188,6 +188,7 @@ void refuses_bad_attributes(IPluginCreatorV3One &hadamard,
   CHECK(!create(hadamard, {{"grid", "odd", Type::kCHAR, 3}}));
   CHECK(!create(gemm, {{"bits", &nine, Type::kINT32, 1}}));
   CHECK(!create(gemm, {{"layout", &three, Type::kINT32, 1}}));
+  CHECK(!create(gemm, {{"dtype", &three, Type::kINT32, 1}}));
   CHECK(create(gemm, {{"something", &nine, Type::kINT32, 1},
                       {nullptr, nullptr, Type::kUNKNOWN, 0}}));
   std::unique_ptr<IPluginV3> bare(
@@ -238,9 +239,10 @@ void shapes_of_ternary_gemm(IPluginV3 &plugin) {
   CHECK(build.getOutputShapes(in, 5, nullptr, 0, out, 1, builder) != 0);
 }
 
-void formats_of_hadamard_quantize(IPluginV3 &plugin) {
+// Of x, as its attribute `dtype` says; all else keeps its type.
+void formats_of_hadamard_quantize(IPluginV3 &plugin, DataType of_x) {
   IPluginV3OneBuild &build = build_of(plugin);
-  const DataType types[] = {DataType::kFLOAT, DataType::kFLOAT, DataType::kINT8,
+  const DataType types[] = {of_x, DataType::kFLOAT, DataType::kINT8,
                             DataType::kFLOAT};
   for (int32_t position = 0; position < 4; ++position)
     for (int32_t format = 0; format <= 12; ++format)
@@ -253,6 +255,18 @@ void formats_of_hadamard_quantize(IPluginV3 &plugin) {
         CHECK(build.supportsFormatCombination(position, tensors, 2, 2) ==
               right);
       }
+}
+
+// Of activations: y, residual and gate.
+void types_of_gated_gemm(IPluginV3 &plugin, DataType half) {
+  IPluginV3OneBuild &build = build_of(plugin);
+  const DataType single = DataType::kFLOAT;
+  DataType given[] =
+      {DataType::kINT8, single, DataType::kINT32, single, single, half, half},
+           type = single;
+  CHECK(build.getOutputDataTypes(&type, 1, given, 7) == 0 && type == half);
+  given[6] = single;
+  CHECK(build.getOutputDataTypes(&type, 1, given, 7) != 0);
 }
 
 void configures_within_a_profile(IPluginV3 &plugin) {
@@ -338,10 +352,18 @@ int main(int argc, char **argv) {
                                    product = create(*gemm, of_gemm);
   current = "HadamardQuantize";
   shapes_and_types_of_hadamard_quantize(*quantize);
-  formats_of_hadamard_quantize(*quantize);
+  formats_of_hadamard_quantize(*quantize, DataType::kFLOAT);
   configures_within_a_profile(*quantize);
   fails_softly_without_a_gpu(*quantize);
   current = "TernaryGemm";
   shapes_of_ternary_gemm(*product);
+  const std::map<int32_t, DataType> halves = {{10, DataType::kHALF},
+                                              {16, DataType::kBF16}};
+  for (const auto &[number, half] : halves) {
+    const PluginField dtype("dtype", &number, PluginFieldType::kINT32, 1);
+    formats_of_hadamard_quantize(*create(*hadamard, {dtype}), half);
+    types_of_gated_gemm(
+        *create(*creator_of(all, count, "TernaryGemmResidual"), {dtype}), half);
+  }
   return 0;
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from dit2deploy.targets import cuda
 
-NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
+NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int32): 6, np.dtype(np.float16): 10}
 CUDA = "CUDAExecutionProvider"
 SLOTS, FAIL = 300, 1
 _P, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int

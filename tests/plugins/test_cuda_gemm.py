@@ -200,8 +200,8 @@ def test_int4_tensor_cores_give_the_bits_of_int8_ones(fmt: Format, tiles: str, l
 
 
 BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
-ADD = "gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
-STORE = "gpu::store(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
+ADD = "gpu::add(static_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
+STORE = "gpu::store(static_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
 FINISHED = "    gpu::store(y, stream_of(p, token).joined(output, value));\n"
 # What is changed in the kernels' sources, whole or in how many slices K is, and what the emulator says to it.
 PLANTED = {

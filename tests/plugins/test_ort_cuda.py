@@ -51,7 +51,8 @@ def run(driver: Path, code: str) -> list[str]:
 def test_every_op_is_there_for_both_providers(driver):
     names = {entry["name"] for entry in kernel.describe()}
     found = run(driver, "print(*(f'{name}/{provider}' for name, provider in host().ops), sep='\\n')")
-    assert sorted(found) == sorted(f"{name}/{p}ExecutionProvider" for name in names for p in ("CPU", "CUDA"))
+    expected = [f"{name}/{p}ExecutionProvider" for name in names for p in ("CPU", "CUDA")]
+    assert sorted(found) == sorted(expected + [f"{name}Float16/CUDAExecutionProvider" for name in names])
 
 
 def test_a_node_computes_on_the_stream_of_the_context(driver):
@@ -62,6 +63,27 @@ print(driver.d2d_last_stream(), *q[2], *s[2])
 print(*quantize(host(), np.ones((0, 8), np.float32), qmax)[0].shape)
 """
     assert run(driver, code) == ["77 1 0 0 0 0 0 0 0 2.828427", "0 8"]
+
+
+def test_a_node_of_halves_has_a_name_of_its_own(driver):
+    code = """
+served, half = host(), np.dtype(np.float16)
+q, s = served.run("HadamardQuantizeFloat16", CUDA, {"block": 8, "dtype": 10}, (x.astype(half), qmax), [CODES, STEPS])
+print(q.dtype, *q[2], s.dtype, *s[2])
+gemm = q, s, np.zeros((5, 2), np.int32), np.ones((5, 1), np.float32), np.full(5, 1 / 3, np.float32)
+(y,) = served.run("Int8GemmFloat16", CUDA, {"dtype": 10}, gemm, [half])
+print(y.dtype, *(y[2] == (np.float32(-128) * s[2] + np.float32(1 / 3)).astype(half)))
+told(lambda: served.run("Int8GemmFloat16", CUDA, {}, gemm, [half]))
+told(lambda: served.run("Int8Gemm", CUDA, {"dtype": 16}, gemm, [half]))
+told(lambda: served.run("HadamardQuantizeFloat16", CUDA, {"dtype": 10}, (x, qmax), [CODES, STEPS]))
+"""
+    assert run(driver, code) == [
+        "int8 1 0 0 0 0 0 0 0 float32 2.828427",
+        "float16 True True True True True",
+        "2 Int8Gemm: dtype is 1, which is no type of ONNX Runtime's op Int8GemmFloat16 on this provider",
+        "2 Int8Gemm: dtype is 16, which is no type of ONNX Runtime's op Int8Gemm on this provider",
+        "2 HadamardQuantize: input x has the element type 1",
+    ]
 
 
 def test_a_node_allocates_copies_and_waits_for_nothing(driver):

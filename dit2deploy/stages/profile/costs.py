@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from dit2deploy.targets.graph import GEMM_NAME, UP
+from dit2deploy.targets.graph import GEMM_NAME, OF_HALVES, UP
 
 Port = tuple[str, list[int]]  # ONNX Runtime's name of the dtype, and the shape
 
@@ -39,7 +39,7 @@ def cost_of(op: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> Cost:
     if (gemm := GEMM_NAME.fullmatch(op)) and shapes and shapes[0]:
         rank = shapes[UP][-1] if gemm["low_rank"] else 0
         return Cost(prod(out) * shapes[0][-1], prod(out) * rank, moved)
-    if op == "MonarchAdd" and len(shapes) == 4:
+    if op.removesuffix(OF_HALVES) == "MonarchAdd" and len(shapes) == 4:
         return Cost(0, prod(out[:-1]) * (prod(shapes[2]) + prod(shapes[3])), moved)
     if op == "MatMulInteger":
         return Cost(prod(out) * shapes[0][-1], 0, moved)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dit2deploy.base.disk import scratch_folder
 from dit2deploy.stages.profile.ops import NodeTime
-from dit2deploy.targets.graph import GEMM_NAME
+from dit2deploy.targets.graph import GEMM_NAME, OF_HALVES
 from dit2deploy.targets.ort import open_session
 
 _M, _K, _N = 512, 1024, 1024
@@ -90,7 +90,7 @@ def is_ours(op: str) -> bool:
     """An op of domain dit2deploy (ONNX Runtime's profile does not tell domains)."""
     return (
         "HadamardQuantize" in op
-        or op in ("Hadamard", "MonarchAdd", "MultiRegionQuantize", "QuantMatMul")
+        or op.removesuffix(OF_HALVES) in ("Hadamard", "MonarchAdd", "MultiRegionQuantize", "QuantMatMul")
         or GEMM_NAME.fullmatch(op) is not None
     )
 

@@ -46,9 +46,9 @@ struct AdaLn {
 Definition ada_ln_hadamard_quantize() {
     Definition definition = hadamard_quantize();  // whose attributes and checks of them it has
     definition.name = AdaLn::kName;
-    definition.inputs = {{"x", DType::f32},
-                         {"shift", DType::f32},
-                         {"scale", DType::f32},
+    definition.inputs = {{"x", DType::stream},
+                         {"shift", DType::stream},
+                         {"scale", DType::stream},
                          {"eps", DType::f32},
                          {"qmax", DType::f32}};
     definition.check_shapes = check_shapes;

@@ -13,41 +13,43 @@
 namespace {
 
 struct Activated {
-    const float* x;
+    Row x;
 
-    GPU_DEVICE float operator()(int64_t i) const { return d2d::gelu<float, uint32_t>(x[i]); }
+    GPU_DEVICE float operator()(int64_t i) const { return d2d::gelu<float, uint32_t>(x(i)); }
 };
 
 }  // namespace
 
-GPU_KERNEL(gelu_hadamard_quantize, const float* x, const float* qmax, int8_t* q, float* s, int64_t k,
-           int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian, int64_t mid_rise, float* y) {
+GPU_KERNEL(gelu_hadamard_quantize, const void* x, const float* qmax, int8_t* q, float* s, int64_t k,
+           int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian, int64_t mid_rise,
+           int64_t dtype, void* y) {
     GPU_SHARED(double, sums, kThreads);
     GPU_SHARED(float, peaks, kThreads);
     const gpu::Shared<float> t = gpu::dynamic_shared<float>(tile);
     const int64_t row = gpu::block_x();
-    const Activated activated{x + row * k};
+    const Activated activated{{x, row * k, dtype}};
     if (y)
-        for (int64_t i = gpu::thread(); i < k; i += kThreads) y[row * k + i] = activated(i);
+        for (int64_t i = gpu::thread(); i < k; i += kThreads)
+            store_element(y, row * k + i, dtype, activated(i));
     quantize_row(activated, sums, peaks, t,
                  {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0}, q + row * k,
                  s + row);
 }
 
-GPU_KERNEL_OF(kMostWarps* kLanes, 1, gelu_hadamard_quantize_warps, const float* x, const float* qmax,
+GPU_KERNEL_OF(kMostWarps* kLanes, 1, gelu_hadamard_quantize_warps, const void* x, const float* qmax,
               int8_t* q, float* s, int64_t k, int64_t block, int64_t m, int64_t rows_a_qmax, int64_t gaussian,
-              int64_t mid_rise, float* y) {
+              int64_t mid_rise, int64_t dtype, void* y) {
     GPU_SHARED(double, sums, kMostWarps);
     GPU_SHARED(int, peaks, kMostWarps);
     const WarpRow w = warp_row(m, k);
     Values v;
-    load_row(w, x, v);
+    load_row(w, x, dtype, v);
 #pragma unroll
     for (int j = 0; j < kPieces; ++j)
         if (w.any_has(j))
 #pragma unroll
             for (int i = 0; i < 4; ++i) v.at[j][i] = d2d::gelu<float, uint32_t>(v.at[j][i]);
-    if (y) store_row(w, v, y);
+    if (y) store_row(w, v, y, dtype);
     quantize_values(w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0}, sums,
                     peaks, v, q, s);
 }

@@ -60,7 +60,8 @@ std::vector<CudaLaunch> plan_rows(const RowKernels& kernels, const Attributes& a
                     word(warps ? m : tile),
                     word(m / qmax.shape.count()),
                     word(attributes.text("clip") == "gaussian"),
-                    word(attributes.text("grid") == "mid-rise")};
+                    word(attributes.text("grid") == "mid-rise"),
+                    word(x.dtype)};
     launch.words.insert(launch.words.end(), own.begin(), own.end());
     return {launch};
 }

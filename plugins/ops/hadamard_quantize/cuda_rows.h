@@ -1,6 +1,7 @@
 // How one block of threads rotates and quantizes one row: shared by the CUDA kernels of this family.
 #pragma once
 
+#include "elements.h"
 #include "gpu.h"
 #include "row_scale.h"
 
@@ -12,6 +13,14 @@ struct RowPlan {
     int64_t k, block, tile;
     float limit;  // qmax of the row
     bool gaussian, mid_rise;
+};
+
+// A row of x, which begins at its element `first`.
+struct Row {
+    const void* x;
+    int64_t first, dtype;
+
+    GPU_DEVICE float operator()(int64_t i) const { return load_element(x, first + i, dtype); }
 };
 
 // The larger one; NaN where either is (fmaxf would drop it).

@@ -12,6 +12,7 @@
 //   resident warps 12
 #pragma once
 
+#include "elements.h"
 #include "gpu.h"
 #include "row_scale.h"
 
@@ -70,11 +71,10 @@ GPU_DEVICE double sum_of_row(const WarpRow& w, const gpu::Shared<double>& partia
     return of_row(w, partial, value, [](double a, double b) { return a + b; });
 }
 
-GPU_DEVICE void load_row(const WarpRow& w, const float* x, Values& v) {
-    const auto* from = reinterpret_cast<const gpu::Float4*>(x + w.mine);
+GPU_DEVICE void load_pieces(const WarpRow& w, const void* x, int64_t dtype, Values& v) {
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) {
-        const gpu::Float4 four = w.has(j) ? gpu::load(from + kLanes * j) : gpu::Float4{};
+        const gpu::Float4 four = w.has(j) ? load_four(x, w.mine + 4 * kLanes * j, dtype) : gpu::Float4{};
         v.at[j][0] = four.x;
         v.at[j][1] = four.y;
         v.at[j][2] = four.z;
@@ -82,12 +82,25 @@ GPU_DEVICE void load_row(const WarpRow& w, const float* x, Values& v) {
     }
 }
 
-GPU_DEVICE void store_row(const WarpRow& w, const Values& v, float* y) {
-    auto* to = reinterpret_cast<gpu::Float4*>(y + w.mine);
+GPU_DEVICE void load_row(const WarpRow& w, const void* x, int64_t dtype, Values& v) {
+    if (dtype == kFloat32)
+        load_pieces(w, x, kFloat32, v);
+    else
+        load_pieces(w, x, dtype, v);
+}
+
+GPU_DEVICE void store_pieces(const WarpRow& w, const Values& v, void* y, int64_t dtype) {
 #pragma unroll
     for (int j = 0; j < kPieces; ++j)
         if (w.stored && w.has(j))
-            gpu::store(to + kLanes * j, gpu::Float4{v.at[j][0], v.at[j][1], v.at[j][2], v.at[j][3]});
+            store_four(y, w.mine + 4 * kLanes * j, dtype, {v.at[j][0], v.at[j][1], v.at[j][2], v.at[j][3]});
+}
+
+GPU_DEVICE void store_row(const WarpRow& w, const Values& v, void* y, int64_t dtype) {
+    if (dtype == kFloat32)
+        store_pieces(w, v, y, kFloat32);
+    else
+        store_pieces(w, v, y, dtype);
 }
 
 GPU_DEVICE void add_and_subtract(float& a, float& b) {

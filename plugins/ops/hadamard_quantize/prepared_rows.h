@@ -70,7 +70,7 @@ std::unique_ptr<CpuKernel> make_prepared_rows(const Attributes& attributes, Isa 
 template <class Op>
 Definition keeping_rows(Definition plain, const char* name) {
     plain.name = name;
-    plain.outputs.push_back({"y", DType::f32});
+    plain.outputs.push_back({"y", DType::stream});
     plain.shapes.push_back({0, -1, kKeepLast});
     plain.make_cpu = make_prepared_rows<Op, true>;
     return plain;

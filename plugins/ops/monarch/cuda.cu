@@ -4,6 +4,7 @@
 //   operations 2 * 512 * 92160                             / 82.6 T/s  = 1.1 us
 // So: memory-bound. This version is simple and right: a thread block takes a few tokens from x to y with z in shared
 // memory; a thread sums up a value of z of one token, and an output of all of them.
+#include "elements.h"
 #include "gpu.h"
 
 namespace {
@@ -12,8 +13,9 @@ constexpr int kThreads = 256, kTokens = 4;
 
 }  // namespace
 
-GPU_KERNEL(monarch_add, const float* plain, const float* x, const float* down, const float* up, float* y,
-           int64_t m, int64_t n, int64_t k, int64_t blocks_in, int64_t blocks_out, int64_t rank) {
+GPU_KERNEL(monarch_add, const void* plain, const void* x, const float* down, const float* up, void* y,
+           int64_t m, int64_t n, int64_t k, int64_t blocks_in, int64_t blocks_out, int64_t rank,
+           int64_t dtype) {
     const int64_t columns = rank * blocks_out, values = blocks_in * columns, width = k / blocks_in;
     const gpu::Shared<float> z = gpu::dynamic_shared<float>(kTokens * values);
     const int64_t first = gpu::block_x() * kTokens, count = m - first < kTokens ? m - first : kTokens;
@@ -23,7 +25,7 @@ GPU_KERNEL(monarch_add, const float* plain, const float* x, const float* down, c
         float sum = 0;
         if (token < count)
             for (int64_t j = start; j < start + width; ++j)
-                sum += x[(first + token) * k + j] * down[j * columns + value % columns];
+                sum += load_element(x, (first + token) * k + j, dtype) * down[j * columns + value % columns];
         z.store(i, sum);
     }
     gpu::sync_block();
@@ -36,6 +38,9 @@ GPU_KERNEL(monarch_add, const float* plain, const float* x, const float* down, c
                 sums[token] += factor * z.load(token * values + j * blocks_out + o % blocks_out);
         }
         for (int token = 0; token < kTokens; ++token)
-            if (token < count) y[(first + token) * n + o] = plain[(first + token) * n + o] + sums[token];
+            if (token < count) {
+                const int64_t i = (first + token) * n + o;
+                store_element(y, i, dtype, load_element(plain, i, dtype) + sums[token]);
+            }
     }
 }

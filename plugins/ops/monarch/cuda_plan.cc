@@ -26,8 +26,9 @@ std::vector<CudaLaunch> plan_monarch_add(const Attributes&, const std::vector<Te
     launch.block[0] = static_cast<unsigned>(kThreads);
     launch.block[1] = launch.block[2] = 1;
     launch.shared_bytes = static_cast<unsigned>(kTokens * p.values() * sizeof(float));
-    launch.words = {word(p.plain), word(p.x), word(p.down),      word(p.up),         word(p.y),   word(p.m),
-                    word(p.n),     word(p.k), word(p.blocks_in), word(p.blocks_out), word(p.rank)};
+    launch.words = {word(p.plain),     word(p.x),          word(p.down), word(p.up),
+                    word(p.y),         word(p.m),          word(p.n),    word(p.k),
+                    word(p.blocks_in), word(p.blocks_out), word(p.rank), word(outputs[0].dtype)};
     return {launch};
 }
 

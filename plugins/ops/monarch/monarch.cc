@@ -77,9 +77,9 @@ Definition monarch_add() {
     return {
         "MonarchAdd",
         1,
-        {{"plain", DType::f32}, {"x", DType::f32}, {"down", DType::f32}, {"up", DType::f32}},
-        {{"y", DType::f32}},
-        {},
+        {{"plain", DType::stream}, {"x", DType::stream}, {"down", DType::f32}, {"up", DType::f32}},
+        {{"y", DType::stream}},
+        {kStreamType},
         {{0, -1, kKeepLast}},
         check_attributes,
         check_shapes,

@@ -2,6 +2,7 @@
 //   bytes 2.1 M * (4 + 2) = 12.6 MB / 1.0 TB/s  = 13 us   <- the bound
 //   operations 2.1 M * 10 / 82.6 T/s            = 0.3 us
 // This version is simple and right: a row is read twice, first for NaN and inf, then (from the cache) for its codes.
+#include "elements.h"
 #include "gpu.h"
 
 namespace {
@@ -12,13 +13,16 @@ GPU_DEVICE float inverse(float step) { return step >= 1e-30f ? 1.0f / step : 0.0
 
 }  // namespace
 
-GPU_KERNEL(multi_region_quantize, const float* x, const float* qmax, const float* regions, int8_t* q_low,
-           int8_t* q_high, float* s_low, float* s_high, int64_t k, int64_t rows_a_table) {
+GPU_KERNEL(multi_region_quantize, const void* x, const float* qmax, const float* regions, int8_t* q_low,
+           int8_t* q_high, float* s_low, float* s_high, int64_t k, int64_t rows_a_table, int64_t dtype) {
     GPU_SHARED(float, sums, kThreads);
     const int64_t row = gpu::block_x(), me = gpu::thread(), table = row / rows_a_table;
     // x - x is 0, or NaN where x is NaN or inf.
     float sum = 0;
-    for (int64_t i = me; i < k; i += kThreads) sum += x[row * k + i] - x[row * k + i];
+    for (int64_t i = me; i < k; i += kThreads) {
+        const float value = load_element(x, row * k + i, dtype);
+        sum += value - value;
+    }
     sums.store(me, sum);
     gpu::sync_block();
     for (int half = kThreads / 2; half; half /= 2) {
@@ -34,7 +38,7 @@ GPU_KERNEL(multi_region_quantize, const float* x, const float* qmax, const float
     }
     const float limit = floorf(qmax[table]);
     for (int64_t i = me; i < k; i += kThreads) {
-        const float value = x[row * k + i];
+        const float value = load_element(x, row * k + i, dtype);
         const bool below = value < split;
         const float code =
             finite ? fminf(fmaxf(rintf(value * inverse(below ? low : high)), -limit), limit) : 0.0f;

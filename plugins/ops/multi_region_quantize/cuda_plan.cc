@@ -18,9 +18,10 @@ std::vector<CudaLaunch> plan_multi_region_quantize(const Attributes&, const std:
     launch.grid[1] = launch.grid[2] = 1;
     launch.block[0] = kThreads;
     launch.block[1] = launch.block[2] = 1;
-    launch.words = {word(inputs[0]),  word(inputs[1]),  word(inputs[2]),
-                    word(outputs[0]), word(outputs[1]), word(outputs[2]),
-                    word(outputs[3]), word(k),          word(m / inputs[1].shape.count())};
+    launch.words = {word(inputs[0]),      word(inputs[1]),  word(inputs[2]),
+                    word(outputs[0]),     word(outputs[1]), word(outputs[2]),
+                    word(outputs[3]),     word(k),          word(m / inputs[1].shape.count()),
+                    word(inputs[0].dtype)};
     return {launch};
 }
 

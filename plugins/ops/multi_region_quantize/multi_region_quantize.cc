@@ -52,9 +52,9 @@ Definition multi_region_quantize() {
     return {
         "MultiRegionQuantize",
         1,
-        {{"x", DType::f32}, {"qmax", DType::f32}, {"regions", DType::f32}},
+        {{"x", DType::stream}, {"qmax", DType::f32}, {"regions", DType::f32}},
         {{"q_low", DType::i8}, {"q_high", DType::i8}, {"s_low", DType::f32}, {"s_high", DType::f32}},
-        {},
+        {kStreamType},
         {{0, -1, kKeepLast}, {0, -1, kKeepLast}, {0, -1, 1}, {0, -1, 1}},
         check_attributes,
         check_shapes,

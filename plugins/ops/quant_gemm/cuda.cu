@@ -1,8 +1,9 @@
 // <Format>Gemm, plain, LowRank, Residual and LowRankResidual. Example: DiT-XL/2 fc1, M 512, K 1152, N 4608, ternary, RTX 4090.
 //   operations 2 M N K = 5.44 G / 660 T/s (int8 tensor cores)      = 8.2 us
 //   bytes w 1.33 + q 0.59 + y 9.44 = 11.4 MB / 1.0 TB/s            = 11 us with float32 outputs
-// With a residual, fc2, K 4608, N 1152: w 1.33 + q 2.36 + y 2.36 + residual 2.36 = 8.4 MB = 8.4 us; Mul and Add of their own
-// would move y four times more.
+//   bytes w 1.33 + q 0.59 + y 4.72 = 6.6 MB / 1.0 TB/s             = 6.6 us with float16 or bfloat16 ones
+// With a residual, fc2, K 4608, N 1152: w 1.33 + q 2.36 + y 2.36 + residual 2.36 = 8.4 MB = 8.4 us, with halves 6.0 MB; Mul
+// and Add of their own would move y four times more.
 // M 1 (modulation, N 6912): bytes w 2.0 MB / 1.0 TB/s = 2.0 us against 16 us of float16 weights.
 // Activations and weights of at most 4 bits, on int4 tensor cores (7.5, 8.x): fc1 above in 5.44 G / 1321 T/s = 4.1 us. A step
 // of 64 k's of a warp of 64 x 32 takes half as many mma, and packs activations into nibbles; cycles of a scheduler, by
@@ -69,15 +70,17 @@ GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
         float value = mine * p.s[first + lane] + p.bias[output];
         for (int64_t r = 0; r < p.rank; ++r)
             value += p.t[(first + lane) * p.rank + r] * p.up[output * p.rank + r];
-        p.y[(first + lane) * p.n + output] = stream_of(p, first + lane).joined(output, value);
+        store_element(p.y, (first + lane) * p.n + output, p.dtype,
+                      stream_of(p, first + lane).joined(output, value));
     }
 }
 
-// An element of y that holds its integer sum, as the tiles' epilogue makes it; w << (8 - bits) was summed, spare = 8 - bits.
+// An element of y, float32, that holds its integer sum, as the tiles' epilogue makes it; w << (8 - bits) was summed,
+// spare = 8 - bits.
 GPU_DEVICE void finish_sum(const Ports& p, int spare) {
     const int64_t output = gpu::block_x() * kFinishThreads + gpu::thread(), token = gpu::block_y();
     if (output >= p.n) return;
-    float* y = p.y + token * p.n + output;
+    float* y = static_cast<float*>(p.y) + token * p.n + output;
     const float scale = 1.0f / (float)(1 << spare) * gpu::load(p.ws + output);
     float value = (float)gpu::load(reinterpret_cast<const int*>(y)) * scale;
     value = value * gpu::load(p.s + token) + gpu::load(p.bias + output);
@@ -98,10 +101,10 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare) {
 
 #define PORTS                                                                                              \
     const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
-        const float *up, float *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank,          \
-        const float *residual, const float *gate, int64_t tokens_a_gate
+        const float *up, void *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank,           \
+        const void *residual, const void *gate, int64_t tokens_a_gate, int64_t dtype
 #define GIVEN \
-    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate }
+    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate, dtype }
 
 #define QUANT_GEMM(name, index)                                                                              \
     GPU_KERNEL(name##_any, PORTS, int64_t fragment_order) { any_gemm<index>(GIVEN, fragment_order != 0); }   \

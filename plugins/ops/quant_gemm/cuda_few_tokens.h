@@ -125,7 +125,7 @@ GPU_DEVICE void few_tokens_gemm(const Ports& p) {
         for (int64_t r = 0; r < p.rank; ++r)
             value = gpu::multiply_add(gpu::load(p.t + token * p.rank + r),
                                       gpu::load(p.up + output * p.rank + r), value);
-        gpu::store(p.y + token * p.n + output, stream_of(p, token).joined(output, value));
+        store_element(p.y, token * p.n + output, p.dtype, stream_of(p, token).joined(output, value));
     }
 }
 

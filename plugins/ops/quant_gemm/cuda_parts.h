@@ -1,6 +1,7 @@
 // What the tensor-core kernels of <Format>Gemm share: their ports, and the weights of a lane.
 #pragma once
 
+#include "elements.h"
 #include "fragments.h"
 #include "gpu.h"
 
@@ -17,33 +18,42 @@ struct Ports {
     const float* bias;
     const float* t;
     const float* up;
-    float* y;
+    void* y;
     int64_t m, n, k, groups, rank;
-    const float* residual;
-    const float* gate;
+    const void* residual;
+    const void* gate;
     int64_t tokens_a_gate;
+    int64_t dtype;  // of y, residual and gate (elements.h)
 };
+
+// For code of its own where the type is a constant.
+GPU_DEVICE Ports with_dtype(Ports p, int64_t dtype) {
+    p.dtype = dtype;
+    return p;
+}
 
 // Of a token: where its rows of residual and gate are.
 struct Stream {
-    const float* residual;
-    const float* gate;
+    const void* residual;
+    const void* gate;
+    int64_t dtype;
 
     // y of values v of outputs from `output`: residual + gate v, or v.
     GPU_DEVICE float joined(int64_t output, float v) const {
-        return residual ? gpu::load(residual + output) + gpu::load(gate + output) * v : v;
+        if (!residual) return v;
+        return load_element(residual, output, dtype) + load_element(gate, output, dtype) * v;
     }
     GPU_DEVICE gpu::Float2 joined(int64_t output, const gpu::Float2& v) const {
-        if (!residual) return v;
-        const auto before = gpu::load(reinterpret_cast<const gpu::Float2*>(residual + output));
-        const auto factor = gpu::load(reinterpret_cast<const gpu::Float2*>(gate + output));
+        const gpu::Float2 before = load_pair(residual, output, dtype);
+        const gpu::Float2 factor = load_pair(gate, output, dtype);
         return {before.x + factor.x * v.x, before.y + factor.y * v.y};
     }
 };
 
 GPU_DEVICE Stream stream_of(const Ports& p, int64_t token) {
-    if (!p.residual) return {nullptr, nullptr};
-    return {p.residual + token * p.n, p.gate + (uint32_t)token / (uint32_t)p.tokens_a_gate * p.n};
+    if (!p.residual) return {nullptr, nullptr, p.dtype};
+    const int64_t sample = (uint32_t)token / (uint32_t)p.tokens_a_gate;
+    return {element(p.residual, token * p.n, p.dtype), element(p.gate, sample * p.n, p.dtype), p.dtype};
 }
 
 // One unit's weights of a lane (fragments.h), packed; unpacked a register, that is four weights, at a time.

@@ -3,7 +3,7 @@
 // The rule, first line that holds:
 //   any        layout 0; K no multiple of 16; groups of no multiple of 32; K >= 131072 (sums of weights at the top of
 //              their bytes would leave int32); q, w, residual or gate not 16-byte aligned; N even and y not aligned to
-//              the two elements that are stored at once
+//              the two elements that are stored at once; N odd and y not float32, so that tiles need no halves one by one
 //   16         M <= 16, and K and its groups multiples of 64
 //   64x64      groups
 //   128x128    where it makes at least 128 blocks, about one for each SM of a large card; weights are then read from
@@ -15,7 +15,8 @@
 // has its SM alone, 0.12 us at 1.8 GHz, so 48 steps are 6 us. Two more launches of 2 us, and y (at most 128 * 64 * 64
 // values) moved s + 3 times through the second-level cache at 5 TB/s, up to 1.7 us for s = 4, are less. 256 blocks put
 // two on each SM of a large card, and 16 steps a slice keep the ring of stages busy. Example: DiT-XL/2 fc2, M 256, N
-// 1152, K 4608: T 72, S 72, s 3. Its partial sums lie in y itself: no workspace.
+// 1152, K 4608: T 72, S 72, s 3. Its partial sums lie in y itself: no workspace. A y of halves has no room for them, so there
+// K is not split.
 //
 // Tiles of activations of at most 4 bits (the attribute says it) and weights of at most 4 go to the int4 tensor cores of
 // GPUs that have them, groups where they are multiples of 64. Which GPU it is, the launch finds.
@@ -57,22 +58,22 @@ bool aligned(const void* pointer, size_t bytes = 16) {
 }
 
 // Of K, for 64 x 64 tiles; 1: not split.
-int64_t slices_of(const GemmProblem& p) {
+int64_t slices_of(const GemmProblem& p, DType dtype) {
     const int64_t tiles = blocks(p.m, 64) * blocks(p.n, 64), steps = blocks(p.k, 64);
     const int64_t slices = std::min(kSliceBlocks / tiles, steps / kSliceSteps);
-    return slices > 1 && steps - steps / slices >= kSavedSteps ? slices : 1;
+    return dtype == DType::f32 && slices > 1 && steps - steps / slices >= kSavedSteps ? slices : 1;
 }
 
-Variant variant_of(const GemmProblem& p, int64_t layout) {
+Variant variant_of(const GemmProblem& p, DType dtype, int64_t layout) {
     const int64_t size = p.k / p.groups;
     if (layout != kFragmentOrder || p.k % 16 || (p.groups > 1 && size % 32) || p.k >= kMostDepth ||
         !aligned(p.q) || !aligned(p.w) || !aligned(p.residual) || !aligned(p.gate) ||
-        (p.n % 2 == 0 && !aligned(p.y, 2 * sizeof(float))))
+        (p.n % 2 == 0 ? !aligned(p.y, 2 * size_of(dtype)) : dtype != DType::f32))
         return any;
     if (p.m <= kFewTokens && size % 64 == 0) return p.groups == 1 ? few : few_groups;
     if (p.groups > 1) return small_groups;
     if (blocks(p.m, 128) * blocks(p.n, 128) >= kLeastBlocks) return large;
-    return slices_of(p) > 1 ? slice : small;
+    return slices_of(p, dtype) > 1 ? slice : small;
 }
 
 struct Tile {
@@ -124,7 +125,8 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
         std::find_if(std::begin(kFormats), std::end(kFormats),
                      [&](const FormatSpec& f) { return !std::strcmp(f.name, format.name); }) -
         std::begin(kFormats));
-    const Variant variant = variant_of(p, layout);
+    const DType dtype = outputs[0].dtype;
+    const Variant variant = variant_of(p, dtype, layout);
     const Tile tile = tile_of(variant);
     const int64_t rows = blocks(p.m, tile.rows), columns = blocks(p.n, tile.columns);
     const bool is_tiled = variant != any && variant != few && variant != few_groups;
@@ -139,7 +141,8 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
     launch.words = {word(p.q),    word(p.s),        word(p.w),    word(p.ws),
                     word(p.bias), word(p.t),        word(p.up),   word(p.y),
                     word(p.m),    word(p.n),        word(p.k),    word(p.groups),
-                    word(p.rank), word(p.residual), word(p.gate), word(p.tokens_a_gate)};
+                    word(p.rank), word(p.residual), word(p.gate), word(p.tokens_a_gate),
+                    word(dtype)};
     launch.grid[1] = launch.grid[2] = 1;
     if (variant == any) {
         launch.grid[0] = static_cast<unsigned>(columns);
@@ -154,7 +157,7 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
     launch.block[0] = static_cast<unsigned>(tile.threads);
     launch.block[1] = launch.block[2] = 1;
     if (variant != slice) return {launch};
-    launch.grid[2] = static_cast<unsigned>(slices_of(p));
+    launch.grid[2] = static_cast<unsigned>(slices_of(p, dtype));
     return {zeroed(p), launch, finished(p, 8 - weight_bits(format), launch.words)};
 }
 

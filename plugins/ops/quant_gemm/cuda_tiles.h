@@ -134,7 +134,7 @@ GPU_DEVICE void scale_tokens(const Ports& p, int row, int column, Values<RowTile
 template <int RowTiles>
 GPU_DEVICE void join(const Ports& p, int row, int column, Values<RowTiles>& value) {
     if (!p.residual) return;
-    const bool pairs = p.n % 2 == 0;  // as in `write`
+    const bool pairs = p.dtype != kFloat32 || p.n % 2 == 0;  // as in `write`
 #pragma unroll
     for (int i = 0; i < RowTiles; ++i)
 #pragma unroll
@@ -148,7 +148,7 @@ GPU_DEVICE void join(const Ports& p, int row, int column, Values<RowTiles>& valu
                 if (output >= p.n) continue;
                 float &first = value.at[i][tile][2 * half], &second = value.at[i][tile][2 * half + 1];
                 if (pairs) {
-                    const gpu::Float2 both = stream.joined(output, gpu::Float2{first, second});
+                    const gpu::Float2 both = stream.joined(output, {first, second});
                     first = both.x;
                     second = both.y;
                 } else {
@@ -161,7 +161,9 @@ GPU_DEVICE void join(const Ports& p, int row, int column, Values<RowTiles>& valu
 
 template <int RowTiles>
 GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles>& value) {
-    const bool pairs = p.n % 2 == 0;  // then both outputs of a lane lie in one aligned store
+    // Then both outputs of a lane lie in one aligned store; of halves N is even. (Four lanes store 16 bytes of halves, half
+    // a sector: the second-level cache joins it with that of the next tile.)
+    const bool pairs = p.dtype != kFloat32 || p.n % 2 == 0;
 #pragma unroll
     for (int i = 0; i < RowTiles; ++i)
 #pragma unroll
@@ -170,18 +172,25 @@ GPU_DEVICE void write(const Ports& p, int row, int column, const Values<RowTiles
             for (int tile = 0; tile < 4; ++tile) {
                 const int token = row + 16 * i + 8 * half, output = column + 8 * tile;
                 if (token >= p.m || output >= p.n) continue;
-                float* y = p.y + (int64_t)token * p.n + output;
+                const int64_t at = (int64_t)token * p.n + output;
                 const float first = value.at[i][tile][2 * half], second = value.at[i][tile][2 * half + 1];
                 if (pairs) {
-                    gpu::store(reinterpret_cast<gpu::Float2*>(y), gpu::Float2{first, second});
+                    store_pair(p.y, at, p.dtype, {first, second});
                 } else {
-                    gpu::store(y, first);
-                    if (output + 1 < p.n) gpu::store(y + 1, second);
+                    store_element(p.y, at, p.dtype, first);
+                    if (output + 1 < p.n) store_element(p.y, at + 1, p.dtype, second);
                 }
             }
 }
 
-// Adds the sums to y, which holds those of int8 products.
+// y of the values before gate and residual.
+template <int RowTiles>
+GPU_DEVICE void put(const Ports& p, int row, int column, Values<RowTiles>& value) {
+    join(p, row, column, value);
+    write(p, row, column, value);
+}
+
+// Adds the sums to y, which holds those of int8 products: a y of float32, whose place they fit.
 template <int Bits, int RowTiles>
 GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTiles>& sums) {
 #pragma unroll
@@ -193,7 +202,7 @@ GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTile
                 const int token = row + 16 * i + 8 * (r / 2), output = column + 8 * tile + r % 2;
                 if (token >= p.m || output >= p.n) continue;
                 const int sum = kStep<Bits> * sums.at[i][tile][r];
-                gpu::add(reinterpret_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);
+                gpu::add(static_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);
             }
 }
 
@@ -332,8 +341,10 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     if constexpr (of == Of::whole) finish_group<Index, Bits>(p, column, 0, sums, value);
     scale_tokens(p, row, column, value);
     add_branch<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
-    join(p, row, column, value);
-    write(p, row, column, value);
+    if (p.dtype == kFloat32)
+        put(with_dtype(p, kFloat32), row, column, value);
+    else
+        put(p, row, column, value);
 }
 
 }  // namespace

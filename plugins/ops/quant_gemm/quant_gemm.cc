@@ -125,8 +125,10 @@ Definition define(const char* name) {
         name,
         1,
         {{"q", DType::i8}, {"s", DType::f32}, {"w", DType::i32}, {"ws", DType::f32}, {"bias", DType::f32}},
-        {{"y", DType::f32}},
-        {{"bits", Attribute::Type::integer, 8, nullptr}, {"layout", Attribute::Type::integer, 0, nullptr}},
+        {{"y", DType::stream}},
+        {{"bits", Attribute::Type::integer, 8, nullptr},
+         {"layout", Attribute::Type::integer, 0, nullptr},
+         kStreamType},
         {{0, 3, 0}},
         check_attributes,
         check_shapes<Index, LowRank, Residual>,
@@ -138,8 +140,8 @@ Definition define(const char* name) {
         definition.inputs.push_back({"up", DType::f32});
     }
     if (Residual) {
-        definition.inputs.push_back({"residual", DType::f32});
-        definition.inputs.push_back({"gate", DType::f32});
+        definition.inputs.push_back({"residual", DType::stream});
+        definition.inputs.push_back({"gate", DType::stream});
     }
     return definition;
 }

@@ -3,6 +3,7 @@
 //   bytes a 2.1 + b 0.6 + y 2.4 = 5.1 MB / 1.0 TB/s             = 5 us   <- the bound
 // This version is simple and right: a warp a column, its lanes along K, each value of b read once for kRows rows,
 // sums in int32.
+#include "elements.h"
 #include "gpu.h"
 
 namespace {
@@ -13,8 +14,8 @@ constexpr int kRows = 8;
 
 }  // namespace
 
-GPU_KERNEL(quant_matmul, const int8_t* a, const float* sa, const int8_t* b, const float* sb, float* y,
-           int64_t heads, int64_t m, int64_t n, int64_t k) {
+GPU_KERNEL(quant_matmul, const int8_t* a, const float* sa, const int8_t* b, const float* sb, void* y,
+           int64_t heads, int64_t m, int64_t n, int64_t k, int64_t dtype) {
     const int64_t lane = gpu::thread() % kWarp;
     const int64_t column = gpu::block_x() * kWarpsABlock + gpu::thread() / kWarp;
     if (column >= n) return;  // a whole warp
@@ -37,6 +38,6 @@ GPU_KERNEL(quant_matmul, const int8_t* a, const float* sa, const int8_t* b, cons
         }
         if (lane >= count) continue;
         const int64_t row = head * m + first + lane;
-        y[row * n + column] = (float)mine * sa[row] * sb[head * n + column];
+        store_element(y, row * n + column, dtype, (float)mine * sa[row] * sb[head * n + column]);
     }
 }

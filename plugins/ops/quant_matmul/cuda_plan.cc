@@ -24,7 +24,7 @@ std::vector<CudaLaunch> plan_quant_matmul(const Attributes&, const std::vector<T
     launch.block[0] = static_cast<unsigned>(kWarpsABlock * kWarp);
     launch.block[1] = launch.block[2] = 1;
     launch.words = {word(p.a),     word(p.sa), word(p.b), word(p.sb), word(p.y),
-                    word(p.heads), word(p.m),  word(p.n), word(p.k)};
+                    word(p.heads), word(p.m),  word(p.n), word(p.k),  word(outputs[0].dtype)};
     return {launch};
 }
 
