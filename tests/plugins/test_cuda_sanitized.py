@@ -192,7 +192,7 @@ int main() {
     std::vector<float> x(m * k, 1), qmax(1, 7), regions = {0, 1, 1}, s(2 * m);
     std::vector<int8_t> low(m * k), high(m * k);
     const auto word = [](const auto& v) { return reinterpret_cast<uint64_t>(v.data()); };
-    gpu::host::Grid grid{{m, 1, 1}, {128, 1, 1}, 0, 0, {}};
+    gpu::host::Grid grid{{m, 1, 1}, {128, 1, 1}, 0, 0, {{x.data(), 4 * x.size()}}};
     gpu::host::launch("multi_region_quantize", grid,
                       {word(x), word(qmax), word(regions), word(low), word(high), word(s), word(s) + 4 * m, k, m, 1});
 }
