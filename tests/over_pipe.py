@@ -48,7 +48,8 @@ def run(
 ) -> list[np.ndarray]:
     """One node on a CPU model of qemu, as targets.kernel.run does it here; skips where that cannot be."""
     process = _process(cpu)
-    dtypes = [NUMPY[port.dtype] for port in next(known for known in OPS if known.name == op).outputs]
+    known = next(known for known in OPS if known.name == op)
+    dtypes = [np.dtype(NUMPY[known.dtype(port, attributes)]) for port in known.outputs]
     parts = [_text(op), _text(isa), _int(threads), _int(len(attributes))]
     for name, value in attributes.items():
         told = _int(1) + _text(value) if isinstance(value, str) else _int(0) + struct.pack("<q", value)

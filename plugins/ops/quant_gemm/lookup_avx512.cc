@@ -8,10 +8,11 @@
 //         A4, stretch 2: 3 cycles for 256: 85 a cycle = 307 G/s; A5, stretch 1, is no faster than vpdpbusd
 //       vpdpbusd: 64 a cycle = 230 G/s = 5.9 ms (cpu_avx512.cc)
 //   bytes w 1.3 MB (ternary), 2.0 MB (int3) + q 0.3 MB + y 4.7 MB: below 0.6 ms at 20 GB/s
-// Measured on a Zen 4, of the 4.0 ms of this example with ternary A4: look-ups and sums 2.6 (520 G/s; alone, from the first
-// level, 600), tables 0.4, index vectors 0.4 (their words come from the third level), y 0.5. Two tokens by four vectors: a
-// load serves two to four look-ups, as an instruction set that loads one such vector a cycle needs; with tables of all tokens
-// in the second level instead of 4 tokens' in the first the same took 5.0 ms.
+// Measured on a Zen 4: 3.7 ms of this example with ternary A4, of it look-ups and sums 2.4 (alone, from the first level, 2.25),
+// the rest tables, index vectors (whose words come from the third level) and y. Two tokens by four vectors: a load serves two
+// to four look-ups, as an instruction set that loads one such vector a cycle needs. Blocks of 192 k's: tables of two tokens
+// and index vectors of a step fill 24 of 32 KiB; blocks of 64, 96, 128, 288 and more, and 4, 6 or 8 tokens, took 1.05 to 1.2
+// times as long, tables of all tokens in the second level 1.35 times.
 #if defined(D2D_SIMDE)
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -173,7 +174,7 @@ void add_units(const uint8_t* tables, int64_t stride, const uint8_t* index, int 
 template <class Table>
 struct Steps {
     static constexpr int64_t kLanes = 64, kStepVectors = 4, kStepTokens = 2;
-    static constexpr int64_t kLeastVectors = 2, kGroupTokens = 4, kTableBytes = Table::kBytes;
+    static constexpr int64_t kLeastVectors = 2, kGroupTokens = 2, kTableBytes = Table::kBytes;
     static constexpr int64_t kMostOutputs = 2304, kMostTokens = 128;
 
     static void add(const uint8_t* tables, int64_t stride, const uint8_t* index, int tokens, int vectors,
@@ -217,7 +218,7 @@ struct EntriesOf {
 
 struct TernaryTables : Steps<TernaryTable> {
     static constexpr FormatSpec kFormat = kTernary;
-    static constexpr int64_t kCodes = 4, kBlockChunks = 8;
+    static constexpr int64_t kCodes = 4, kBlockChunks = 12;
     static constexpr int kMostLargest = 31;
 
     // 4 tables a chunk, of k's j, 4 + j, 8 + j, 12 + j: entry d + 3 e + 9 f + 27 g.
