@@ -14,6 +14,7 @@ LISTED = [" ".join([op.name, str(VERSION), DOMAIN, *op.attributes]) for op in OP
 # The adapter and what it calls; kernels for CPUs stay out.
 ADAPTER = (
     "adapters/tensorrt.cc",
+    "base/cuda_choice.cc",
     "base/cuda_driver.cc",
     "base/cpu_features.cc",
     "base/scratch.cc",
