@@ -24,9 +24,9 @@
 //
 // Promises as in cuda.cu: instructions for a register of 4 weights, which all 128 tokens share, and all others for each
 // m64n128k32. No product waits for the one before (the compiler says so where one does).
-//   ternary_wgmma 2.0 28.8
-//   int3_wgmma 2.4 31.3
-//   int4_wgmma 1.8 27.8
+//   ternary_wgmma 2.1 28.8
+//   int3_wgmma 2.5 31.3
+//   int4_wgmma 1.9 27.8
 //   int8_wgmma 0.4 34.8
 #include "cuda_tiles.h"
 #include "cuda_wgmma.h"
