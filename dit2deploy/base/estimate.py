@@ -20,7 +20,7 @@ class Estimate:
     left_out: str = ""
 
     def told(self) -> dict[str, Any]:
-        told = {**asdict(self), "seconds": round(self.seconds, 3)}
+        told = {**asdict(self), "seconds": float(f"{self.seconds:.3g}")}
         return told if self.left_out else {name: value for name, value in told.items() if name != "left_out"}
 
 
