@@ -169,7 +169,7 @@ FIGURES = (
     Figure("nodes", ("bench_nodes.json",), nodes),
     Figure("memory", ("memory.json",), memory),
     Figure("bars", ("bench_gemm.json", "bench_blocks.json", "bench_dit_xl.json"), reached),
-    Figure("bars-avx512", ("bench_blocks_avx512.json", "bench_gemm_avx512.json", "bench_dit_xl_avx512.json"), reached),
+    Figure("bars-avx512", ("bench_gemm_avx512.json", "bench_blocks_avx512.json", "bench_dit_xl_avx512.json"), reached),
     Figure("blocks-avx512", ("bench_blocks_avx512.json",), blocks),
 )
 
