@@ -27,7 +27,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -44,6 +43,7 @@ from dit2deploy.targets import cuda, kernel
 from dit2deploy.targets.graph import OF_HALVES
 from tests import over_pipe
 from tests.plugins.ort_host import CUDA, OrtHost
+from tests.tensors import as_array, as_tensor
 
 ISAS = ("portable", "avx2", "avx512_vnni", "neon")
 WEIGHT_PORTS = ("w", "ws", "bias", "up", "down")
@@ -263,18 +263,8 @@ TAKE_HALVES = {
 
 
 def reference(op: Op, case: Case) -> list[np.ndarray]:
-    tensors = [_as_tensor(np.ascontiguousarray(case.inputs[port.name])) for port in op.inputs]
-    return [_as_array(tensor) for tensor in op.compute(*tensors, **{**op.attributes, **case.attributes})]
-
-
-def _as_tensor(array: np.ndarray) -> torch.Tensor:
-    is_bfloat16 = array.dtype == ml_dtypes.bfloat16
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(array)
-
-
-def _as_array(tensor: torch.Tensor) -> np.ndarray:
-    is_bfloat16 = tensor.dtype == torch.bfloat16
-    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if is_bfloat16 else tensor.numpy()
+    tensors = [as_tensor(np.ascontiguousarray(case.inputs[port.name])) for port in op.inputs]
+    return [as_array(tensor) for tensor in op.compute(*tensors, **{**op.attributes, **case.attributes})]
 
 
 def in_type(op: Op, case: Case, dtype: str) -> Case:

@@ -1,11 +1,9 @@
 """Graphs whose activations are halves: what they compute, and what stays float32."""
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
@@ -17,6 +15,7 @@ from dit2deploy.targets import ort_cpu, ort_cuda, reference, tensorrt_rtx
 from dit2deploy.targets.float_types import HALVES, floats_of, use_half_activations
 from dit2deploy.targets.graph import JOINED, OF_HALVES, add_outputs, drop_native_bodies, is_gemm, save_streamed
 from tests.bundles import sources
+from tests.tensors import as_array, as_tensor
 
 ABLE = tensorrt_rtx.availability()
 builds = pytest.mark.skipif(not ABLE.can_build, reason=f"tensorrt-rtx: {ABLE.reason}")
@@ -26,15 +25,7 @@ def evaluator_of(op: Op) -> type[OpRun]:
     """The op by its definition, in whatever type its attribute says."""
 
     def run(self, *inputs, plugin_namespace=None, plugin_version=None, **attributes):
-        return tuple(map(array, op.compute(*map(tensor, inputs), **attributes)))
-
-    def tensor(value: np.ndarray) -> torch.Tensor:
-        half = value.dtype == ml_dtypes.bfloat16
-        return torch.tensor(value.view(np.int16)).view(torch.bfloat16) if half else torch.tensor(value)
-
-    def array(value: torch.Tensor) -> np.ndarray:
-        half = value.dtype == torch.bfloat16
-        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if half else value.numpy()
+        return tuple(map(as_array, op.compute(*(as_tensor(value.copy()) for value in inputs), **attributes)))
 
     return type(op.name, (OpRun,), {"op_domain": DOMAIN, "op_schema": op.schema(), "_run": run})
 

@@ -5,7 +5,8 @@
 // Measured on such a core: int8 7.3 ms, 80 % of it; six tokens by four tiles, since one load serves four to six products (one
 // tile at a time: 8.2 ms).
 // vpdpbusd takes unsigned codes and signed activations and is exact in int32 for every format: one
-// micro-kernel for all. Ternary and int3 by narrow activations are looked up where there is VBMI: lookup_avx512.cc. Compiles against SIMDe as well (D2D_SIMDE), so that it is tested on any machine.
+// micro-kernel for all. Ternary and int3 by narrow activations are looked up where there is VBMI: lookup_avx512.cc.
+// Compiles against SIMDe as well (D2D_SIMDE), so that it is tested on any machine.
 #if defined(D2D_SIMDE)
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
