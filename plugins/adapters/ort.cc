@@ -216,7 +216,7 @@ Status* compute(void* kernel, KernelContext* context) {
         if (!node.kernel) {  // all tensors are on the GPU, and so is what comes before and after, on this stream
             CUstream_st* stream = nullptr;
             check(gpu_stream(api, context, &stream));
-            launch_cuda(definition.plan_cuda(node.attributes, inputs, outputs), stream);
+            launch_cuda(definition.plan_cuda(node.attributes, inputs, outputs, {}), stream);
             return;
         }
         const Parallel pool{

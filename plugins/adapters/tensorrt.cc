@@ -1,5 +1,6 @@
 // TensorRT and TensorRT-RTX: every Definition of the list as a plugin of namespace "dit2deploy"; no line per
 // op.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -104,8 +105,8 @@ class Plugin : public IPluginV3,
                public IPluginV3OneBuild,
                public IPluginV3OneRuntime {
   public:
-    Plugin(const Definition& definition, Attributes attributes)
-        : definition_(definition), attributes_(std::move(attributes)) {
+    Plugin(const Definition& definition, Attributes attributes, int tactic = 0)
+        : definition_(definition), attributes_(std::move(attributes)), tactic_(tactic) {
         for (const Attribute& attribute : definition_.attributes) {
             if (attribute.type == Attribute::Type::integer)
                 integers_.push_back(static_cast<int32_t>(attributes_.integer(attribute.name)));
@@ -143,7 +144,11 @@ class Plugin : public IPluginV3,
 
     // TensorRT dereferences what comes back without a look, so running out of memory here ends the process
     // either way.
-    IPluginV3* clone() noexcept override { return new Plugin(definition_, attributes_); }
+    IPluginV3* clone() noexcept override {
+        auto* made = new Plugin(definition_, attributes_, tactic_);
+        made->valid_tactics_ = valid_tactics_;
+        return made;
+    }
 
     const char* getPluginName() const noexcept override { return definition_.name; }
     const char* getPluginVersion() const noexcept override { return version_.c_str(); }
@@ -161,14 +166,47 @@ class Plugin : public IPluginV3,
             refuse(definition_.check_shapes(attributes_, least));
             refuse(definition_.check_shapes(attributes_, most));
             // What the kernels cannot do is told while the engine is built, not when it first runs.
-            std::vector<Tensor> from, to;
-            for (size_t i = 0; i < most.size(); ++i)
-                from.push_back({dtype_of(definition_.inputs[i], attributes_), most[i], nullptr});
-            const std::vector<Shape> results = output_shapes(definition_, most);
-            for (size_t i = 0; i < results.size(); ++i)
-                to.push_back({dtype_of(definition_.outputs[i], attributes_), results[i], nullptr});
-            definition_.plan_cuda(attributes_, from, to);
+            const Planned largest(*this, in, inputs, &DynamicPluginTensorDesc::max);
+            definition_.plan_cuda(attributes_, largest.from, largest.to, {});
+            // TensorRT times tactics at the shapes that the profile was made for, and gives the fastest one all shapes.
+            const Planned usual(*this, in, inputs, &DynamicPluginTensorDesc::opt);
+            valid_tactics_.clear();
+            for (int32_t tactic = 1; tactic <= static_cast<int32_t>(definition_.tactics.size()); ++tactic)
+                if (definition_.takes_tactic(attributes_, usual.from, usual.to, tactic))
+                    valid_tactics_.push_back(tactic);
         });
+    }
+
+    // Of the profile and the formats that were configured last. None: TensorRT takes tactic 0, the op's own rule, which it
+    // does not time beside others; it is one of them wherever there are any.
+    int32_t getNbTactics() noexcept override { return static_cast<int32_t>(valid_tactics_.size()); }
+
+    int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override {
+        return guarded(definition_.name, [&] {
+            if (!tactics || static_cast<size_t>(count) != valid_tactics_.size())
+                throw std::invalid_argument("has " + std::to_string(valid_tactics_.size()) +
+                                            " tactics, was asked for " + std::to_string(count));
+            std::copy(valid_tactics_.begin(), valid_tactics_.end(), tactics);
+        });
+    }
+
+    // Before it times a tactic, and of an engine's plugins the one that it chose, which it keeps in the engine itself.
+    int32_t setTactic(int32_t tactic) noexcept override {
+        return guarded(definition_.name, [&] {
+            refuse(check_tactic(definition_, tactic));
+            tactic_ = tactic;
+        });
+    }
+
+    size_t getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*,
+                            int32_t) const noexcept override {
+        size_t bytes = 0;
+        guarded(definition_.name, [&] {
+            check_count(inputs);
+            const Planned largest(*this, in, inputs, &DynamicPluginTensorDesc::max);
+            bytes = workspace_bytes(definition_, attributes_, largest.from, largest.to);
+        });
+        return bytes;
     }
 
     int32_t getOutputDataTypes(DataType* types, int32_t outputs, const DataType* given,
@@ -229,7 +267,7 @@ class Plugin : public IPluginV3,
     }
 
     int32_t enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs,
-                    void* const* outputs, void*, cudaStream_t stream) noexcept override {
+                    void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
         return guarded(definition_.name, [&] {
             std::vector<Tensor> from, to;
             for (size_t i = 0; i < definition_.inputs.size(); ++i)
@@ -238,7 +276,7 @@ class Plugin : public IPluginV3,
             for (size_t i = 0; i < definition_.outputs.size(); ++i)
                 to.push_back(
                     {dtype_of(definition_.outputs[i], attributes_), shape_of(out[i].dims), outputs[i]});
-            launch_cuda(definition_.plan_cuda(attributes_, from, to), stream);
+            launch_cuda(definition_.plan_cuda(attributes_, from, to, {tactic_, workspace}), stream);
         });
     }
 
@@ -248,6 +286,24 @@ class Plugin : public IPluginV3,
     const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &collection_; }
 
   private:
+    // The tensors of a node by the shapes of a profile, which lie nowhere yet.
+    struct Planned {
+        std::vector<Tensor> from, to;
+
+        Planned(const Plugin& plugin, const DynamicPluginTensorDesc* in, int32_t inputs,
+                Dims DynamicPluginTensorDesc::* which) {
+            std::vector<Shape> shapes;
+            for (int32_t i = 0; i < inputs; ++i) shapes.push_back(shape_of(in[i].*which));
+            const std::vector<Shape> results = output_shapes(plugin.definition_, shapes);
+            for (size_t i = 0; i < shapes.size(); ++i)
+                from.push_back(
+                    {dtype_of(plugin.definition_.inputs[i], plugin.attributes_), shapes[i], nullptr});
+            for (size_t i = 0; i < results.size(); ++i)
+                to.push_back(
+                    {dtype_of(plugin.definition_.outputs[i], plugin.attributes_), results[i], nullptr});
+        }
+    };
+
     void check_count(int32_t inputs) const {
         if (static_cast<size_t>(inputs) != definition_.inputs.size())
             throw std::invalid_argument("expects " + std::to_string(definition_.inputs.size()) +
@@ -261,6 +317,8 @@ class Plugin : public IPluginV3,
     std::vector<PluginField> fields_;
     PluginFieldCollection collection_{};
     std::string timing_id_;
+    int tactic_;
+    std::vector<int32_t> valid_tactics_;
 };
 
 class Creator : public IPluginCreatorV3One {

@@ -21,7 +21,7 @@ GeluRows gelu_rows_avx2();
 GeluRows gelu_rows_avx512();
 GeluRows gelu_rows_neon();
 std::vector<CudaLaunch> plan_gelu_hadamard_quantize(const Attributes&, const std::vector<Tensor>& inputs,
-                                                    const std::vector<Tensor>& outputs);
+                                                    const std::vector<Tensor>& outputs, const CudaMeans&);
 Definition gelu_hadamard_quantize();
 Definition gelu_hadamard_quantize_keep();
 
