@@ -14,6 +14,7 @@
 #else
 #include "tensorrt.h"
 #endif
+#include "cuda_choice.h"
 #include "cuda_driver.h"
 #include "op.h"
 
@@ -105,8 +106,12 @@ class Plugin : public IPluginV3,
                public IPluginV3OneBuild,
                public IPluginV3OneRuntime {
   public:
-    Plugin(const Definition& definition, Attributes attributes, int tactic = 0)
-        : definition_(definition), attributes_(std::move(attributes)), tactic_(tactic) {
+    // `kernels`: those that tactics choose among, as far as they are not always the same.
+    Plugin(const Definition& definition, Attributes attributes, std::string kernels)
+        : definition_(definition),
+          attributes_(std::move(attributes)),
+          kernels_(std::move(kernels)),
+          timing_id_("kernels=" + kernels_ + ";") {
         for (const Attribute& attribute : definition_.attributes) {
             if (attribute.type == Attribute::Type::integer)
                 integers_.push_back(static_cast<int32_t>(attributes_.integer(attribute.name)));
@@ -145,7 +150,8 @@ class Plugin : public IPluginV3,
     // TensorRT dereferences what comes back without a look, so running out of memory here ends the process
     // either way.
     IPluginV3* clone() noexcept override {
-        auto* made = new Plugin(definition_, attributes_, tactic_);
+        auto* made = new Plugin(definition_, attributes_, kernels_);
+        made->tactic_ = tactic_;
         made->valid_tactics_ = valid_tactics_;
         return made;
     }
@@ -183,7 +189,7 @@ class Plugin : public IPluginV3,
 
     int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override {
         return guarded(definition_.name, [&] {
-            if (!tactics || static_cast<size_t>(count) != valid_tactics_.size())
+            if (static_cast<size_t>(count) != valid_tactics_.size() || (count && !tactics))
                 throw std::invalid_argument("has " + std::to_string(valid_tactics_.size()) +
                                             " tactics, was asked for " + std::to_string(count));
             std::copy(valid_tactics_.begin(), valid_tactics_.end(), tactics);
@@ -316,8 +322,9 @@ class Plugin : public IPluginV3,
     std::vector<int32_t> integers_;
     std::vector<PluginField> fields_;
     PluginFieldCollection collection_{};
+    const std::string kernels_;
     std::string timing_id_;
-    int tactic_;
+    int tactic_ = 0;
     std::vector<int32_t> valid_tactics_;
 };
 
@@ -335,7 +342,8 @@ class Creator : public IPluginCreatorV3One {
         guarded(definition_.name, [&] {
             Attributes attributes = read(definition_, fields);
             refuse(check_attributes(definition_, attributes));
-            plugin = std::make_unique<Plugin>(definition_, std::move(attributes));
+            plugin = std::make_unique<Plugin>(definition_, std::move(attributes),
+                                              wgmma_is_asked_for() ? "wgmma" : "mma");
         });
         return plugin.release();
     }

@@ -1,6 +1,7 @@
 """The TensorRT plugins by themselves: through a fake host, and in the registry of a real TensorRT if there is one."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -44,6 +45,17 @@ def test_the_library_serves_a_host_as_tensorrt_would_use_it(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == LISTED
     assert "block must be a power of two" in done.stderr
+    assert "TernaryGemm: there is no tactic 6: known are 0, the op's rule, and 1 to 5" in done.stderr
+    assert "HadamardQuantize: there is no tactic 1: known are 0, the op's rule, alone" in done.stderr
+
+
+def test_the_tactic_that_tensorrt_chose_is_computed(driver, tmp_path):
+    """On the emulated driver: by every tactic, with the workspace that was asked for, the same bits."""
+    host = compile_cpp(tmp_path / "host", [HERE / "fake_host.cc"], "-O1", folders=("abi",))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver.parent)}
+    command = [host, library_path(), "gpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_adapter_is_clean_under_sanitizers(tmp_path):
