@@ -226,7 +226,7 @@ void compute_on_gpu(const Node& node, const KernelContext* context, const std::v
                     const std::vector<Tensor>& outputs) {
     CUstream_st* stream = nullptr;
     check(gpu_stream(api, context, &stream));
-    // Without a stream, ONNX Runtime 1.18 reads through a null pointer where it is asked for a scratch buffer.
+    // A scratch buffer without a stream ends the process in ONNX Runtime 1.18, which reads through a null pointer.
     const size_t bytes = stream ? workspace_bytes(*node.definition, node.attributes, inputs, outputs) : 0;
     const Scratch workspace(context, node.allocator.get(), bytes);
     launch_cuda(node.definition->plan_cuda(node.attributes, inputs, outputs, {0, workspace.data()}), stream);

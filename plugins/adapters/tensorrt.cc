@@ -183,8 +183,7 @@ class Plugin : public IPluginV3,
         });
     }
 
-    // Of the profile and the formats that were configured last. None: TensorRT takes tactic 0, the op's own rule, which it
-    // does not time beside others; it is one of them wherever there are any.
+    // Of the profile that was configured last. None: TensorRT takes tactic 0.
     int32_t getNbTactics() noexcept override { return static_cast<int32_t>(valid_tactics_.size()); }
 
     int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override {

@@ -173,7 +173,8 @@ struct Definition {
                                          const std::vector<Tensor>& outputs, const CudaMeans&);
 
     // What plan_cuda can be asked for where there is a choice, by numbers from 1. Engines and timing caches hold the numbers:
-    // names are added at the end, none is ever removed.
+    // names are added at the end, none is ever removed. The first one is the rule again: TensorRT times no 0 beside others,
+    // and TensorRT-RTX, which times nothing where it has no GPU, takes the first one that it is offered.
     std::vector<const char*> tactics = {};
     // Whether a tactic is a way to compute a node of these shapes. Nodes of other shapes are computed by the op's rule.
     bool (*takes_tactic)(const Attributes&, const std::vector<Tensor>& inputs,

@@ -188,32 +188,33 @@ std::vector<int32_t> valid_tactics(IPluginV3 &plugin) {
   return found;
 }
 
-// Of the profile that was configured last: 64x64, in slices of K, 128x128.
+// Of the profile that was configured last: the rule, 64x64, in slices of K,
+// 128x128.
 void offers_tactics(IPluginV3 &product) {
   using Tactics = std::vector<int32_t>;
   IPluginV3OneBuild &build = build_of(product);
   CHECK(valid_tactics(product).empty());
   CHECK(build.configurePlugin(profile(1, 70, 4096).data(), 5, nullptr, 1) == 0);
-  CHECK((valid_tactics(product) == Tactics{1, 2, 3}));
+  CHECK((valid_tactics(product) == Tactics{1, 2, 3, 4}));
   const std::unique_ptr<IPluginV3> clone(product.clone());
-  CHECK((valid_tactics(*clone) == Tactics{1, 2, 3}));
-  int32_t room[4] = {};
-  CHECK(build.getValidTactics(room, 2) != 0 && !room[0]);
-  CHECK(build.getValidTactics(room, 4) != 0 && !room[0]);
-  CHECK(build.getValidTactics(nullptr, 3) != 0);
+  CHECK((valid_tactics(*clone) == Tactics{1, 2, 3, 4}));
+  int32_t room[5] = {};
+  CHECK(build.getValidTactics(room, 3) != 0 && !room[0]);
+  CHECK(build.getValidTactics(room, 5) != 0 && !room[0]);
+  CHECK(build.getValidTactics(nullptr, 4) != 0);
   // 141 tiles are too many for K to be split.
   CHECK(build.configurePlugin(profile(1, 9000, 9000).data(), 5, nullptr, 1) ==
         0);
-  CHECK((valid_tactics(product) == Tactics{1, 3}));
+  CHECK((valid_tactics(product) == Tactics{1, 2, 4}));
   CHECK(build.configurePlugin(profile(1, 16, 4096).data(), 5, nullptr, 1) == 0);
   CHECK(valid_tactics(product).empty());
 }
 
 void refuses_unknown_tactics(IPluginV3 &product, IPluginV3 &quantize) {
   IPluginV3OneRuntime &runtime = runtime_of(product);
-  for (int32_t tactic = 0; tactic <= 5; ++tactic)
+  for (int32_t tactic = 0; tactic <= 6; ++tactic)
     CHECK(runtime.setTactic(tactic) == 0);
-  for (const int32_t tactic : {-1, 6, INT32_MAX, INT32_MIN})
+  for (const int32_t tactic : {-1, 7, INT32_MAX, INT32_MIN})
     CHECK(runtime.setTactic(tactic) != 0);
   CHECK(runtime_of(quantize).setTactic(0) == 0);
   CHECK(runtime_of(quantize).setTactic(1) != 0);
@@ -263,9 +264,10 @@ void computes_the_same_by_each_tactic(IPluginCreatorV3One &creator,
     in.push_back(tensor(of_product(m)[i], types[i]));
   const PluginTensorDesc out = tensor({m, kOutputs}, DataType::kHALF);
   const char *const kernels[] = {"ternary_gemm_64x64", "ternary_gemm_64x64",
-                                 "gemm_finish", "ternary_gemm_128x128"};
+                                 "ternary_gemm_64x64", "gemm_finish",
+                                 "ternary_gemm_128x128"};
   std::vector<uint16_t> want;
-  for (int32_t tactic = 0; tactic <= 3; ++tactic) {
+  for (int32_t tactic = 0; tactic <= 4; ++tactic) {
     std::unique_ptr<IPluginV3> plugin = create(creator, fields);
     const size_t bytes = build_of(*plugin).getWorkspaceSize(
         profile(1, m, m).data(), 5, nullptr, 1);
@@ -374,15 +376,15 @@ int main(int argc, char **argv) {
         *create(*creator_of(all, count, "TernaryGemmResidual"), {dtype}), half);
   }
   const int32_t of_gpu = 2, half = 10;
-  const Fields singles = {{"layout", &of_gpu, PluginFieldType::kINT32, 1}};
-  Fields halves = singles;
-  halves.emplace_back("dtype", &half, PluginFieldType::kINT32, 1);
-  offers_tactics(*create(*gemm, halves));
-  refuses_unknown_tactics(*create(*gemm, halves), *quantize);
-  asks_for_workspace(*create(*gemm, halves), *create(*gemm, singles));
+  const Fields of_single = {{"layout", &of_gpu, PluginFieldType::kINT32, 1}};
+  Fields of_half = of_single;
+  of_half.emplace_back("dtype", &half, PluginFieldType::kINT32, 1);
+  offers_tactics(*create(*gemm, of_half));
+  refuses_unknown_tactics(*create(*gemm, of_half), *quantize);
+  asks_for_workspace(*create(*gemm, of_half), *create(*gemm, of_single));
 #ifndef LINKED
   if (argc == 3)
-    computes_the_same_by_each_tactic(*gemm, halves);
+    computes_the_same_by_each_tactic(*gemm, of_half);
 #endif
   return 0;
 }

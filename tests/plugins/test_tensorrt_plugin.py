@@ -45,7 +45,7 @@ def test_the_library_serves_a_host_as_tensorrt_would_use_it(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == LISTED
     assert "block must be a power of two" in done.stderr
-    assert "TernaryGemm: there is no tactic 6: known are 0, the op's rule, and 1 to 5" in done.stderr
+    assert "TernaryGemm: there is no tactic 7: known are 0, the op's rule, and 1 to 6" in done.stderr
     assert "HadamardQuantize: there is no tactic 1: known are 0, the op's rule, alone" in done.stderr
 
 

@@ -1,6 +1,7 @@
 """TensorRT-RTX engines: what is in them, and what is said where they cannot be built, read or opened."""
 
 import os
+import re
 import resource
 import sys
 
@@ -80,6 +81,16 @@ def test_an_engine_is_its_packed_weights_and_little_else(product, tmp_path):
     assert record.weight_bytes == told["bytes"] == (tmp_path / record.engines["sm86"]).stat().st_size
     assert told["seconds"] > 0 and record.details["peak_rss_mb"] > 0
     assert "not run" in record.details["not_run"]
+
+
+@builds
+def test_a_builder_that_times_nothing_leaves_the_tiles_to_the_rule(product, tmp_path):
+    """It takes the first tactic that it is offered: the first of the op's list."""
+    engine = (tmp_path / build(product, tmp_path).engines["sm86"]).read_bytes()
+    chosen = dict(re.findall(rb'name="(\w)_\w+"[^\n]* tactic_id="\w+_(\d+)"', engine))
+    assert chosen == {b"q": b"0", b"y": b"1"}
+    tactics = {entry["name"]: entry["tactics"] for entry in kernel.describe()}
+    assert tactics["TernaryGemm"][0] == "rule" and not tactics["HadamardQuantize"]
 
 
 @builds

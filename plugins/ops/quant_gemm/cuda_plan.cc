@@ -25,9 +25,9 @@
 //   128x256    where it makes at least 128 blocks
 //   128x128    what is left
 //
-// A tactic takes the place of what comes after the groups, so that a runtime can time what was derived here. It is kept
-// where K can be split (s > 1), if that is what it asks for; the rule computes all other shapes. Those on wgmma are there
-// where DIT2DEPLOY_CUDA asks for them, and are refused elsewhere: a kernel that was not asked for never runs.
+// A tactic takes the place of what comes after the groups, so that a runtime can time what was derived here: one of these
+// kernels for every shape that it can compute (K in slices where s > 1), and the rule for all others. Those on wgmma are
+// there where DIT2DEPLOY_CUDA asks for them, and are refused elsewhere: a kernel that was not asked for never runs.
 #include <algorithm>
 #include <cstring>
 #include <optional>
@@ -56,12 +56,10 @@ enum Variant { any, few, few_groups, small, small_groups, slice, large, wgmma_na
 // In the order of their numbers, which engines hold: never changed, added to at the end.
 constexpr struct {
     const char* name;
-    Variant variant;
-} kTactics[] = {{"64x64", small},
-                {"64x64_slice", slice},
-                {"128x128", large},
-                {"128x128_wgmma", wgmma_narrow},
-                {"128x256_wgmma", wgmma_wide}};
+    std::optional<Variant> variant;
+} kTactics[] = {{"rule", std::nullopt},          {"64x64", small},
+                {"64x64_slice", slice},          {"128x128", large},
+                {"128x128_wgmma", wgmma_narrow}, {"128x256_wgmma", wgmma_wide}};
 
 #define TILED(format, suffix)                                                            \
     format "_64x64" suffix, format "_64x64_groups" suffix, format "_64x64_slice" suffix, \
@@ -118,12 +116,12 @@ Variant by_rule(const GemmProblem& p, bool has_room) {
 // `has_room`: for the sums of slices.
 Variant variant_of(const GemmProblem& p, DType dtype, int64_t layout, int tactic, bool has_room) {
     if (const auto variant = without_choice(p, dtype, layout)) return *variant;
-    if (!tactic) return by_rule(p, has_room);
-    const Variant asked = kTactics[tactic - 1].variant;
-    if (is_on_wgmma(asked) && !wgmma_is_asked_for())
+    const auto asked = tactic ? kTactics[tactic - 1].variant : std::nullopt;
+    if (!asked) return by_rule(p, has_room);
+    if (is_on_wgmma(*asked) && !wgmma_is_asked_for())
         throw std::invalid_argument("tactic " + std::to_string(tactic) + " is a kernel on wgmma: set " +
                                     "DIT2DEPLOY_CUDA=wgmma, as where it was chosen");
-    return asked != slice || (has_room && slices_of(p) > 1) ? asked : by_rule(p, has_room);
+    return asked != slice || (has_room && slices_of(p) > 1) ? *asked : by_rule(p, has_room);
 }
 
 struct Tile {
@@ -182,9 +180,9 @@ std::vector<const char*> quant_gemm_tactics() {
 bool quant_gemm_takes_tactic(GemmTerms terms, const Attributes& attributes, const std::vector<Tensor>& inputs,
                              const std::vector<Tensor>& outputs, int tactic) {
     const GemmProblem p(inputs.data(), outputs.data(), terms);
-    const Variant variant = kTactics[tactic - 1].variant;
+    const auto variant = kTactics[tactic - 1].variant;
     if (p.m == 0 || without_choice(p, outputs[0].dtype, attributes.integer("layout"))) return false;
-    if (is_on_wgmma(variant)) return wgmma_is_asked_for();
+    if (variant && is_on_wgmma(*variant)) return wgmma_is_asked_for();
     return variant != slice || slices_of(p) > 1;
 }
 
