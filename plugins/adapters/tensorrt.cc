@@ -188,9 +188,10 @@ class Plugin : public IPluginV3,
 
     int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override {
         return guarded(definition_.name, [&] {
-            if (static_cast<size_t>(count) != valid_tactics_.size() || (count && !tactics))
+            if (static_cast<size_t>(count) != valid_tactics_.size())
                 throw std::invalid_argument("has " + std::to_string(valid_tactics_.size()) +
                                             " tactics, was asked for " + std::to_string(count));
+            if (count && !tactics) throw std::invalid_argument("there is no room for the tactics");
             std::copy(valid_tactics_.begin(), valid_tactics_.end(), tactics);
         });
     }

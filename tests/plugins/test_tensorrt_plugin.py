@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,9 +40,15 @@ ADAPTER = (
 FOLDERS = ("abi", "include", "base", "formats", "ops", "ops/quant_gemm", "ops/hadamard_quantize")
 
 
-def test_the_library_serves_a_host_as_tensorrt_would_use_it(tmp_path):
-    host = compile_cpp(tmp_path / "host", [HERE / "fake_host.cc"], "-O1", folders=("abi",))
-    done = subprocess.run([host, library_path()], capture_output=True, text=True, timeout=60)
+@pytest.fixture(scope="module")
+def host(tmp_path_factory) -> Path:
+    return compile_cpp(tmp_path_factory.mktemp("host") / "host", [HERE / "fake_host.cc"], "-O1", folders=("abi",))
+
+
+@pytest.mark.parametrize("kernels", ("mma", "wgmma"))
+def test_the_library_serves_a_host_as_tensorrt_would_use_it(host, kernels: str):
+    environment = {**os.environ, "DIT2DEPLOY_CUDA": kernels}
+    done = subprocess.run([host, library_path()], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == LISTED
     assert "block must be a power of two" in done.stderr
@@ -49,9 +56,8 @@ def test_the_library_serves_a_host_as_tensorrt_would_use_it(tmp_path):
     assert "HadamardQuantize: there is no tactic 1: known are 0, the op's rule, alone" in done.stderr
 
 
-def test_the_tactic_that_tensorrt_chose_is_computed(driver, tmp_path):
+def test_the_tactic_that_tensorrt_chose_is_computed(driver, host):
     """On the emulated driver: by every tactic, with the workspace that was asked for, the same bits."""
-    host = compile_cpp(tmp_path / "host", [HERE / "fake_host.cc"], "-O1", folders=("abi",))
     environment = {**os.environ, "LD_LIBRARY_PATH": str(driver.parent)}
     command = [host, library_path(), "gpu"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
