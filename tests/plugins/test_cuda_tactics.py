@@ -1,7 +1,10 @@
 """What a plan of the GEMMs can be given beside the tensors: a tactic in place of its rule, and a workspace."""
 
 import functools
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from dit2deploy.ops.op import NUMPY, ONNX, Case, Op
 from dit2deploy.targets import kernel
 from tests.plugins.gemms import in_fragments, never_launched, on_host, weights_of
 
+ROOT = Path(__file__).resolve().parents[2]
 TACTICS = ("rule", "64x64", "64x64_slice", "128x128", "128x128_wgmma", "128x256_wgmma")
 
 
@@ -155,3 +159,35 @@ def test_a_tactic_changes_no_bit(name: str, dtype: str, library, monkeypatch, tm
             for one, other in zip(got, want, strict=True):
                 np.testing.assert_array_equal(one.view(np.uint8), other, f"{case} by {tactic}")
     assert not {f"ternary_gemm_{tactic}" for tactic in TACTICS[1:]} & never_launched(host)
+
+
+ENQUEUE = """
+import ctypes
+import numpy as np
+from dit2deploy.targets import cuda, kernel
+device, driver = cuda.Device(), ctypes.CDLL("libcuda.so.1")
+driver.d2d_last_launched.restype = ctypes.c_char_p
+m, n, k, rng = 70, 34, 64 * 64, np.random.default_rng(0)
+q, w = rng.integers(-127, 127, (m, k)).astype(np.int8), rng.integers(-2**31, 2**31, (2, k * 2)).astype(np.int32)
+held = q, np.full((m, 1), 0.01, np.float32), w, np.ones((n, 1), np.float32), np.zeros(n, np.float32)
+y = np.zeros((m, n), np.float16)
+memory = lambda value: kernel.Memory(value.ctypes.data, value.dtype, value.shape)
+node = "TernaryGemm", [*map(memory, held)], {"layout": 2, "dtype": 10}, [memory(y)]
+sums, found = np.zeros(kernel.workspace_bytes(*node) // 4, np.int32), []
+for how in {}, {"workspace": sums.ctypes.data}, {"tactic": 4}:
+    kernel.launcher(*node, **how)(device.stream)
+    found.append(y.copy())
+    print(driver.d2d_last_launched().decode(), np.count_nonzero(sums) > m * n // 2, np.array_equal(y, found[0]))
+    y[:] = 0
+"""
+
+
+def test_the_c_entry_takes_a_tactic_and_a_workspace(driver):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(driver.parent)}
+    done = subprocess.run([sys.executable, "-c", ENQUEUE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "ternary_gemm_64x64 False True",
+        "gemm_finish True True",
+        "ternary_gemm_128x128 True True",
+    ]
