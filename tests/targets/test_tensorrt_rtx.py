@@ -168,7 +168,7 @@ def test_a_full_disk_is_told(product, tmp_path):
     engine = tmp_path / "x.engine"
     entry = {"onnx": str(product.path), "engine": str(engine), "capabilities": ["8.6"]}
     job = {"module": "tensorrt_rtx", "library": str(kernel.library_path()), "engines": [entry]}
-    job["profile"] = {"x": [[1, 2, 4]]}
+    job |= {"profile": {"x": [[1, 2, 4]]}, "timing_cache": None}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
