@@ -62,10 +62,11 @@ class Thresholds(schema.Record):
 
             10 log10(2**p) + 5.0 + 10 log10(c) - 5 log10(r):  3 dB a bit, where a rounding alone has 6.
 
-        4-bit activations (c = 2.8) behind two roundings: 41 dB in float16 and 32 in bfloat16; a tiny DiT has 39 to 41
-        and 29 to 33. `layer_db` allows 1-bit activations (c = 1/2) behind eight roundings. `channel_db`: one channel
-        apart from the others errs, in the median token, by 2 * 2**-p at the most. `step_db`, `trajectory_db`: the
-        noise of ten such layers. None is stricter than in float32 (24 bits), to which the formulas give its own.
+        4-bit activations (c = 2.8) behind two roundings: 41 dB in float16 and 32 in bfloat16; the worst layers of a
+        tiny DiT and of the demo have 39 and 29. `layer_db` allows 1-bit activations (c = 1/2) behind eight roundings.
+        `channel_db`: one channel apart from the others errs, in the median token, by 2 * 2**-p at the most. `step_db`,
+        `trajectory_db`: the noise of ten such layers. None is stricter than in float32 (24 bits), to which the
+        formulas give its own.
         """
         powers = 10 * math.log10(2) * bits
         layer, channel = min(cls().layer_db, powers - 2.5), min(cls().channel_db, 2 * powers - 6)
