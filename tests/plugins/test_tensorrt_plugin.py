@@ -78,6 +78,47 @@ def test_the_adapter_is_clean_under_sanitizers(tmp_path):
     assert done.stdout.splitlines() == LISTED
 
 
+# Folders with NvInferRuntime.h: those that the variable names, and where Debian's and JetPack's packages put it.
+NAMED = os.environ.get("D2D_TENSORRT_HEADERS", "")
+HEADERS = [
+    folder
+    for folder in (*NAMED.split(os.pathsep), *map(str, Path("/usr/include").glob("*-linux-gnu")))
+    if folder and Path(folder, "NvInferRuntime.h").is_file()
+]
+# What they ask of CUDA.
+CUDA = """#pragma once
+typedef struct CUstream_st* cudaStream_t;
+typedef struct CUevent_st* cudaEvent_t;
+"""
+
+
+@pytest.mark.skipif(not HEADERS, reason="$D2D_TENSORRT_HEADERS names no folder with TensorRT's headers")
+@pytest.mark.parametrize("folder", HEADERS)
+def test_our_declarations_are_those_of_the_sdk(folder, tmp_path):
+    """Ran with the headers of 10.0.1, 10.3.0, 10.10.0, 10.16 and 11.1 (2026-11-22)."""
+    (tmp_path / "cuda_runtime_api.h").write_text(CUDA)
+    sdk = ("-isystem", folder, "-isystem", str(tmp_path))
+    probe = [HERE / "tensorrt_abi.cc"]
+    printed = [
+        subprocess.run([program], capture_output=True, text=True, check=True).stdout
+        for program in (
+            compile_cpp(tmp_path / "ours", probe, "-w", folders=("abi",)),
+            compile_cpp(tmp_path / "theirs", probe, "-w", "-DOFFICIAL", *sdk),
+        )
+    ]
+    assert printed[0] == printed[1] and "IPluginV3OneRuntime::enqueue" in printed[0]
+    adapter = [PLUGINS / "adapters" / "tensorrt.cc"]
+    compile_cpp(
+        tmp_path / "adapter.o",
+        adapter,
+        "-c",
+        "-DD2D_TENSORRT_SDK",
+        "-Wno-deprecated-declarations",
+        *sdk,
+        folders=FOLDERS[1:],
+    )
+
+
 LEAN = """
 import sys
 import numpy, tensorrt_lean_bindings as trt
