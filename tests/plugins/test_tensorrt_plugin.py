@@ -54,8 +54,8 @@ def test_the_library_serves_a_host_as_tensorrt_would_use_it(host, kernels: str):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == LISTED
     assert "block must be a power of two" in done.stderr
-    assert "TernaryGemm: there is no tactic 7: known are 0, the op's rule, and 1 to 6" in done.stderr
-    assert "HadamardQuantize: there is no tactic 1: known are 0, the op's rule, alone" in done.stderr
+    assert "TernaryGemm node: there is no tactic 7: known are 0, the op's rule, and 1 to 6" in done.stderr
+    assert "HadamardQuantize node: there is no tactic 1: known are 0, the op's rule, alone" in done.stderr
 
 
 def test_the_tactic_that_tensorrt_chose_is_computed(driver, host):
