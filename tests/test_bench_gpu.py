@@ -55,7 +55,9 @@ def test_every_kernel_is_checked_and_recorded(whole):
         for k, n in ((144, 80), (256, 72))
     }
     quantizers = {
-        (f"{prefix}HadamardQuantize", m, k) for m in (1, 70) for prefix, k in (("", 96), ("AdaLn", 192), ("Gelu", 512))
+        (f"{prefix}HadamardQuantize", m, k)
+        for m in (1, 70)
+        for prefix, k in (("", 96), ("AdaLn", 192), ("Activation", 512))
     }
     assert names == gemms | quantizers | {("blocks of a step", 2, 9, 2)}
     for row in record["rows"]:
@@ -99,7 +101,7 @@ def test_a_hopper_has_both_kernels_side_by_side(driver, tmp_path):
         assert fmt not in rows[f"{fmt} GEMM", 70]["cold"]["ratios"]
 
 
-@pytest.mark.parametrize(("op", "section"), [("Int3Gemm", "gemm"), ("GeluHadamardQuantize", "quantize")])
+@pytest.mark.parametrize(("op", "section"), [("Int3Gemm", "gemm"), ("ActivationHadamardQuantize", "quantize")])
 def test_one_wrong_number_is_seen(driver, tmp_path, op: str, section: str):
     """The section stops, what it had stays, and the exit code is 1."""
     out = tmp_path / "bench_gpu.json"

@@ -1,7 +1,7 @@
 """The ops of domain `dit2deploy`: THE list. Importing this package registers them with torch and onnx."""
 
+from dit2deploy.ops.activation_hadamard_quantize import ACTIVATION_HADAMARD_QUANTIZE, ACTIVATION_HADAMARD_QUANTIZE_KEEP
 from dit2deploy.ops.ada_ln_hadamard_quantize import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP
-from dit2deploy.ops.gelu_hadamard_quantize import GELU_HADAMARD_QUANTIZE, GELU_HADAMARD_QUANTIZE_KEEP
 from dit2deploy.ops.hadamard_quantize import HADAMARD, HADAMARD_QUANTIZE, PER_TOKEN_QUANTIZE_LINEAR
 from dit2deploy.ops.monarch import MONARCH_ADD
 from dit2deploy.ops.multi_region_quantize import MULTI_REGION_QUANTIZE
@@ -26,8 +26,8 @@ OPS: tuple[Op, ...] = (
     QUANT_MATMUL,
     ADA_LN_HADAMARD_QUANTIZE,
     ADA_LN_HADAMARD_QUANTIZE_KEEP,
-    GELU_HADAMARD_QUANTIZE,
-    GELU_HADAMARD_QUANTIZE_KEEP,
+    ACTIVATION_HADAMARD_QUANTIZE,
+    ACTIVATION_HADAMARD_QUANTIZE_KEEP,
     HADAMARD,
     PER_TOKEN_QUANTIZE_LINEAR,
     *DEQUANTIZE_LINEARS.values(),
@@ -36,12 +36,12 @@ for _op in OPS:
     register(_op)
 
 __all__ = [
+    "ACTIVATION_HADAMARD_QUANTIZE",
+    "ACTIVATION_HADAMARD_QUANTIZE_KEEP",
     "ADA_LN_HADAMARD_QUANTIZE",
     "ADA_LN_HADAMARD_QUANTIZE_KEEP",
     "DEQUANTIZE_LINEARS",
     "DOMAIN",
-    "GELU_HADAMARD_QUANTIZE",
-    "GELU_HADAMARD_QUANTIZE_KEEP",
     "GEMMS",
     "HADAMARD",
     "HADAMARD_QUANTIZE",

@@ -28,7 +28,7 @@ from typing import NamedTuple
 PLUGINS = Path(__file__).resolve().parent.parent
 SOURCES = (
     "ops/ada_ln_hadamard_quantize/cuda.cu",
-    "ops/gelu_hadamard_quantize/cuda.cu",
+    "ops/activation_hadamard_quantize/cuda.cu",
     "ops/hadamard_quantize/cuda.cu",
     "ops/monarch/cuda.cu",
     "ops/multi_region_quantize/cuda.cu",
@@ -42,7 +42,7 @@ HEADERS = (
     "cuda/gpu.h",
     "cuda/wgmma.h",
     "formats/formats.h",
-    "ops/gelu_hadamard_quantize/gelu.h",
+    "ops/activation_hadamard_quantize/activation.h",
     "ops/hadamard_quantize/cuda_rows.h",
     "ops/hadamard_quantize/cuda_warp_rows.h",
     "ops/hadamard_quantize/row_scale.h",

@@ -36,7 +36,7 @@ def host(library: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [("absmax", "mid-tread"), ("gaussian", "mid-rise")], ids="-".join)
-@pytest.mark.parametrize("op", ["HadamardQuantize", "AdaLnHadamardQuantizeKeep", "GeluHadamardQuantizeKeep"])
+@pytest.mark.parametrize("op", ["HadamardQuantize", "AdaLnHadamardQuantizeKeep", "ActivationHadamardQuantizeKeep"])
 @pytest.mark.parametrize(("m", "k", "block"), SHAPES, ids=lambda value: str(value))
 def test_rows_are_the_portable_kernels_bit_for_bit(host, op: str, m: int, k: int, block: int, kind: tuple[str, str]):
     rng = np.random.default_rng(m + k)

@@ -32,7 +32,7 @@ QUANTIZERS = tuple(
     for op, k in (
         ("HadamardQuantize", hidden),
         ("AdaLnHadamardQuantize", hidden),
-        ("GeluHadamardQuantize", 4 * hidden),
+        ("ActivationHadamardQuantize", 4 * hidden),
     )
 )
 

@@ -134,7 +134,7 @@ class Ours:
             before = [norm[0], gemm(narrow, weights["qkv"], self.qkv)]
             between = [quantize("HadamardQuantize", [self.attended], narrow), gemm(narrow, weights["proj"], self.y)]
             after = [norm[1], gemm(narrow, weights["fc1"], wide)]
-            after += [quantize("GeluHadamardQuantize", [wide], broad), gemm(broad, weights["fc2"], self.y)]
+            after += [quantize("ActivationHadamardQuantize", [wide], broad), gemm(broad, weights["fc2"], self.y)]
             self.blocks.append((before, between, gate.unsqueeze(1), after, gate2.unsqueeze(1)))
 
     def run(self) -> torch.Tensor:

@@ -153,7 +153,7 @@ def test_q_k_and_v_share_one_quantization_and_one_gemm(exported):
     assert count(made.model) == {
         "HadamardQuantize": 1 + 3 * blocks,
         "AdaLnHadamardQuantizeKeep": 2 * blocks,
-        "GeluHadamardQuantizeKeep": blocks,
+        "ActivationHadamardQuantizeKeep": blocks,
         "Int8Gemm": 3 * blocks,
         "TernaryGemmLowRank": 2 * blocks,
         "TernaryGemmLowRankResidual": 2 * blocks,

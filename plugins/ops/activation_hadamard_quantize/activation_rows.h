@@ -1,4 +1,4 @@
-// GeluHadamardQuantize with vectors of `Width` floats: one source for every instruction set, around HadamardQuantize's.
+// ActivationHadamardQuantize with vectors of `Width` floats: one source for every instruction set, around HadamardQuantize's.
 //
 // Bounds for DiT-XL/2, 256 tokens of 4608, one core at 3.2 GHz with 8 floats a vector and four operations a cycle:
 //   bytes 256 * 4608 * (4 + 1, with y 4 more) = 5.9 (10.6) MB / 20 GB/s = 295 (531) us; a row stays in the first cache
@@ -7,15 +7,15 @@
 // for its reason.
 #pragma once
 
-#include "gelu.h"
-#include "gelu_hadamard_quantize.h"
+#include "activation.h"
+#include "activation_hadamard_quantize.h"
 #include "hadamard_quantize/vector_rows.h"
 
 namespace d2d {
 namespace {
 
 template <int Width>
-struct GeluVectorRows {
+struct ActivationVectorRows {
     using Rows = VectorRows<Width>;
     using Floats = typename Vectors<Width>::Floats;
     using Words = typename Vectors<Width>::Words;
@@ -24,7 +24,7 @@ struct GeluVectorRows {
         for (int64_t i = 0; i < k; i += Width) Rows::store(y + i, gelu<Floats, Words>(Rows::load(x + i)));
     }
 
-    static GeluRows rows() { return {Width, activate, Rows::quantize_row}; }
+    static ActivationRows rows() { return {Width, activate, Rows::quantize_row}; }
 };
 
 }  // namespace

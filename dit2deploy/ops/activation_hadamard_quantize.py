@@ -1,6 +1,6 @@
-"""GeluHadamardQuantize: GELU in its tanh form and HadamardQuantize in one pass over a row, for an MLP's second linear.
+"""ActivationHadamardQuantize: GELU in its tanh form and HadamardQuantize in one pass over a row, for an MLP's second linear.
 
-Two ops, as those of AdaLnHadamardQuantize: `GeluHadamardQuantize` gives codes and steps; `GeluHadamardQuantizeKeep`
+Two ops, as those of AdaLnHadamardQuantize: `ActivationHadamardQuantize` gives codes and steps; `ActivationHadamardQuantizeKeep`
 also gives the activated row y, which a low-rank or Monarch branch reads unrotated.
 """
 
@@ -10,7 +10,7 @@ import torch
 from dit2deploy.ops.hadamard_quantize import HADAMARD_QUANTIZE, QUANTIZE_BODY, hadamard_quantize, rotate_body
 from dit2deploy.ops.op import Case, Op, OutputRule, Port
 
-# x / (1 + 2^z) with z = x (LINEAR + CUBIC x^2), of float32; plugins/ops/gelu_hadamard_quantize/gelu.h.
+# x / (1 + 2^z) with z = x (LINEAR + CUBIC x^2), of float32; plugins/ops/activation_hadamard_quantize/activation.h.
 LINEAR, CUBIC = -2.302208198, -0.1029432397  # -2 sqrt(2 / pi) / ln 2, and that times 0.044715
 MOST = 126.0  # of |z|: 2^z is a normal float
 POLYNOMIAL = (1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1)  # (ln 2)^i / i!
@@ -33,7 +33,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     return x / (1.0 + (power + 1.0) * torch.ldexp(torch.ones_like(n), n))
 
 
-def gelu_hadamard_quantize_keep(
+def activation_hadamard_quantize_keep(
     x: torch.Tensor, qmax: torch.Tensor, *, block: int, clip: str, grid: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q int8 [.., K] and s float32 [.., 1] of the activated row, and the row y float32 [.., K] itself.
@@ -45,9 +45,11 @@ def gelu_hadamard_quantize_keep(
     return *hadamard_quantize(y, qmax, block=block, clip=clip, grid=grid), y
 
 
-def gelu_hadamard_quantize(x: torch.Tensor, qmax: torch.Tensor, **attributes) -> tuple[torch.Tensor, torch.Tensor]:
+def activation_hadamard_quantize(
+    x: torch.Tensor, qmax: torch.Tensor, **attributes
+) -> tuple[torch.Tensor, torch.Tensor]:
     """q and s alone."""
-    return gelu_hadamard_quantize_keep(x, qmax, **attributes)[:2]
+    return activation_hadamard_quantize_keep(x, qmax, **attributes)[:2]
 
 
 _GELU = f"""
@@ -96,23 +98,23 @@ def cases() -> list[Case]:
 
 _BODY = _GELU + rotate_body("y", "t") + QUANTIZE_BODY
 
-GELU_HADAMARD_QUANTIZE = Op(
-    "GeluHadamardQuantize",
+ACTIVATION_HADAMARD_QUANTIZE = Op(
+    "ActivationHadamardQuantize",
     inputs=HADAMARD_QUANTIZE.inputs,
     outputs=HADAMARD_QUANTIZE.outputs,
     attributes=HADAMARD_QUANTIZE.attributes,
     shapes=HADAMARD_QUANTIZE.shapes,
-    reference=gelu_hadamard_quantize,
+    reference=activation_hadamard_quantize,
     body=_BODY,
     cases=cases,
 )
-GELU_HADAMARD_QUANTIZE_KEEP = Op(
-    "GeluHadamardQuantizeKeep",
+ACTIVATION_HADAMARD_QUANTIZE_KEEP = Op(
+    "ActivationHadamardQuantizeKeep",
     inputs=HADAMARD_QUANTIZE.inputs,
     outputs=(*HADAMARD_QUANTIZE.outputs, Port("y", "stream")),
     attributes=HADAMARD_QUANTIZE.attributes,
     shapes=(*HADAMARD_QUANTIZE.shapes, OutputRule(0)),
-    reference=gelu_hadamard_quantize_keep,
+    reference=activation_hadamard_quantize_keep,
     body=_BODY,
     cases=cases,
 )

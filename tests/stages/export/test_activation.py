@@ -10,9 +10,9 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from dit2deploy.models import FAMILIES
-from dit2deploy.ops.gelu_hadamard_quantize import gelu
+from dit2deploy.ops.activation_hadamard_quantize import gelu
 from dit2deploy.stages.export.bodies import add_bodies
-from dit2deploy.stages.export.fuse.gelu import fuse_gelu
+from dit2deploy.stages.export.fuse.activation import fuse_activation
 from dit2deploy.stages.export.passes import tidy
 
 PATTERN = """<ir_version: 10, opset_import: ["" : 20, "dit2deploy" : 1]>
@@ -43,9 +43,9 @@ def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
 def test_the_model_computes_the_same_before_and_after(is_kept: bool):
     kwargs = {"output": ", float[B, 5, 32] z", "more": "z = Relu (y)"} if is_kept else {}
     before, after = (pattern(**kwargs) for _ in range(2))
-    fuse_gelu(after)
+    fuse_activation(after)
     tidy(after)
-    name = "GeluHadamardQuantizeKeep" if is_kept else "GeluHadamardQuantize"
+    name = "ActivationHadamardQuantizeKeep" if is_kept else "ActivationHadamardQuantize"
     assert count(after) == Counter([name, *(["Relu"] if is_kept else [])])
     x = 3 * np.random.default_rng(0).standard_normal((3, 5, 32)).astype(np.float32)
     (q, s, *z), (q2, s2, *z2) = run(before, x), run(after, x)
@@ -57,16 +57,16 @@ def test_the_model_computes_the_same_before_and_after(is_kept: bool):
 
 def test_the_exact_form_is_left_alone():
     model = pattern(form='"none"')
-    fuse_gelu(model)
+    fuse_activation(model)
     assert count(model) == {"Gelu": 1, "HadamardQuantize": 1}
 
 
 def test_a_second_quantizer_of_the_row_reads_what_is_kept():
     more = "q2, s2 = dit2deploy.HadamardQuantize <block = 16> (y, qmax)"
     model = pattern(output=", int8[B, 5, 32] q2", more=more)
-    fuse_gelu(model)
+    fuse_activation(model)
     tidy(model)
-    assert count(model) == {"GeluHadamardQuantizeKeep": 1, "HadamardQuantize": 1}
+    assert count(model) == {"ActivationHadamardQuantizeKeep": 1, "HadamardQuantize": 1}
 
 
 # GELUs left: of FLUX's single blocks, whose row is joined with attention's before it is quantized. Z-Image has none.
@@ -78,7 +78,7 @@ def test_it_fires_in_each_family(family, exported):
     """That the file still computes what PyTorch does is tested in test_export.py."""
     model = onnx.load(exported(family.name, "fused").model.path, load_external_data=False)
     found = Counter(node.op_type for node in model.graph.node)
-    assert (found["GeluHadamardQuantizeKeep"], found["Gelu"]) == FIRED[family.name]
+    assert (found["ActivationHadamardQuantizeKeep"], found["Gelu"]) == FIRED[family.name]
 
 
 def test_gelu_is_as_exact_as_pytorchs():

@@ -1,4 +1,4 @@
-// GeluHadamardQuantize. Example: DiT-XL/2, 512 tokens of 4608, RTX 4090 (1.0 TB/s, 82.6
+// ActivationHadamardQuantize. Example: DiT-XL/2, 512 tokens of 4608, RTX 4090 (1.0 TB/s, 82.6
 // Tflop/s fp32, 0.65 T/s in float64 without contraction).
 //   bytes 512 * 4608 * (4 + 1) + scales = 11.8 MB / 1.0 TB/s           = 11.8 us   <- the bound (with y 21 us)
 //   operations 512 * 4608 * (27 of GELU + 9 stages + 3) / 82.6 T/s     = 1.1 us
@@ -6,9 +6,9 @@
 // So: memory-bound, with that clip only just on cards with few float64 units. Two kernels, as HadamardQuantize's: in the
 // registers of warps, each value is activated once; through shared memory a row of more than one tile is activated twice, as
 // it is read twice. Compiled without contraction to fused multiply-adds.
+#include "activation.h"
 #include "cuda_rows.h"
 #include "cuda_warp_rows.h"
-#include "gelu.h"
 
 namespace {
 
@@ -20,7 +20,7 @@ struct Activated {
 
 }  // namespace
 
-GPU_KERNEL(gelu_hadamard_quantize, const void* x, const float* qmax, int8_t* q, float* s, int64_t k,
+GPU_KERNEL(activation_hadamard_quantize, const void* x, const float* qmax, int8_t* q, float* s, int64_t k,
            int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian, int64_t mid_rise,
            int64_t dtype, void* y) {
     GPU_SHARED(double, sums, kThreads);
@@ -36,7 +36,7 @@ GPU_KERNEL(gelu_hadamard_quantize, const void* x, const float* qmax, int8_t* q, 
                  s + row);
 }
 
-GPU_KERNEL_OF(kMostWarps* kLanes, 1, gelu_hadamard_quantize_warps, const void* x, const float* qmax,
+GPU_KERNEL_OF(kMostWarps* kLanes, 1, activation_hadamard_quantize_warps, const void* x, const float* qmax,
               int8_t* q, float* s, int64_t k, int64_t block, int64_t m, int64_t rows_a_qmax, int64_t gaussian,
               int64_t mid_rise, int64_t dtype, void* y) {
     GPU_SHARED(double, sums, kMostWarps);
