@@ -1,6 +1,11 @@
 """The ops of domain `dit2deploy`: THE list. Importing this package registers them with torch and onnx."""
 
-from dit2deploy.ops.activation_hadamard_quantize import ACTIVATION_HADAMARD_QUANTIZE, ACTIVATION_HADAMARD_QUANTIZE_KEEP
+from dit2deploy.ops.activation_hadamard_quantize import (
+    ACTIVATION_HADAMARD_QUANTIZE,
+    ACTIVATION_HADAMARD_QUANTIZE_KEEP,
+    GATED_ACTIVATION_HADAMARD_QUANTIZE,
+    GATED_ACTIVATION_HADAMARD_QUANTIZE_KEEP,
+)
 from dit2deploy.ops.ada_ln_hadamard_quantize import ADA_LN_HADAMARD_QUANTIZE, ADA_LN_HADAMARD_QUANTIZE_KEEP
 from dit2deploy.ops.hadamard_quantize import HADAMARD, HADAMARD_QUANTIZE, PER_TOKEN_QUANTIZE_LINEAR
 from dit2deploy.ops.monarch import MONARCH_ADD
@@ -28,6 +33,8 @@ OPS: tuple[Op, ...] = (
     ADA_LN_HADAMARD_QUANTIZE_KEEP,
     ACTIVATION_HADAMARD_QUANTIZE,
     ACTIVATION_HADAMARD_QUANTIZE_KEEP,
+    GATED_ACTIVATION_HADAMARD_QUANTIZE,
+    GATED_ACTIVATION_HADAMARD_QUANTIZE_KEEP,
     HADAMARD,
     PER_TOKEN_QUANTIZE_LINEAR,
     *DEQUANTIZE_LINEARS.values(),
@@ -42,6 +49,8 @@ __all__ = [
     "ADA_LN_HADAMARD_QUANTIZE_KEEP",
     "DEQUANTIZE_LINEARS",
     "DOMAIN",
+    "GATED_ACTIVATION_HADAMARD_QUANTIZE",
+    "GATED_ACTIVATION_HADAMARD_QUANTIZE_KEEP",
     "GEMMS",
     "HADAMARD",
     "HADAMARD_QUANTIZE",

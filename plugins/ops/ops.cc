@@ -20,6 +20,8 @@ const std::vector<Definition>& definitions() {
         list.push_back(ada_ln_hadamard_quantize_keep());
         list.push_back(activation_hadamard_quantize());
         list.push_back(activation_hadamard_quantize_keep());
+        list.push_back(gated_activation_hadamard_quantize());
+        list.push_back(gated_activation_hadamard_quantize_keep());
         return list;
     }();
     return all;

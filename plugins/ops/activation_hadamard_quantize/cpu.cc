@@ -1,12 +1,14 @@
 // ActivationHadamardQuantize in plain C++: the oracle of the other CPU kernels, and what runs where there is none.
-#include "activation.h"
 #include "activation_hadamard_quantize.h"
 
 namespace d2d {
 namespace {
 
-void activate(const float* x, int64_t k, float* y) {
-    for (int64_t i = 0; i < k; ++i) y[i] = gelu<float, uint32_t>(x[i]);
+void activate(Activation activation, const float* x, const float* factor, int64_t k, float* y) {
+    for (int64_t i = 0; i < k; ++i) {
+        const float active = activated<float, uint32_t>(activation, x[i]);
+        y[i] = factor ? active * factor[i] : active;
+    }
 }
 
 }  // namespace
