@@ -162,7 +162,7 @@ def _of(cases: list[Case], activation: str) -> list[Case]:
 
 
 def _steep() -> list[Case]:
-    """From where 2^z is next to nothing to where it is all, and a row of all magnitudes: squares leave float32 there."""
+    """From where 2^z is next to nothing to where it is all; a row of all magnitudes, whose squares leave float32."""
     magnitudes = np.geomspace(1e-30, 1e37, 256, dtype=np.float32)
     beyond = np.concatenate([magnitudes, -magnitudes])
     out = []

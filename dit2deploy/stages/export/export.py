@@ -68,9 +68,10 @@ def export(
 ) -> OnnxModel:
     """Lowers a quantized checkpoint into the folder `out`: model.onnx, its data, manifest, config, scheduler.
 
-    Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, ActivationHadamardQuantize behind a GELU)
-    and one <Format>Gemm for all layers of a block that share an input, with gate and residual where they follow. Form
-    "qdq": custom QDQ and Hadamard ops around plain MatMuls. Both run in any ONNX runtime by their function bodies.
+    Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, ActivationHadamardQuantize behind a
+    GELU or SiLU, GatedActivationHadamardQuantize behind a SwiGLU) and one <Format>Gemm for all layers of a block that
+    share an input, with gate and residual where they follow. Form "qdq": custom QDQ and Hadamard ops around plain
+    MatMuls. Both run in any ONNX runtime by their function bodies.
     Weights are never in memory but one by one; `max_memory` is what the process may own, in bytes (None: what the
     machine has free). Where a graph fixes the size of the latents, `sizes` (height, width) asks for graphs of others
     beside the config's own, over one data file.
