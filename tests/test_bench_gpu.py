@@ -153,7 +153,8 @@ CHOSEN = {
     **dict.fromkeys((86, 89), "sm_86 ternary_gemm_64x64_int4"),
     87: "sm_87 ternary_gemm_64x64_int4",  # Tegra: takes no others' machine code
     90: "sm_90 ternary_gemm_64x64",
-    **dict.fromkeys((100, 120), "compute_90 ternary_gemm_64x64"),
+    100: "compute_90 ternary_gemm_64x64",
+    **dict.fromkeys((120, 121), "sm_120 ternary_gemm_64x64"),
 }
 # The same where wgmma is asked for.
 NEEDED = "TernaryGemm: DIT2DEPLOY_CUDA=wgmma needs compute capability 9.0, this GPU has {}: unset it."
@@ -164,17 +165,31 @@ ON_WGMMA = {
 }
 
 
-def choice(driver: Path, capability: int, **environment: str) -> str:
+def chosen(driver: Path, capability: int, **environment: str) -> tuple[str, str]:
+    """What is printed of the choice, and on stderr."""
     environment |= {"LD_LIBRARY_PATH": str(driver.parent), "D2D_HOST_CAPABILITY": str(capability)}
     done = run([sys.executable, "-c", CHOICE], **environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.rstrip("\n")
+    return done.stdout.rstrip("\n"), done.stderr
+
+
+def choice(driver: Path, capability: int, **environment: str) -> str:
+    return chosen(driver, capability, **environment)[0]
 
 
 @pytest.mark.parametrize("capability", CHOSEN)
 def test_each_gpu_gets_its_machine_code_and_the_int4_kernels_that_it_has(driver, capability: int):
     """Later GPUs than those of the machine code get PTX; from 9.0 on there are no int4 tensor cores."""
     assert choice(driver, capability) == CHOSEN[capability]
+
+
+def test_a_driver_that_refuses_machine_code_is_given_ptx(driver):
+    """As one older than the CUDA 13 that made the code for 12.0. It is told; without PTX it is an error."""
+    found, told = chosen(driver, 120, D2D_HOST_REFUSES="sm_120")
+    assert found == "compute_90 ternary_gemm_64x64"
+    refused = "loading the CUDA kernels: the provided PTX was compiled with an unsupported toolchain"
+    assert told.startswith(f"dit2deploy: {refused}. A newer NVIDIA driver") and told.count("\n") == 1
+    assert choice(driver, 86, D2D_HOST_REFUSES="sm_86") == f"TernaryGemm: {refused}."
 
 
 @pytest.mark.parametrize("capability", ON_WGMMA)

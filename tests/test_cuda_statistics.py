@@ -122,7 +122,7 @@ def test_the_compiler_tells_what_makes_every_wgmma_wait(tmp_path):
         pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
     source = tmp_path / "serial.cu"
     source.write_text(SERIAL)
-    (serial,) = statistics.kernels_of(build.compiled(build.nvrtc(), source, "sm_90a"), SM["9.0"], found)
+    (serial,) = statistics.kernels_of(build.compiled(source, "sm_90a"), SM["9.0"], found)
     assert serial.name == "serial" and "wgmma" in serial.serialized
 
 
