@@ -3,12 +3,12 @@
 //
 // Bounds for one core at 3.2 GHz with 8 floats a vector and four operations a cycle. GELU of DiT-XL/2, 256 tokens of 4608:
 //   bytes 256 * 4608 * (4 + 1, with y 4 more) = 5.9 (10.6) MB / 20 GB/s = 295 (531) us; a row stays in the first cache
-//   operations 256 * 4608 / 8 * (GELU 27 and a division of 5 cycles, HadamardQuantize's 22) / (4 * 3.2 G/s) = 740 us
+//   operations 256 * 4608 / 8 * (GELU 27 and a division of 5 cycles, HadamardQuantize's 22) / (4 * 3.2 G/s) = 795 us
 // SiLU and a factor, Z-Image, 1024 tokens of 10240:
 //   bytes 1024 * 10240 * (4 + 4 + 1, with y 4 more) = 94 (136) MB / 20 GB/s = 4.7 (6.8) ms
 //   operations 1024 * 10240 / 8 * (SiLU 24 and a division of 5 cycles, the factor, 22) / (4 * 3.2 G/s) = 6.9 ms
-// What it replaces moves the activated row once more, gated (Sigmoid, two Muls) 28 bytes a value. In an anonymous
-// namespace, as vector_rows.h is, and for its reason.
+// What it replaces moves 8 bytes a value more, of SiLU and a factor (Sigmoid, two Muls) 28. In an anonymous namespace, as
+// vector_rows.h is, and for its reason.
 #pragma once
 
 #include "activation_hadamard_quantize.h"
