@@ -143,7 +143,8 @@ def test_too_few_warps_are_a_fault():
     ],
 )
 def test_the_gemms_keep_their_promises(source: str, sm: str, count: int, loops: int):
-    """Without and with the instructions of 8.0, by CUDA 13's compiler, and those of 9.0a; all generations: make cuda-statistics."""
+    """Without and with the instructions of 8.0, by CUDA 13's compiler, and with those of 9.0a; all generations: `make
+    cuda-statistics`."""
     found = statistics.tools()
     if found is None or statistics.compiler().nvrtc(SM[sm].target) is None:
         pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")

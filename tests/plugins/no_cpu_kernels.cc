@@ -1,6 +1,6 @@
 // Stands in for the CPU kernels, which the TensorRT adapter never makes.
-#include "ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.h"
 #include "activation_hadamard_quantize/activation_hadamard_quantize.h"
+#include "ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.h"
 #include "hadamard_quantize/hadamard_quantize.h"
 #include "monarch/monarch.h"
 #include "multi_region_quantize/multi_region_quantize.h"
