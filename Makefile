@@ -6,6 +6,7 @@ SOURCES := pyproject.toml constraints.txt $(shell find plugins -type f -not -pat
 TEST_LIBRARIES := build/test-libraries
 OLD_ORT := build/onnxruntime-1.18.1
 GPU_ORT := build/onnxruntime-gpu
+LEAN_TENSORRT := build/tensorrt-lean
 CUDA_TOOLS := build/cuda-tools
 WORKERS ?= 2
 # The compiled CUDA kernels, for every build in this tree.
@@ -16,8 +17,9 @@ export D2D_CUDA_CACHE := $(abspath build/cuda-kernels)
 demo: $(VENV)/installed
 	$(BIN)/dit2deploy demo --out build/demo
 
-test: check $(TEST_LIBRARIES)/built $(OLD_ORT)/installed $(GPU_ORT)/installed
+test: check $(TEST_LIBRARIES)/built $(OLD_ORT)/installed $(GPU_ORT)/installed $(LEAN_TENSORRT)/installed cuda-statistics
 	D2D_TEST_LIBRARIES=$(abspath $(TEST_LIBRARIES)) D2D_OLD_ORT=$(abspath $(OLD_ORT)) D2D_GPU_ORT=$(abspath $(GPU_ORT)) \
+	    D2D_LEAN_TENSORRT_10=$(abspath $(LEAN_TENSORRT)/10) D2D_LEAN_TENSORRT_11=$(abspath $(LEAN_TENSORRT)/11) \
 	    OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
 check: $(VENV)/installed-dev
@@ -86,6 +88,19 @@ $(GPU_ORT)/installed: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(GPU_ORT) onnxruntime-gpu==1.31.1 2>/dev/null \
 	    || echo "note: onnxruntime-gpu cannot be installed here; its test will skip"
 	touch $@
+
+# The registries of the full TensorRT 10 and 11, whose builders need a GPU (45 MB each).
+$(LEAN_TENSORRT)/installed: $(VENV)/installed-dev
+	$(call lean_tensorrt,10,cu12,10.16.1.11)
+	$(call lean_tensorrt,11,cu13,11.4.0.106)
+	touch $@
+
+define lean_tensorrt
+	mkdir -p $(LEAN_TENSORRT)/$(1)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(LEAN_TENSORRT)/$(1) \
+	    tensorrt_lean_$(2)_libs==$(3) tensorrt_lean_$(2)_bindings==$(3) 2>/dev/null \
+	    || echo "note: tensorrt-lean $(3) cannot be installed here; its test will skip"
+endef
 
 clean:
 	rm -rf build $(VENV)

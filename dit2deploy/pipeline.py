@@ -110,12 +110,12 @@ def compile(
     `policy` (a policy.json) takes the place of the search by `recipe`; `checkpoint` (of quantize or finetune) that of
     search and quantize; `calibration` (a calibration set) that of calibrate. `prompts`, `height`, `width` are those of
     `calibrate`: a text-conditional model without prompts is calibrated on random inputs, with a note of the cure.
-    `sizes` are those of `export`. `lora` (safetensors) is added to the weights first, `lora_scale` times: all that
-    follows is that of the model with it, which lies in `work` too. Intermediate artefacts lie in `work` (default:
-    OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and parity own at most
-    `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes on. Measured is the
-    first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below its thresholds; the
-    report is written before that.
+    `sizes` are those of `export`, `options` those of `build`. `lora` (safetensors) is added to the weights first,
+    `lora_scale` times: all that follows is that of the model with it, which lies in `work` too. Intermediate artefacts
+    lie in `work` (default: OUT.work beside the bundle) and are used again. calibrate, quantize, export, build and
+    parity own at most `max_memory` bytes (None: what the machine has free). Stopped at any point, the same call goes
+    on. Measured is the first of `targets` that runs here. Raises Misuse for bad input and Failed where parity is below
+    its thresholds; the report is written before that.
     """
     from dit2deploy.stages.build import build
     from dit2deploy.stages.calibrate import calibrate
@@ -135,6 +135,7 @@ def compile(
         able = by_name(name).availability()
         if not able.can_build:
             raise Misuse(f"{name} cannot be built here: {able.reason}", able.cure)
+        by_name(name).check((options or {}).get(name, {}))
     # The evidence is that of the first target that runs here; without one, it is made where the bundle is used.
     here = [name for name in targets if by_name(name).availability().can_run]
     target = (here or list(targets))[0]

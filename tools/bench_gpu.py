@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a machine that has torch and numpy need not have this package installed
 
 from gpu import bundle, gemm, quantize, step  # noqa: E402
-from gpu.device import METHOD, Ceilings, Device, kernel  # noqa: E402
+from gpu.device import FLOATS, METHOD, Ceilings, Device, kernel  # noqa: E402
 from gpu.rows import Row, table  # noqa: E402
 
 from dit2deploy.artefacts.results import write_results  # noqa: E402
@@ -27,9 +27,10 @@ EXAMPLE = """example:
   DIT2DEPLOY_LIBRARY=libdit2deploy.so python3 tools/bench_gpu.py     # with torch, numpy and the library alone
   python3 tools/bench_gpu.py --section gemm --tokens 4096 --model FLUX --out "$OUT/bench_gpu.json"
 
-Every kernel is compared with its definition before it is timed. The result file is written anew every few seconds,
-so that a run that is stopped leaves what it had. GEMMs of ours take int8 codes and give float32 with scales and bias;
-cuBLAS gives fp16 without a bias, torch._int_mm bare int32. Exit code 1: a kernel computes something else; 2: no GPU."""
+Every kernel is compared with its definition before it is timed. The result file is written anew every few seconds, so
+that a run that is stopped leaves what it had. GEMMs of ours take int8 codes and give y with scales and bias, in each
+of --floats; cuBLAS gives fp16 or bf16 without a bias, torch._int_mm bare int32. Exit code 1: a kernel computes
+something else; 2: no GPU."""
 
 
 def sections(device: Device, options: argparse.Namespace) -> dict[str, Callable[[], Iterator[Row]]]:
@@ -37,14 +38,14 @@ def sections(device: Device, options: argparse.Namespace) -> dict[str, Callable[
     shapes = tuple(shape for shape in gemm.SHAPES if shape.model in models)
     quantizers = tuple(what for what in quantize.QUANTIZERS if what.of in models)
     seconds, compiling = options.seconds / len(options.section), gemm.Compiling(options.compile_seconds)
-    tokens = options.tokens and tuple(options.tokens)
+    tokens, floats = options.tokens and tuple(options.tokens), tuple(options.floats or FLOATS)
     return {
         "quantize": lambda: quantize.measure(
-            device, quantizers=quantizers, tokens=tokens or quantize.TOKENS, seconds=seconds
+            device, quantizers=quantizers, tokens=tokens or quantize.TOKENS, seconds=seconds, floats=floats
         ),
         "step": lambda: step.measure(device, step.DIT_XL_2, seconds=seconds, compiling=compiling),
         "gemm": lambda: gemm.measure(
-            device, shapes=shapes, tokens=tokens or gemm.TOKENS, seconds=seconds, compiling=compiling
+            device, shapes=shapes, tokens=tokens or gemm.TOKENS, seconds=seconds, compiling=compiling, floats=floats
         ),
     }
 
@@ -96,6 +97,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--section", action="append", choices=SECTIONS, help="may be given several times; default: all")
     parser.add_argument("--model", action="append", choices=sorted({shape.model for shape in gemm.SHAPES}))
     parser.add_argument("--tokens", type=int, action="append", help="M; may be given several times")
+    parser.add_argument("--floats", action="append", choices=FLOATS, help="of activations, several times; default: all")
     parser.add_argument("--seconds", type=float, default=240.0, help="of timing, all sections together; default: 240")
     parser.add_argument("--compile-seconds", type=float, default=150.0, help="for torch.compile; default: 150")
     parser.add_argument("--bundle", type=Path, help="whose GPU engines run beside the quantized PyTorch model")

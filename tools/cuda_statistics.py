@@ -281,11 +281,12 @@ def known(library: ctypes.CDLL | None) -> list[int]:
 
 def collect(sms: tuple[Sm, ...], sources: list[str], found: dict[str, str]) -> list[Kernel]:
     """The kernels of those sources on those generations; a source for one GPU on that alone."""
-    build, kernels = compiler(), []
+    build = compiler()
+    cache, kernels = build.cache_folder(), []
     for source in sources:
         only = build.FOR_ONE_GPU.get(source)
         targets = {sm: only or sm.target for sm in sms if only in (None, f"{sm.target}a")}
-        made = {target: build.compiled(build.PLUGINS / source, target) for target in set(targets.values())}
+        made = {target: build.cached(source, target, cache) for target in set(targets.values())}
         for sm, target in targets.items():
             kernels += kernels_of(made[target], sm, found)
     return kernels

@@ -10,6 +10,7 @@ TARGET/..                   what that target's build wrote
 parity.json profile.json report.html    written later: not in the manifest's list of hashes
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,6 @@ REPORT = "report.html"
 _CURE = "Make it anew with `dit2deploy build`."
 
 
-class TargetRecord(schema.Record):
-    """One target's engines: `files` are relative to the bundle, `engines` maps a label (e.g. "sm86") to one of them."""
-
-    engines: dict[str, str]
-    files: tuple[str, ...]
-    weight_bytes: int  # of the packed weights and everything else that the engine stores
-    details: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-
-
 class Thresholds(schema.Record):
     """Least SQNR in dB of the engine against the quantized PyTorch reference.
 
@@ -58,6 +49,40 @@ class Thresholds(schema.Record):
     channel_db: float = 85.0
     step_db: float = 20.0
     trajectory_db: float = 20.0
+
+    @classmethod
+    def of_significand(cls, bits: int) -> "Thresholds":
+        """Of an engine whose activations are rounded to so many bits: p = 11 for float16, 8 for bfloat16.
+
+        A rounding to p bits leaves errors of e = 0.39 * 2**-p of a value, root of the mean square (uniform within half
+        a unit in the last place, mantissas log-uniform). A rotation makes them normal. Before a quantizer whose codes
+        have the root mean square c, in steps, r roundings so move a value by sqrt(r) e c steps, and over a tie with
+        the probability sqrt(2 / pi) of that; a code that moves is off by one step. Hence the SQNR of a layer that goes
+        on from the engine's values, c**2 over that probability,
+
+            10 log10(2**p) + 5.0 + 10 log10(c) - 5 log10(r):  3 dB a bit, where a rounding alone has 6.
+
+        4-bit activations (c = 2.8) behind two roundings: 41 dB in float16 and 32 in bfloat16; the worst layers of a
+        tiny DiT and of the demo have 39 and 29. `layer_db` allows 1-bit activations (c = 1/2) behind eight roundings.
+        `channel_db`: one channel apart from the others errs, in the median token, by 2 * 2**-p at the most. `step_db`,
+        `trajectory_db`: the noise of ten such layers. None is stricter than in float32 (24 bits), to which the
+        formulas give its own.
+        """
+        powers = 10 * math.log10(2) * bits
+        layer, channel = min(cls().layer_db, powers - 2.5), min(cls().channel_db, 2 * powers - 6)
+        whole = min(cls().step_db, layer - 10)
+        return cls(layer_db=layer, channel_db=channel, step_db=whole, trajectory_db=whole)
+
+
+class TargetRecord(schema.Record):
+    """One target's engines: `files` are relative to the bundle, `engines` maps a label (e.g. "sm86") to one of them."""
+
+    engines: dict[str, str]
+    files: tuple[str, ...]
+    weight_bytes: int  # of the packed weights and everything else that the engine stores
+    thresholds: Thresholds | None = None  # None: those of the bundle
+    details: dict[str, Any] = {}
+    versions: dict[str, str] = {}
 
 
 class SizeRecord(schema.Record):
@@ -82,7 +107,7 @@ class BundleManifest(schema.Record):
     layers: dict[str, LayerRecord]
     targets: dict[str, TargetRecord]
     size: SizeRecord
-    thresholds: Thresholds = Thresholds()
+    thresholds: Thresholds = Thresholds()  # of targets that have none of their own
     provenance: dict[str, str]  # model_path, model_sha256, checkpoint, checkpoint_sha256, policy_sha256, onnx, ..
     versions: dict[str, str] = {}
     sha256: dict[str, str]  # of every file listed, by path relative to the bundle
@@ -119,6 +144,9 @@ class Bundle:
             there = ", ".join(self.manifest.targets) or "none"
             raise Misuse(f"{self.folder}: has no engine for {name} (there: {there}).", "Build it for that target.")
         return self.manifest.targets[name]
+
+    def thresholds(self, target: str) -> Thresholds:
+        return self.target(target).thresholds or self.manifest.thresholds
 
     def path(self, name: str) -> Path:
         """A file of the bundle by its relative name; Misuse where the name leads out of it."""

@@ -7,8 +7,6 @@ import click
 from dit2deploy.base.shown import megabytes
 from dit2deploy.cli import options
 
-_RANGED = ("tensorrt-rtx", "tensorrt")  # targets whose engines are for a range of lengths
-
 
 @click.command()
 @click.argument("onnx", type=options.PATH)
@@ -16,21 +14,13 @@ _RANGED = ("tensorrt-rtx", "tensorrt")  # targets whose engines are for a range 
 @click.option("--calibration", type=options.PATH, help="Records reference steps of the quantized model in the bundle.")
 @click.option("--model", type=options.MODEL, help="Records those of the full-precision model beside them.")
 @click.option("--float-onnx", type=options.PATH, help="`export --form float` of the model: profile's baseline.")
-@click.option(
-    "--compute-capability",
-    "capabilities",
-    multiple=True,
-    default=("7.5", "8.0", "8.6", "8.9", "12.0"),
-    show_default=True,
-    help="GPUs that TensorRT-RTX engines are for; may be given several times.",
-)
+@options.capabilities
 @options.ranges
+@options.floats
 @click.option(
-    "--floats",
-    type=click.Choice(("float32", "float16", "bfloat16")),
-    default="float32",
-    show_default=True,
-    help="Type of the activations in engines for GPUs; inputs and outputs stay float32.",
+    "--timing-cache",
+    type=options.PATH,
+    help="Folder of what TensorRT timed in earlier builds, and will.  [default: the user's cache folder]",
 )
 @options.out("Folder of the bundle.")
 @options.max_memory
@@ -44,6 +34,7 @@ def command(
     capabilities,
     ranges,
     floats: str,
+    timing_cache: Path | None,
     out: Path,
     max_memory: int | None,
 ):
@@ -55,19 +46,14 @@ def command(
     """
     from dit2deploy.stages.build import build
 
-    if ranges and not set(_RANGED) & set(targets):
-        raise click.UsageError(f"--range is for {' and '.join(_RANGED)}: engines of other targets take any length.")
-
-    own = {
-        "tensorrt-rtx": {"compute_capabilities": list(capabilities), "ranges": ranges},
-        "tensorrt": {"ranges": ranges},
-    }
-    given = {} if floats == "float32" else {"floats": floats}  # which targets of CPUs refuse
+    own = options.of_targets(
+        targets, capabilities=capabilities, ranges=ranges, floats=floats, timing_cache=timing_cache
+    )
     made = build(
         onnx,
         out,
         targets=targets,
-        options={target: {**own.get(target, {}), **given} for target in targets},
+        options=own,
         calibration=calibration,
         model=model,
         float_onnx=float_onnx,

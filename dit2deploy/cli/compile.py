@@ -22,13 +22,16 @@ from dit2deploy.cli import options
 @click.option("--work", type=options.PATH, help="Folder of intermediate artefacts.  [default: OUT.work]")
 @options.latent_sizes
 @options.targets
+@options.capabilities
+@options.ranges
+@options.floats
 @options.steps
 @options.guidance
 @options.out("Folder of the bundle.")
 @options.max_memory
 @options.dry_run
 @options.common
-def command(model: Path, out: Path, targets, dry_run: bool, **settings):
+def command(model: Path, out: Path, targets, capabilities, ranges, floats: str, dry_run: bool, **settings):
     """Run all stages on MODEL: calibrate, search, quantize, export, build, parity, profile, report.
 
     MODEL is a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub.
@@ -41,15 +44,17 @@ def command(model: Path, out: Path, targets, dry_run: bool, **settings):
     dit2deploy compile dit-xl-2/ --checkpoint dit-xl-2-w1.58a4-qat/ -o bundle/
     dit2deploy compile facebook/DiT-XL-2-256@main -o bundle/
     dit2deploy compile flux-1-schnell/ --prompts prompts.txt --steps 4 --guidance 0 -o bundle/
+    dit2deploy compile dit-xl-2/ --target tensorrt-rtx --floats float16 --range batch=1:2:8 -o bundle/
     dit2deploy compile dit-xl-2/ --lora style.safetensors --lora-scale 0.8 -o bundle/
     """
     from dit2deploy.pipeline import compile, estimate
 
+    own = options.of_targets(targets, capabilities=capabilities, ranges=ranges, floats=floats)
     if dry_run:
         for name in ("work", "sizes", "lora", "lora_scale"):  # nothing that the estimate depends on
             del settings[name]
         return options.estimates(estimate(model, **settings))
-    compile(model, out, targets=targets, **settings)
+    compile(model, out, targets=targets, options=own, **settings)
     return summary(out)
 
 

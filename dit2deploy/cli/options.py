@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,44 @@ ranges = click.option(
     callback=_ranges,
     help="Lengths of a dynamic axis that TensorRT engines are for, again for each axis.  [default: the family's]",
 )
+
+
+capabilities = click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    default=("7.5", "8.0", "8.6", "8.9", "12.0"),
+    show_default=True,
+    help="GPUs that TensorRT-RTX engines are for; may be given several times.",
+)
+floats = click.option(
+    "--floats",
+    type=click.Choice(("float32", "float16", "bfloat16")),
+    default="float32",
+    show_default=True,
+    help="Type of the activations in engines for GPUs; inputs and outputs stay float32.",
+)
+_RANGED = ("tensorrt-rtx", "tensorrt")  # targets whose engines are for a range of lengths
+
+
+def of_targets(
+    names: Sequence[str],
+    *,
+    capabilities: Sequence[str],
+    ranges: Mapping[str, tuple[int, int, int]],
+    floats: str,
+    timing_cache: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The options of each target. --floats goes to all, and those of CPUs refuse it."""
+    if ranges and not set(_RANGED) & set(names):
+        raise click.UsageError(f"--range is for {' and '.join(_RANGED)}: engines of other targets take any length.")
+    own = {
+        "tensorrt-rtx": {"compute_capabilities": list(capabilities), "ranges": ranges},
+        "tensorrt": {"ranges": ranges, **({"timing_cache": timing_cache} if timing_cache else {})},
+    }
+    given = {} if floats == "float32" else {"floats": floats}
+    made = {name: {**own.get(name, {}), **given} for name in names}
+    return {name: values for name, values in made.items() if values}
 
 
 dry_run = click.option("--dry-run", is_flag=True, help="Write nothing: tell what it would take in time and memory.")

@@ -151,13 +151,13 @@ def gemm_cases(fmt: Format, *, low_rank: bool, residual: bool) -> list[Case]:
     add("few-tokens-tail", (16,), 35, 528, bits=8)
     add("many-groups", (33,), 70, 288, groups=9)
     add("groups-of-units", (17,), 40, 192, groups=3)
-    add("long-k", (17,), 33, 64 * 64 + 16, bits=8)  # split among blocks
+    add("long-k", (17,), 34, 64 * 64 + 16, bits=8)  # split among blocks: of halves, an even N alone
     if residual:
         add("one-gate", (3, 4), 40, 64, gates=(1, 1))
         add("a-gate-a-token", (6,), 33, 96, gates=(6,))
         add("two-leads", (2, 3, 4), 20, 48)
         add("samples", (3, 23), 130, 208)  # that end inside of a tile
-        add("samples-long-k", (2, 9), 33, 64 * 64 + 16, bits=8)
+        add("samples-long-k", (2, 9), 34, 64 * 64 + 16, bits=8)
     return out
 
 

@@ -52,12 +52,12 @@ def build(
     With `calibration`, single steps are recorded beside the engines: inputs of a few of its timesteps, outputs of the
     quantized PyTorch model (where its checkpoint still is) and of the full-precision `model`, so that a device without
     torch can check its engine; `max_memory` bounds what the process owns meanwhile, in bytes (None: what the machine
-    has free). `float_onnx` is noted as the baseline of profile. Raises Misuse for a target that
-    cannot be built here, before anything is written; nothing is left where a build fails.
+    has free). `float_onnx` is noted as the baseline of profile. Raises Misuse for a target that cannot be built here
+    and for options that one does not take, before anything is written; nothing is left where a build fails.
     """
     source, out = OnnxModel.load(Path(onnx)), Path(out)
-    chosen = _able(targets)
     options = options or {}
+    chosen = _able(targets, options)
     checkpoint = _checkpoint(source)
     provenance = _provenance(source, checkpoint, calibration, model, float_onnx)
     with whole_folder(out, replaces=schema.holds(BundleManifest, MANIFEST)) as root:
@@ -91,7 +91,7 @@ def build(
     return Bundle.load(out, check_hashes=False)
 
 
-def _able(names: Sequence[str]) -> list[Target]:
+def _able(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[Target]:
     if not names:
         raise Misuse("build: no target is named.", "Name at least one, e.g. ort-cpu.")
     chosen = [by_name(name) for name in dict.fromkeys(names)]
@@ -99,6 +99,7 @@ def _able(names: Sequence[str]) -> list[Target]:
         able = target.availability()
         if not able.can_build:
             raise Misuse(f"{target.name} cannot be built here: {able.reason}", able.cure)
+        target.check(options.get(target.name, {}))
     return chosen
 
 

@@ -25,6 +25,14 @@ def capability() -> str:
     return ".".join(numbers)
 
 
+def name() -> str:
+    """Of the first GPU, e.g. "NVIDIA H200". Raises Misuse as `capability` does."""
+    driver, device, text = _driver(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    check(driver.cuDeviceGet(ctypes.byref(device), 0), "asking for the GPU")
+    check(driver.cuDeviceGetName(text, len(text), device), "asking for its name")
+    return text.value.decode()
+
+
 def check(status: int, what: str) -> None:
     """Raises Failed for a status that is not success."""
     if status:

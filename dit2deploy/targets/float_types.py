@@ -1,6 +1,8 @@
 """Half precision in ONNX graphs: matrix products alone, or all activations; casts stand where types meet.
 
 Weights are neither read nor changed: what takes one in another type reads it through a cast, which runtimes fold.
+Masks that are added to scores are bounded on the way: the lowest number of float32 is -inf in half precision, and a row
+of nothing else gives NaN.
 """
 
 # onnx_ir types every name, shape and producer as optional.
@@ -9,14 +11,18 @@ Weights are neither read nor changed: what takes one in another type reads it th
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
+from dit2deploy.artefacts.bundle import Thresholds
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
 from dit2deploy.targets.graph import DOMAIN, OF_HALVES
 
 FLOAT32, HALVES = "float32", {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FLOATS = (FLOAT32, *HALVES)
+_SIGNIFICANDS = {"float16": 11, "bfloat16": 8}  # bits, the leading one included
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum", "MultiHeadAttention")
 # What moves values or makes one of each, and loses nothing in half precision that its inputs had: in the type of its
 # inputs. All else stays float32: statistics (norms, reductions, powers), angles, and what comes before them.
@@ -26,6 +32,7 @@ _FOLLOWING = (
     "Softmax",
 )
 _OF_ANY_TYPE = ("Cast", "Shape", "Size")
+_MOVING = ("Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 
 # Types of the float inputs and outputs of a node, by position; None: as they are.
 _Types = tuple[list[ir.DataType | None], list[ir.DataType]]
@@ -37,6 +44,11 @@ def floats_of(target: str, options: Mapping[str, Any]) -> str:
     if floats not in FLOATS:
         raise Misuse(f"target {target} knows no floats {floats!r}.", f"Known: {', '.join(FLOATS)}.")
     return floats
+
+
+def thresholds_of(floats: str) -> Thresholds | None:
+    """Of engines whose activations are of that type; None: the bundle's."""
+    return Thresholds.of_significand(_SIGNIFICANDS[floats]) if floats in HALVES else None
 
 
 def use_half_products(model: ir.Model) -> None:
@@ -114,13 +126,48 @@ def _cast(
     if before is not None and before.op_type == "Cast" and before.inputs[0].dtype == dtype:
         return before.inputs[0]
     if (value, dtype) not in casts:
-        name = f"{value.name}/{dtype.name.lower()}"
-        node = ir.node("Cast", [value], {"to": dtype.value}, name=name)
+        name, source = f"{value.name}/{dtype.name.lower()}", value
+        if dtype in HALVES.values() and _holds_more(value, dtype):
+            source = _bounded(graph, reader, value, dtype)
+        node = ir.node("Cast", [source], {"to": dtype.value}, name=name)
         (made,) = node.outputs
         made.name, made.dtype, made.shape = name, dtype, value.shape
         graph.append(node) if reader is None else graph.insert_before(reader, node)
         casts[value, dtype] = made
     return casts[value, dtype]
+
+
+def _largest(half: ir.DataType) -> float:
+    return float(ml_dtypes.finfo(half.numpy()).max)
+
+
+def _holds_more(value: ir.Value, half: ir.DataType) -> bool:
+    """Whether it is a mask, chosen or scaled by a finite constant that half precision has no number for."""
+    node = value.producer()
+    while node is not None and _is(node, _MOVING):
+        node = node.inputs[0].producer()
+    if node is None or not _is(node, ("Where", "Mul")):
+        return False
+    constants = (source.const_value for source in node.inputs)
+    numbers = [
+        abs(float(constant.numpy().item())) for constant in constants if constant is not None and constant.size == 1
+    ]
+    return any(_largest(half) < number < np.inf for number in numbers)
+
+
+def _bounded(graph: ir.Graph, reader: ir.Node | None, value: ir.Value, half: ir.DataType) -> ir.Value:
+    """Within half of what the type holds: scores are added to it, and the sum must be finite too."""
+    limits = []
+    for name, number in (("least", -_largest(half) / 2), ("most", _largest(half) / 2)):
+        limit = ir.Value(name=f"{value.name}/{name}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT))
+        limit.const_value = ir.tensor(np.float32(number), name=limit.name)
+        graph.initializers.add(limit)
+        limits.append(limit)
+    node = ir.node("Clip", [value, *limits], name=f"{value.name}/bounded")
+    (made,) = node.outputs
+    made.name, made.dtype, made.shape = node.name, value.dtype, value.shape
+    graph.append(node) if reader is None else graph.insert_before(reader, node)
+    return made
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:

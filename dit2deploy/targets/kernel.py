@@ -83,13 +83,14 @@ def run(
     *,
     isa: str | None = None,
     threads: int = 1,
+    tactic: int = 0,
     library: Path | None = None,
 ) -> list[np.ndarray]:
     """Runs one node of domain `dit2deploy` with tensors in host memory and gives its outputs back.
 
     `inputs` by position in the op's dtypes (bfloat16: of ml_dtypes); `shapes` of the outputs; `isa` None: the one in
-    use, "cuda": a GPU. Raises Misuse for an op that the library does not know, and Failed with the kernel's message for
-    what the kernel refuses.
+    use, "cuda": a GPU; `tactic` of the kernels for GPUs: 0, or the number, from 1, of one that `describe` lists. Raises
+    Misuse for an op that the library does not know, and Failed with the kernel's message for what the kernel refuses.
     """
     path = library or library_path()
     loaded = _load(path)
@@ -105,7 +106,7 @@ def run(
     status = loaded.d2d_run(
         op.encode(),
         isa.encode() if isa else None,
-        threads,
+        *(threads, tactic),
         *(given, len(given)),
         *(tensors[0], len(held)),
         *(tensors[1], len(outputs)),
@@ -129,23 +130,43 @@ def launcher(
     attributes: Mapping[str, int | str],
     outputs: Sequence[Memory],
     *,
+    tactic: int = 0,
+    workspace: int = 0,
     library: Path | None = None,
 ) -> Callable[[int], None]:
     """A function of a CUDA stream's handle (0: the default one) that enqueues one node of domain `dit2deploy` there.
 
-    `inputs` and `outputs` by position, in memory of the GPU whose context is current where the function is called; the
-    caller keeps them alive. It returns without waiting. The function raises Failed with the kernel's or the driver's
-    message; work that fails later shows where the stream is waited for.
+    `inputs` and `outputs` by position, in memory of the GPU whose context is current where the function is called;
+    `tactic` as of `run`; `workspace`: the address of as many bytes as `workspace_bytes` tells, or 0. The caller keeps
+    all alive. It returns without waiting. The function raises Failed with the kernel's or the driver's message; work
+    that fails later shows where the stream is waited for.
     """
     loaded = _load(library or library_path())
     given, sources, targets = _attributes(attributes), _tensors(inputs), _tensors(outputs)
-    arguments = op.encode(), given, len(given), sources, len(inputs), targets, len(outputs)
+    arguments = op.encode(), given, len(given), sources, len(inputs), targets, len(outputs), tactic, workspace or None
 
     def enqueue(stream: int) -> None:
         if loaded.d2d_enqueue(*arguments, stream):
             raise _refused(loaded, op)
 
     return enqueue
+
+
+def workspace_bytes(
+    op: str,
+    inputs: Sequence[Memory],
+    attributes: Mapping[str, int | str],
+    outputs: Sequence[Memory],
+    *,
+    library: Path | None = None,
+) -> int:
+    """Bytes on the GPU that a `launcher` of the same arguments can use beside the tensors, by whatever tactic."""
+    loaded, found = _load(library or library_path()), ctypes.c_size_t()
+    given, sources, targets = _attributes(attributes), _tensors(inputs), _tensors(outputs)
+    arguments = op.encode(), given, len(given), sources, len(inputs), targets, len(outputs)
+    if loaded.d2d_workspace(*arguments, ctypes.byref(found)):
+        raise _refused(loaded, op)
+    return found.value
 
 
 def relayout(
@@ -195,12 +216,12 @@ def _load(path: Path) -> ctypes.CDLL:
         getattr(loaded, name).restype = ctypes.c_char_p
     many = [ctypes.POINTER(_Tensor), ctypes.c_size_t]
     loaded.d2d_run.argtypes = [
-        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int),
+        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
         *(ctypes.POINTER(_Attribute), ctypes.c_size_t, *many, *many),
     ]
-    loaded.d2d_enqueue.argtypes = [
-        *(ctypes.c_char_p, ctypes.POINTER(_Attribute), ctypes.c_size_t, *many, *many, ctypes.c_void_p),
-    ]
+    node = [ctypes.c_char_p, ctypes.POINTER(_Attribute), ctypes.c_size_t, *many, *many]
+    loaded.d2d_workspace.argtypes = [*node, ctypes.POINTER(ctypes.c_size_t)]
+    loaded.d2d_enqueue.argtypes = [*node, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     loaded.d2d_relayout.argtypes = [
         *(ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
         *(ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)),

@@ -11,7 +11,7 @@ from dit2deploy.artefacts.bundle import TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
 from dit2deploy.targets import kernel
-from dit2deploy.targets.float_types import FLOAT32, name_halves, use_half_activations
+from dit2deploy.targets.float_types import FLOAT32, name_halves, thresholds_of, use_half_activations
 from dit2deploy.targets.graph import drop_native_bodies, save_graphs, use_kernel_layout
 from dit2deploy.targets.ort_attention import use_fused_attention
 from dit2deploy.targets.reference import record
@@ -61,4 +61,4 @@ def build_custom_ops(
     shutil.copyfile(kernel.library_path(), library)
     made = record(onnx, model, folder, root=root, extra=(library,))
     details = {**made.details, "library_bytes": library.stat().st_size, "layout": layout, "floats": floats}
-    return made.model_copy(update={"details": details}), model
+    return made.model_copy(update={"details": details, "thresholds": thresholds_of(floats)}), model

@@ -21,9 +21,13 @@ def availability() -> Availability:
     return ort_build.availability(runtime)
 
 
+def check(options: Mapping[str, Any]) -> None:
+    refuse_options(NAME, options)
+
+
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
     """Graphs of custom ops with weights in the order of the CPU kernels; there are no options."""
-    refuse_options(NAME, options)
+    check(options)
     made, _ = ort_build.build_custom_ops(onnx, root=root, target=NAME, layout=kernel.KERNEL_ORDER)
     return made
 
@@ -33,4 +37,4 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[
     return open_sizes(graphs_of(bundle, NAME), partial(open_session, threads=threads, values=values, library=library))
 
 
-TARGET = Target(NAME, availability, build, open_engine)
+TARGET = Target(NAME, availability, check, build, open_engine)

@@ -38,16 +38,20 @@ def availability() -> Availability:
     return ort_build.availability(_runtime)
 
 
+def check(options: Mapping[str, Any]) -> None:
+    refuse_options(NAME, options, known=("floats",))
+    if floats_of(NAME, options) == "bfloat16":
+        raise Misuse(f"target {NAME}: ONNX Runtime's attention on CUDA takes no bfloat16.", "Take float16.")
+
+
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
     """Graphs of custom ops with weights in the order of the tensor cores' fragments.
 
     Option `floats`: the type of the activations. Attention becomes the runtime's own operator, whose CUDA kernels take
     float32 and float16 and no bfloat16.
     """
-    refuse_options(NAME, {name: value for name, value in options.items() if name != "floats"})
+    check(options)
     floats = floats_of(NAME, options)
-    if floats == "bfloat16":
-        raise Misuse(f"target {NAME}: ONNX Runtime's attention on CUDA takes no bfloat16.", "Take float16.")
     made, model = ort_build.build_custom_ops(onnx, root=root, target=NAME, layout=kernel.FRAGMENT_ORDER, floats=floats)
     tell_slow_gemms(model, NAME, halves=floats in HALVES)
     return made
@@ -117,4 +121,4 @@ def session_on_gpu(path: Path, *, library: Path, threads: int | None, values: Se
     return runner
 
 
-TARGET = Target(NAME, availability, build, open_engine)
+TARGET = Target(NAME, availability, check, build, open_engine)

@@ -27,9 +27,13 @@ def availability() -> Availability:
     return Availability(can_build=True, can_run=True)
 
 
+def check(options: Mapping[str, Any]) -> None:
+    refuse_options(NAME, options)
+
+
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
     """Copies the model, of any form, with its function bodies."""
-    refuse_options(NAME, options)
+    check(options)
     folder = root / NAME
     folder.mkdir(exist_ok=True)
     return record(onnx, save_graphs(onnx, folder, lambda model: None), folder, root=root, extra=())
@@ -39,10 +43,11 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[
     return open_sizes(graphs_of(bundle, NAME), partial(open_session, threads=threads, values=values, optimize=False))
 
 
-def refuse_options(target: str, options: Mapping[str, Any]) -> None:
-    """Raises Misuse for options of a target that has none."""
-    if options:
-        raise Misuse(f"target {target} has no option {', '.join(options)}.", "Leave it out.")
+def refuse_options(target: str, options: Mapping[str, Any], *, known: Sequence[str] = ()) -> None:
+    """Raises Misuse for options that a target does not have."""
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise Misuse(f"target {target} has no option {', '.join(unknown)}.", "Leave it out.")
 
 
 def record(onnx: OnnxModel, model: ir.Model, folder: Path, *, root: Path, extra: tuple[Path, ...]) -> TargetRecord:
@@ -61,4 +66,4 @@ def record(onnx: OnnxModel, model: ir.Model, folder: Path, *, root: Path, extra:
     )
 
 
-TARGET = Target(NAME, availability, build, open_engine)
+TARGET = Target(NAME, availability, check, build, open_engine)

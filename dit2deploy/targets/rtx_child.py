@@ -3,9 +3,10 @@
     python -m dit2deploy.targets.rtx_child < job.json
 
 A job: {"module": "tensorrt_rtx" or "tensorrt", "library": the plugin library, "profile": {input: [[least, usual, most],
-.. of its dynamic axes]}, "engines": [{"onnx", "engine", "capabilities": ["8.6", ..], or [] for the GPU at hand}, ..]}.
-The line: {"peak_rss_mb", "engines": [{"bytes", "seconds", "layers", "plugin_layers"}, ..]} or {"kind": "Misuse" or
-"Failed", "error", "cure"}.
+.. of its dynamic axes]}, "timing_cache": a file, which need not be there, or null, "engines": [{"onnx", "engine",
+"capabilities": ["8.6", ..], or [] for the GPU at hand}, ..]}.
+The line: {"version": TensorRT's, "peak_rss_mb", "notes": [..], "engines": [{"bytes", "seconds", "layers",
+"plugin_layers"}, ..]} or {"kind": "Misuse" or "Failed", "error", "cure"}.
 A process of its own survives what aborts TensorRT, can be timed out, and has LD_LIBRARY_PATH from its start.
 """
 
@@ -21,6 +22,8 @@ from typing import Any
 
 from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.files import whole_file
+from dit2deploy.base.progress import listen
+from dit2deploy.targets.trt_cache import TimingCache
 
 # TensorRT-RTX says this after every error on a machine without a driver; building takes none.
 _HARMLESS = re.compile(r"cudaError 35\b|CUDA driver version is insufficient|CUDA initialization failure with error: 35")
@@ -49,9 +52,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     log = make_log(trt)
     if trt.get_plugin_registry().load_library(job["library"]) is None:
         raise Misuse(f"{job['library']}: TensorRT cannot load it: {log.told()}", "Compile the kernels on this machine.")
-    engines = [_build(trt, log, entry, job["profile"]) for entry in job["engines"]]
+    notes: list[str] = []
+    listen(lambda what, done, total: notes.append(what) if total == 0 else None)
+    engines = [_build(trt, log, entry, job["profile"], job["timing_cache"]) for entry in job["engines"]]
     # Kilobytes on Linux.
-    return {"engines": engines, "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    return {"version": trt.__version__, "engines": engines, "notes": notes, "peak_rss_mb": peak}
 
 
 def make_log(trt: Any) -> Any:
@@ -75,7 +81,9 @@ def make_log(trt: Any) -> Any:
     return Log()
 
 
-def _build(trt: Any, log: Any, entry: dict[str, Any], ranges: dict[str, list[list[int]]]) -> dict[str, Any]:
+def _build(
+    trt: Any, log: Any, entry: dict[str, Any], ranges: dict[str, list[list[int]]], timing_cache: str | None
+) -> dict[str, Any]:
     begin = time.perf_counter()
     builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt))
@@ -89,7 +97,10 @@ def _build(trt: Any, log: Any, entry: dict[str, Any], ranges: dict[str, list[lis
             if not config.set_compute_capability(_capability(trt, name), index):
                 raise Misuse(f"{trt.__name__} {trt.__version__} refuses compute capability {name}.", "Leave it out.")
     config.add_optimization_profile(_profile(builder, network, ranges))
+    timings = TimingCache(config, Path(timing_cache)) if timing_cache else None
     engine = builder.build_serialized_network(network, config)
+    if timings is not None:  # a build that failed took times too
+        timings.store()
     if engine is None:
         wanted = ", ".join(entry["capabilities"]) or "this GPU"
         raise Failed(

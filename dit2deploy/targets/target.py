@@ -40,6 +40,12 @@ class Open(Protocol):
     def __call__(self, bundle: Bundle, *, threads: int | None = None, values: Sequence[str] = ()) -> Runner: ...
 
 
+class Check(Protocol):
+    """Raises Misuse for options that `build` would refuse, on whatever machine: before the long stages are run."""
+
+    def __call__(self, options: Mapping[str, Any]) -> None: ...
+
+
 class Build(Protocol):
     """Writes engines into `root / name` and tells of them, with names relative to `root`.
 
@@ -56,6 +62,7 @@ class Target:
 
     name: str
     availability: Callable[[], Availability]
+    check: Check
     build: Build
     open: Open
 

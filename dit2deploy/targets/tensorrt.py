@@ -11,7 +11,8 @@ from typing import Any
 from dit2deploy.artefacts.bundle import Bundle, TargetRecord
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
-from dit2deploy.targets import cuda, kernel
+from dit2deploy.base.machine import versions
+from dit2deploy.targets import cuda, kernel, trt_cache
 from dit2deploy.targets.float_types import floats_of
 from dit2deploy.targets.reference import refuse_options
 from dit2deploy.targets.target import Availability, Runner, Target
@@ -37,12 +38,18 @@ def availability() -> Availability:
     return Availability(can_build=True, can_run=True)
 
 
-def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
-    """One engine a size, for the GPU at hand; TensorRT times its kernels on it.
+def check(options: Mapping[str, Any]) -> None:
+    refuse_options(NAME, options, known=("ranges", "floats", "timing_cache"))
+    floats_of(NAME, options)
 
-    Options: `ranges` (see build_engines); `floats`, the type of the activations.
+
+def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
+    """One engine a size, for the GPU at hand; TensorRT times its kernels on it, and remembers what it timed.
+
+    Options: `ranges` (see build_engines); `floats`, the type of the activations; `timing_cache`, a folder in the place
+    of the user's own (trt_cache).
     """
-    refuse_options(NAME, {name: value for name, value in options.items() if name not in ("ranges", "floats")})
+    check(options)
     floats = floats_of(NAME, options)
     able = availability()
     if not able.can_build:
@@ -51,8 +58,17 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
     if floats == "bfloat16" and capability < "8":
         raise Misuse(f"target {NAME}: compute capability {capability} has no bfloat16.", "Take float16.")
     plan = Plan(f"sm{capability.replace('.', '')}", (), floats)
-    ranges = options.get("ranges", {})
-    made = build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=[plan], ranges=ranges)
+    place = Path(options.get("timing_cache") or trt_cache.folder())
+    made = build_engines(
+        onnx,
+        root=root,
+        target=NAME,
+        module=MODULE,
+        package=NAME,
+        plans=[plan],
+        ranges=options.get("ranges", {}),
+        timing_cache=trt_cache.timing_file(place, NAME, versions(NAME)[NAME]),
+    )
     for engine in made.details["engines"].values():
         engine["compute_capabilities"] = [capability]
     return made
@@ -63,4 +79,4 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, values: Sequence[
     return open_runner(bundle, NAME, module=MODULE, values=values, cure=_INSTALL)
 
 
-TARGET = Target(NAME, availability, build, open_engine)
+TARGET = Target(NAME, availability, check, build, open_engine)

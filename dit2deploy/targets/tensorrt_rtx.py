@@ -40,6 +40,11 @@ def availability() -> Availability:
     return Availability(can_build=True, can_run=True)
 
 
+def check(options: Mapping[str, Any]) -> None:
+    refuse_options(NAME, options, known=("compute_capabilities", "ranges", "floats"))
+    _plans(options)
+
+
 def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetRecord:
     """One engine (a size) for all capabilities that take float32, one with float16 matrix products for the others.
 
@@ -47,11 +52,14 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
     activations, of which float16 is one engine for all. One engine serves several GPUs in the size of one: TensorRT-RTX
     compiles for the GPU at hand when the engine is first opened.
     """
-    known = ("compute_capabilities", "ranges", "floats")
-    refuse_options(NAME, {name: value for name, value in options.items() if name not in known})
-    plans = plan_engines(options.get("compute_capabilities", CAPABILITIES), floats_of(NAME, options))
+    check(options)
+    plans = _plans(options)
     ranges = options.get("ranges", {})
     return build_engines(onnx, root=root, target=NAME, module=MODULE, package=NAME, plans=plans, ranges=ranges)
+
+
+def _plans(options: Mapping[str, Any]) -> list[Plan]:
+    return plan_engines(options.get("compute_capabilities", CAPABILITIES), floats_of(NAME, options))
 
 
 def plan_engines(capabilities: Sequence[str], floats: str = FLOAT32) -> list[Plan]:
@@ -83,4 +91,4 @@ def _label(capabilities: Sequence[str]) -> str:
     return "sm" + "+".join(name.replace(".", "") for name in capabilities)
 
 
-TARGET = Target(NAME, availability, build, open_engine)
+TARGET = Target(NAME, availability, check, build, open_engine)

@@ -22,9 +22,16 @@ from dit2deploy.artefacts.onnx_model import OWN, OnnxModel
 from dit2deploy.base.disk import scratch_folder
 from dit2deploy.base.errors import Dit2DeployError, Failed, Misuse
 from dit2deploy.base.machine import versions
+from dit2deploy.base.progress import note
 from dit2deploy.targets import kernel
 from dit2deploy.targets.by_size import size_of
-from dit2deploy.targets.float_types import FLOAT32, HALVES, use_half_activations, use_half_products
+from dit2deploy.targets.float_types import (
+    FLOAT32,
+    HALVES,
+    thresholds_of,
+    use_half_activations,
+    use_half_products,
+)
 from dit2deploy.targets.graph import (
     DOMAIN,
     W,
@@ -71,11 +78,18 @@ def build_engines(
     package: str,
     plans: Sequence[Plan],
     ranges: Mapping[str, Sequence[int]],
+    timing_cache: Path | None = None,
 ) -> TargetRecord:
     """Writes `root / target / LABEL.engine` for each plan and size, and the plugin library; tells what they hold.
 
-    `ranges`: least, usual and most length of dynamic axes, in the place of those that the manifest tells. Raises Misuse
-    for a model that is not of the fused form, Failed where TensorRT builds nothing or drops the plugins.
+    `ranges`: least, usual and most length of dynamic axes, in the place of those that the manifest tells.
+    `timing_cache`: a file of the times that the builder takes of kernels, read and written. Raises Misuse for a model
+    that is not of the fused form, Failed where TensorRT builds nothing or drops the plugins.
+
+    The library lies beside the engines and not in them (`plugins_to_serialize`): one copy of some megabytes serves all
+    engines of the bundle; it can be replaced by one for a newer GPU without a new build; and an engine that
+    holds code makes its opening run that code (`engine_host_code_allowed`), which TensorRT refuses by default and we
+    never allow: loading an engine executes nothing of it, and the library is a file that the manifest vouches for.
     """
     check_form(onnx, target)
     profile = profile_of(onnx, ranges)
@@ -92,6 +106,7 @@ def build_engines(
             "module": module,
             "library": str(library.resolve()),
             "profile": ranges_of(profile, onnx.manifest.inputs),
+            "timing_cache": None if timing_cache is None else str(timing_cache.absolute()),
             "engines": [
                 {
                     "onnx": str(_source(engine)),
@@ -113,6 +128,8 @@ def build_engines(
         weight_bytes=max(
             sum(made[engine.label]["bytes"] for engine in engines if engine.plan == plan) for plan in plans
         ),
+        # Plans differ where one has HALF, which changes nothing that is compared: engines give outputs only.
+        thresholds=thresholds_of(plans[0].floats),
         details={
             "engines": made,
             "profile": {name: axis.model_dump() for name, axis in profile.items()},
@@ -121,7 +138,7 @@ def build_engines(
             "peak_rss_mb": answer["peak_rss_mb"],
             "not_run": "The engines were built and inspected here, not run; running them takes an NVIDIA GPU.",
         },
-        versions=versions("onnx-ir", package),
+        versions={**versions("onnx-ir"), package: answer["version"]},
     )
 
 
@@ -189,6 +206,8 @@ def run_child(job: Mapping[str, Any], env: Mapping[str, str], *, package: str) -
     if "error" in answer:
         kind: type[Dit2DeployError] = Misuse if answer["kind"] == "Misuse" else Failed
         raise kind(answer["error"], answer["cure"])
+    for told in answer["notes"]:
+        note(told)
     return answer
 
 

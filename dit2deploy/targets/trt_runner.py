@@ -17,7 +17,9 @@ from dit2deploy.targets import cuda
 from dit2deploy.targets.by_size import open_sizes
 from dit2deploy.targets.graph import DOMAIN
 from dit2deploy.targets.target import Runner, library_of
+from dit2deploy.targets.trt_cache import KernelCache, kernels_file
 from dit2deploy.targets.trt_profile import check_inputs
+from dit2deploy.targets.trt_validity import check_release, check_validity
 
 _COMPARE = "Compare them with the manifest."
 
@@ -25,7 +27,8 @@ _COMPARE = "Compare them with the manifest."
 def open_runner(bundle: Bundle, target: str, *, module: str, values: Sequence[str], cure: str) -> Runner:
     """The bundle's engine for the GPU at hand, or all of several sizes.
 
-    Raises Misuse without a GPU, without an engine for it, and for inner `values`: engines give outputs only.
+    Raises Misuse without a GPU, without an engine for it, for one that the installed release does not open, and for
+    inner `values`: engines give outputs only.
     """
     found = bundle.target(target)
     outputs = {port.name for port in bundle.manifest.outputs}
@@ -46,11 +49,20 @@ def open_runner(bundle: Bundle, target: str, *, module: str, values: Sequence[st
         runtime = importlib.import_module(module)
     except ImportError as error:
         raise Misuse(f"{module} cannot be imported: {error}.", cure) from None
+    check_release(bundle, target, runtime.__version__)
     # Bundles that were built before there were sizes and ranges tell neither.
-    engines = {made[label].get("size", ""): bundle.path(found.engines[label]) for label in labels}
+    names = {made[label].get("size", ""): found.engines[label] for label in labels}
     profile = {name: AxisRecord(**axis) for name, axis in found.details.get("profile", {}).items()}
     check = partial(check_inputs, profile, bundle.manifest.inputs)
-    return open_sizes(engines, lambda path: TensorRtRunner(runtime, path, library, check))
+
+    def opened(path: Path) -> Runner:
+        compiled = None
+        if module == "tensorrt_rtx":  # the other one compiles its kernels when it builds
+            compiled = kernels_file(target, runtime.__version__, digests[path])
+        return TensorRtRunner(runtime, path, library, check, compiled=compiled)
+
+    digests = {bundle.path(name): bundle.manifest.sha256[name] for name in names.values()}
+    return open_sizes({size: bundle.path(name) for size, name in names.items()}, opened)
 
 
 @dataclass
@@ -74,27 +86,38 @@ class TensorRtRunner:
     """
 
     def __init__(
-        self, trt: Any, engine: Path, library: Path, check: Callable[[Mapping[str, np.ndarray]], None]
+        self,
+        trt: Any,
+        engine: Path,
+        library: Path,
+        check: Callable[[Mapping[str, np.ndarray]], None],
+        *,
+        compiled: Path | None = None,
     ) -> None:
-        """`check` raises Misuse for inputs of shapes that the engine was not built for."""
+        """`check` raises Misuse for inputs of shapes that the engine was not built for. `compiled`: where the kernels
+        lie that TensorRT-RTX compiled for this GPU when the engine ran before, and will lie; None: nowhere."""
         self._trt, self._check_shapes = trt, check
         self._steps: dict[tuple, _Step] = {}
+        self._kernels: KernelCache | None = None
         self._captures = True
         self._device = cuda.Device()
         try:
             self._open(engine, library)
+            self._config = self._configure(compiled)
         except BaseException:
             self._device.close()
             raise
 
     def _open(self, engine: Path, library: Path) -> None:
         trt = self._trt
+        self._log = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._log)
+        if hasattr(self._runtime, "get_engine_validity"):  # of TensorRT-RTX alone
+            check_validity(trt, self._runtime, engine, cuda.capability())
         registry = trt.get_plugin_registry()
         # A second library with the same plugins is refused.
         if registry.get_creator("HadamardQuantize", "1", DOMAIN) is None and not registry.load_library(str(library)):
             raise Failed(f"{library}: TensorRT cannot load the plugins.", "Build the bundle anew.")
-        self._log = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
         if self._engine is None:
             raise Failed(
@@ -104,6 +127,16 @@ class TensorRtRunner:
         is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self._inputs = [name for name in names if is_input[name]]
         self._outputs = [name for name in names if not is_input[name]]
+
+    def _configure(self, compiled: Path | None) -> Any:
+        """What execution contexts are made with: memory is ours, kernels that were compiled before are used again."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if compiled is None:
+            return strategy
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        self._kernels = KernelCache(config, compiled)
+        return config
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises Misuse for inputs that the engine does not have, lacks or cannot take."""
@@ -123,6 +156,8 @@ class TensorRtRunner:
         elif not self._enqueue(step):
             raise Failed("TensorRT did not run the engine (its reason is above).", "Look at `nvidia-smi`.")
         self._device.wait()
+        if self._kernels is not None and not step.is_warm:  # kernels of new shapes were compiled
+            self._kernels.store()
         step.is_warm = True
         outputs = {name: np.empty(*told) for name, told in step.outputs.items()}
         for name, value in outputs.items():
@@ -131,7 +166,7 @@ class TensorRtRunner:
 
     def _step(self, inputs: Mapping[str, np.ndarray]) -> _Step:
         """A context of its own: a captured graph holds addresses within its context, and that of a shape stays."""
-        step = _Step(self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED))
+        step = _Step(self._engine.create_execution_context(self._config))
         if step.context is None:
             raise Failed("TensorRT made no execution context (its reason is above).", "Free memory of the GPU.")
         try:
@@ -171,10 +206,12 @@ class TensorRtRunner:
             self._device.free(address)
 
     def close(self) -> None:
+        if self._kernels is not None:  # some are compiled in the background
+            self._kernels.store()
         for step in self._steps.values():
             self._free(step)
         self._steps.clear()
-        self._engine = self._runtime = None
+        self._kernels = self._config = self._engine = self._runtime = None
         self._device.close()
 
     def _dtype(self, name: str) -> np.dtype:

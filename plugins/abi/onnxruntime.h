@@ -22,6 +22,8 @@ struct KernelInfo;
 struct KernelContext;
 struct Value;
 struct ShapeInfo;
+struct Allocator;
+struct MemoryInfo;
 
 enum Code : int { kFail = 1, kInvalidArgument = 2 };
 
@@ -54,6 +56,8 @@ inline constexpr Function<60, Status*(const ShapeInfo*, int*)> element_type;
 inline constexpr Function<61, Status*(const ShapeInfo*, size_t*)> dimension_count;
 inline constexpr Function<62, Status*(const ShapeInfo*, int64_t*, size_t)> dimensions;
 inline constexpr Function<65, Status*(const Value*, ShapeInfo**)> shape_info;
+inline constexpr Function<76, Status*(Allocator*, void*)> allocator_free;
+inline constexpr Function<77, Status*(const Allocator*, const MemoryInfo**)> allocator_info;
 inline constexpr Function<85, Status*(const KernelInfo*, const char*, float*)> float_attribute;
 inline constexpr Function<86, Status*(const KernelInfo*, const char*, int64_t*)> integer_attribute;
 inline constexpr Function<87, Status*(const KernelInfo*, const char*, char*, size_t*)> text_attribute;
@@ -62,11 +66,18 @@ inline constexpr Function<90, Status*(const KernelContext*, size_t, const Value*
 inline constexpr Function<91, Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)> output;
 inline constexpr Function<93, void(Status*)> release_status;
 inline constexpr Function<99, void(ShapeInfo*)> release_shape_info;
+inline constexpr Function<132, void(Allocator*)> release_allocator;
 // The handle of the CUDA stream that the node's provider computes on; null is the default stream.
 inline constexpr Function<193, Status*(const KernelContext*, CUstream_st**)> gpu_stream;
 inline constexpr Function<249, Status*(const KernelInfo*, size_t, int*, const Value**)> constant_input;
 inline constexpr Function<274, Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>
     parallel_for;
+
+// Memory of the node's provider and stream, which the caller gives back to an allocator of the same.
+inline constexpr Function<277, Status*(const KernelContext*, const MemoryInfo*, size_t, void**)>
+    scratch_buffer;
+inline constexpr Function<278, Status*(const KernelInfo*, int, Allocator**)> provider_allocator;
+constexpr int kDefaultMemory = 0;
 
 // One op, as ONNX Runtime reads it: a version and 25 functions. Those left null were checked to be optional.
 struct CustomOp {

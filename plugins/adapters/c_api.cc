@@ -79,7 +79,8 @@ std::string describe(const Definition& definition) {
            ", \"inputs\": " + list(definition.inputs, port) +
            ", \"outputs\": " + list(definition.outputs, port) +
            ", \"attributes\": " + list(definition.attributes, attribute) +
-           ", \"shapes\": " + list(definition.shapes, rule) + "}";
+           ", \"shapes\": " + list(definition.shapes, rule) +
+           ", \"tactics\": " + list(definition.tactics, quoted) + "}";
 }
 
 const Definition& find(const char* op) {
@@ -158,6 +159,23 @@ Node read_node(const char* op, const d2d_attribute* attributes, size_t attribute
     return node;
 }
 
+void check(const Node& node, int tactic) {
+    const std::string fault = check_tactic(node.definition, tactic);
+    if (!fault.empty()) refuse(std::string(node.definition.name) + ": " + fault);
+}
+
+#ifdef D2D_HOST_CUDA
+void run_emulated(const Node& node, int tactic) {
+    std::vector<char> workspace(workspace_bytes(node.definition, node.attributes, node.inputs, node.outputs),
+                                '\x5A');
+    const CudaMeans means{tactic, workspace.empty() ? nullptr : workspace.data()};
+    std::vector<Tensor> written = node.outputs;
+    written.push_back({DType::i8, {1, {static_cast<int64_t>(workspace.size())}}, workspace.data()});
+    run_on_host(node.definition.plan_cuda(node.attributes, node.inputs, node.outputs, means), node.inputs,
+                written);
+}
+#endif
+
 // Threads that live for one call: for tests and benchmarks of raw kernels. Runtimes bring their own pool.
 Parallel threads(int& count) {
     return {[](void* pool, size_t tasks, void (*task)(void*, size_t), void* user) {
@@ -204,21 +222,21 @@ D2D_EXPORT const char* d2d_isa_in_use(void) {
     return guarded([&] { name = isa_name(isa_in_use()); }) ? nullptr : name;
 }
 
-D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const d2d_attribute* attributes,
-                       size_t attribute_count, const d2d_tensor* inputs, size_t input_count,
-                       const d2d_tensor* outputs, size_t output_count) {
+D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, int tactic,
+                       const d2d_attribute* attributes, size_t attribute_count, const d2d_tensor* inputs,
+                       size_t input_count, const d2d_tensor* outputs, size_t output_count) {
     return guarded([&] {
         const Node node =
             read_node(op, attributes, attribute_count, inputs, input_count, outputs, output_count);
+        check(node, tactic);
 #ifdef D2D_HOST_CUDA
-        if (isa && !std::strcmp(isa, "cuda_on_host"))
-            return run_on_host(node.definition.plan_cuda(node.attributes, node.inputs, node.outputs),
-                               node.inputs, node.outputs);
+        if (isa && !std::strcmp(isa, "cuda_on_host")) return run_emulated(node, tactic);
 #endif
 #ifdef D2D_WITH_CUDA
         if (isa && !std::strcmp(isa, "cuda"))
-            return run_on_gpu(node.definition, node.attributes, node.inputs, node.outputs);
+            return run_on_gpu(node.definition, node.attributes, node.inputs, node.outputs, tactic);
 #endif
+        if (tactic) refuse("tactics are of GPUs: the CPU kernels take 0 alone");
         const Isa chosen = isa ? isa_from_name(isa) : isa_in_use();
         if (!isa_runs_here(chosen)) refuse(std::string(isa_name(chosen)) + " does not run on this CPU");
         if (thread_count < 1) refuse("threads must be at least 1");
@@ -230,15 +248,29 @@ D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, const 
     });
 }
 
+D2D_EXPORT int d2d_workspace(const char* op, const d2d_attribute* attributes, size_t attribute_count,
+                             const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
+                             size_t output_count, size_t* bytes) {
+    return guarded([&] {
+        if (!bytes) refuse("bytes must not be NULL");
+        const Node node =
+            read_node(op, attributes, attribute_count, inputs, input_count, outputs, output_count);
+        *bytes = workspace_bytes(node.definition, node.attributes, node.inputs, node.outputs);
+    });
+}
+
 D2D_EXPORT int d2d_enqueue(const char* op, const d2d_attribute* attributes, size_t attribute_count,
                            const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
-                           size_t output_count, [[maybe_unused]] void* stream) {
+                           size_t output_count, int tactic, [[maybe_unused]] void* workspace,
+                           [[maybe_unused]] void* stream) {
     return guarded([&] {
         const Node node =
             read_node(op, attributes, attribute_count, inputs, input_count, outputs, output_count);
+        check(node, tactic);
 #ifdef D2D_WITH_CUDA
-        launch_cuda(node.definition.plan_cuda(node.attributes, node.inputs, node.outputs),
-                    static_cast<CUstream_st*>(stream));
+        launch_cuda(
+            node.definition.plan_cuda(node.attributes, node.inputs, node.outputs, {tactic, workspace}),
+            static_cast<CUstream_st*>(stream));
 #else
         refuse(std::string(node.definition.name) + ": this library holds no CUDA driver's calls");
 #endif

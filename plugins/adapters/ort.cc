@@ -68,10 +68,39 @@ struct Op : CustomOp {
     std::string type_name;
 };
 
+struct Release {
+    void operator()(Allocator* allocator) const { release_allocator(api, allocator); }
+};
+
 struct Node {
     const Definition* definition;
     Attributes attributes;
-    std::unique_ptr<CpuKernel> kernel;  // none on a GPU, where nothing outlives a call
+    std::unique_ptr<CpuKernel> kernel;              // none on a GPU, where nothing outlives a call
+    std::unique_ptr<Allocator, Release> allocator;  // of the GPU's memory, where the op's plans can use some
+};
+
+// Memory of a node's stream while the node is enqueued: whoever gets it afterwards is behind the node on that stream. Under
+// a CUDA graph it is what ONNX Runtime's own kernels take: the runs before the capture have made it.
+class Scratch {
+  public:
+    Scratch(const KernelContext* context, Allocator* allocator, size_t bytes) : allocator_(allocator) {
+        if (!bytes) return;
+        const MemoryInfo* where = nullptr;
+        check(allocator_info(api, allocator, &where));
+        check(scratch_buffer(api, context, where, bytes, &data_));
+    }
+    ~Scratch() {
+        Status* const failed = data_ ? allocator_free(api, allocator_, data_) : nullptr;
+        if (failed) release_status(api, failed);
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    void* data() const { return data_; }
+
+  private:
+    Allocator* allocator_;
+    void* data_ = nullptr;
 };
 
 const Op& own(const CustomOp* op) { return *static_cast<const Op*>(op); }
@@ -179,12 +208,28 @@ Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** ke
         refuse(
             definition.check_shapes(node->attributes, constant_shapes(definition, node->attributes, info)));
         // Kernels are loaded here: the first computation may be one that a CUDA graph captures.
-        if (own(op).on_gpu)
+        if (own(op).on_gpu) {
             load_cuda_kernels();
-        else
+            Allocator* allocator = nullptr;
+            if (definition.workspace_cuda) check(provider_allocator(api, info, kDefaultMemory, &allocator));
+            node->allocator.reset(allocator);
+        } else {
             node->kernel = definition.make_cpu(node->attributes, isa_in_use());
+        }
         *kernel = node.release();
     });
+}
+
+// All tensors are on the GPU, and so is what comes before and after, on this stream. There are no tactics: ONNX Runtime
+// times none.
+void compute_on_gpu(const Node& node, const KernelContext* context, const std::vector<Tensor>& inputs,
+                    const std::vector<Tensor>& outputs) {
+    CUstream_st* stream = nullptr;
+    check(gpu_stream(api, context, &stream));
+    // A scratch buffer without a stream ends the process in ONNX Runtime 1.18, which reads through a null pointer.
+    const size_t bytes = stream ? workspace_bytes(*node.definition, node.attributes, inputs, outputs) : 0;
+    const Scratch workspace(context, node.allocator.get(), bytes);
+    launch_cuda(node.definition->plan_cuda(node.attributes, inputs, outputs, {0, workspace.data()}), stream);
 }
 
 Status* compute(void* kernel, KernelContext* context) {
@@ -213,12 +258,7 @@ Status* compute(void* kernel, KernelContext* context) {
             outputs[i] = {dtype_of(definition.outputs[i], node.attributes), results[i], nullptr};
             check(tensor_data(api, value, &outputs[i].data));
         }
-        if (!node.kernel) {  // all tensors are on the GPU, and so is what comes before and after, on this stream
-            CUstream_st* stream = nullptr;
-            check(gpu_stream(api, context, &stream));
-            launch_cuda(definition.plan_cuda(node.attributes, inputs, outputs), stream);
-            return;
-        }
+        if (!node.kernel) return compute_on_gpu(node, context, inputs, outputs);
         const Parallel pool{
             [](void* of, size_t tasks, void (*task)(void*, size_t), void* user) {
                 check(parallel_for(api, static_cast<const KernelContext*>(of), task, tasks, 0, user));

@@ -1,6 +1,6 @@
 // TensorRT and TensorRT-RTX: every Definition of the list as a plugin of namespace "dit2deploy"; no line per
 // op.
-#include <cstdio>
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -13,8 +13,10 @@
 #else
 #include "tensorrt.h"
 #endif
+#include "cuda_choice.h"
 #include "cuda_driver.h"
 #include "op.h"
+#include "tensorrt_log.h"
 
 namespace d2d::trt {
 namespace {
@@ -23,20 +25,16 @@ using namespace nvinfer1;
 
 constexpr const char* kNamespace = "dit2deploy";
 
-// TensorRT's logger moved between versions 10 and 11 and is null while a library loads, so faults go to
-// stderr; TensorRT itself reports the return code with the name of the layer.
-void tell(const char* op, const char* fault) { std::fprintf(stderr, "dit2deploy: %s: %s\n", op, fault); }
-
-// Nothing may be thrown across: the body runs in here; 0 is success, 1 a fault that was told.
+// Nothing may be thrown across: the body runs in here; 0 is success, 1 a fault that was told. `who`: op and layer.
 template <class F>
-int32_t guarded(const char* op, F&& body) noexcept {
+int32_t guarded(const std::string& who, F&& body) noexcept {
     try {
         body();
         return 0;
     } catch (const std::exception& error) {
-        tell(op, error.what());
+        tell(who.c_str(), error.what());
     } catch (...) {
-        tell(op, "unknown exception");
+        tell(who.c_str(), "unknown exception");
     }
     return 1;
 }
@@ -104,8 +102,13 @@ class Plugin : public IPluginV3,
                public IPluginV3OneBuild,
                public IPluginV3OneRuntime {
   public:
-    Plugin(const Definition& definition, Attributes attributes)
-        : definition_(definition), attributes_(std::move(attributes)) {
+    // `kernels`: those that tactics choose among, as far as they are not always the same; `who`: what its faults are told of.
+    Plugin(const Definition& definition, Attributes attributes, std::string kernels, std::string who)
+        : definition_(definition),
+          who_(std::move(who)),
+          attributes_(std::move(attributes)),
+          kernels_(std::move(kernels)),
+          timing_id_("kernels=" + kernels_ + ";") {
         for (const Attribute& attribute : definition_.attributes) {
             if (attribute.type == Attribute::Type::integer)
                 integers_.push_back(static_cast<int32_t>(attributes_.integer(attribute.name)));
@@ -143,7 +146,12 @@ class Plugin : public IPluginV3,
 
     // TensorRT dereferences what comes back without a look, so running out of memory here ends the process
     // either way.
-    IPluginV3* clone() noexcept override { return new Plugin(definition_, attributes_); }
+    IPluginV3* clone() noexcept override {
+        auto* made = new Plugin(definition_, attributes_, kernels_, who_);
+        made->tactic_ = tactic_;
+        made->valid_tactics_ = valid_tactics_;
+        return made;
+    }
 
     const char* getPluginName() const noexcept override { return definition_.name; }
     const char* getPluginVersion() const noexcept override { return version_.c_str(); }
@@ -151,7 +159,7 @@ class Plugin : public IPluginV3,
 
     int32_t configurePlugin(const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*,
                             int32_t) noexcept override {
-        return guarded(definition_.name, [&] {
+        return guarded(who_, [&] {
             std::vector<Shape> least, most;
             for (int32_t i = 0; i < inputs; ++i) {
                 least.push_back(shape_of(in[i].min));
@@ -161,19 +169,52 @@ class Plugin : public IPluginV3,
             refuse(definition_.check_shapes(attributes_, least));
             refuse(definition_.check_shapes(attributes_, most));
             // What the kernels cannot do is told while the engine is built, not when it first runs.
-            std::vector<Tensor> from, to;
-            for (size_t i = 0; i < most.size(); ++i)
-                from.push_back({dtype_of(definition_.inputs[i], attributes_), most[i], nullptr});
-            const std::vector<Shape> results = output_shapes(definition_, most);
-            for (size_t i = 0; i < results.size(); ++i)
-                to.push_back({dtype_of(definition_.outputs[i], attributes_), results[i], nullptr});
-            definition_.plan_cuda(attributes_, from, to);
+            const Planned largest(*this, in, inputs, &DynamicPluginTensorDesc::max);
+            definition_.plan_cuda(attributes_, largest.from, largest.to, {});
+            // TensorRT times tactics at the shapes that the profile was made for, and gives the fastest one all shapes.
+            const Planned usual(*this, in, inputs, &DynamicPluginTensorDesc::opt);
+            valid_tactics_.clear();
+            for (int32_t tactic = 1; tactic <= static_cast<int32_t>(definition_.tactics.size()); ++tactic)
+                if (definition_.takes_tactic(attributes_, usual.from, usual.to, tactic))
+                    valid_tactics_.push_back(tactic);
         });
+    }
+
+    // Of the profile that was configured last. None: TensorRT takes tactic 0.
+    int32_t getNbTactics() noexcept override { return static_cast<int32_t>(valid_tactics_.size()); }
+
+    int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override {
+        return guarded(who_, [&] {
+            if (static_cast<size_t>(count) != valid_tactics_.size())
+                throw std::invalid_argument("has " + std::to_string(valid_tactics_.size()) +
+                                            " tactics, was asked for " + std::to_string(count));
+            if (count && !tactics) throw std::invalid_argument("there is no room for the tactics");
+            std::copy(valid_tactics_.begin(), valid_tactics_.end(), tactics);
+        });
+    }
+
+    // Before it times a tactic, and of an engine's plugins the one that it chose, which it keeps in the engine itself.
+    int32_t setTactic(int32_t tactic) noexcept override {
+        return guarded(who_, [&] {
+            refuse(check_tactic(definition_, tactic));
+            tactic_ = tactic;
+        });
+    }
+
+    size_t getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*,
+                            int32_t) const noexcept override {
+        size_t bytes = 0;
+        guarded(who_, [&] {
+            check_count(inputs);
+            const Planned largest(*this, in, inputs, &DynamicPluginTensorDesc::max);
+            bytes = workspace_bytes(definition_, attributes_, largest.from, largest.to);
+        });
+        return bytes;
     }
 
     int32_t getOutputDataTypes(DataType* types, int32_t outputs, const DataType* given,
                                int32_t inputs) const noexcept override {
-        return guarded(definition_.name, [&] {
+        return guarded(who_, [&] {
             check_count(inputs);
             for (int32_t i = 0; i < inputs; ++i)
                 if (given[i] != type_of(dtype_of(definition_.inputs[i], attributes_)))
@@ -186,7 +227,7 @@ class Plugin : public IPluginV3,
 
     int32_t getOutputShapes(const DimsExprs* in, int32_t inputs, const DimsExprs*, int32_t, DimsExprs* out,
                             int32_t outputs, IExprBuilder& builder) noexcept override {
-        return guarded(definition_.name, [&] {
+        return guarded(who_, [&] {
             check_count(inputs);
             std::vector<Shape> known;
             for (int32_t i = 0; i < inputs; ++i) known.push_back(shape_of(in[i]));
@@ -219,7 +260,7 @@ class Plugin : public IPluginV3,
 
     int32_t onShapeChange(const PluginTensorDesc* in, int32_t inputs, const PluginTensorDesc*,
                           int32_t) noexcept override {
-        return guarded(definition_.name, [&] {
+        return guarded(who_, [&] {
             check_count(inputs);
             std::vector<Shape> shapes;
             for (int32_t i = 0; i < inputs; ++i) shapes.push_back(shape_of(in[i].dims));
@@ -229,8 +270,8 @@ class Plugin : public IPluginV3,
     }
 
     int32_t enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs,
-                    void* const* outputs, void*, cudaStream_t stream) noexcept override {
-        return guarded(definition_.name, [&] {
+                    void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
+        return guarded(who_, [&] {
             std::vector<Tensor> from, to;
             for (size_t i = 0; i < definition_.inputs.size(); ++i)
                 from.push_back({dtype_of(definition_.inputs[i], attributes_), shape_of(in[i].dims),
@@ -238,7 +279,7 @@ class Plugin : public IPluginV3,
             for (size_t i = 0; i < definition_.outputs.size(); ++i)
                 to.push_back(
                     {dtype_of(definition_.outputs[i], attributes_), shape_of(out[i].dims), outputs[i]});
-            launch_cuda(definition_.plan_cuda(attributes_, from, to), stream);
+            launch_cuda(definition_.plan_cuda(attributes_, from, to, {tactic_, workspace}), stream);
         });
     }
 
@@ -248,6 +289,24 @@ class Plugin : public IPluginV3,
     const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &collection_; }
 
   private:
+    // The tensors of a node by the shapes of a profile, which lie nowhere yet.
+    struct Planned {
+        std::vector<Tensor> from, to;
+
+        Planned(const Plugin& plugin, const DynamicPluginTensorDesc* in, int32_t inputs,
+                Dims DynamicPluginTensorDesc::* which) {
+            std::vector<Shape> shapes;
+            for (int32_t i = 0; i < inputs; ++i) shapes.push_back(shape_of(in[i].*which));
+            const std::vector<Shape> results = output_shapes(plugin.definition_, shapes);
+            for (size_t i = 0; i < shapes.size(); ++i)
+                from.push_back(
+                    {dtype_of(plugin.definition_.inputs[i], plugin.attributes_), shapes[i], nullptr});
+            for (size_t i = 0; i < results.size(); ++i)
+                to.push_back(
+                    {dtype_of(plugin.definition_.outputs[i], plugin.attributes_), results[i], nullptr});
+        }
+    };
+
     void check_count(int32_t inputs) const {
         if (static_cast<size_t>(inputs) != definition_.inputs.size())
             throw std::invalid_argument("expects " + std::to_string(definition_.inputs.size()) +
@@ -255,12 +314,16 @@ class Plugin : public IPluginV3,
     }
 
     const Definition& definition_;
+    const std::string who_;
     const Attributes attributes_;
     const std::string version_ = std::to_string(definition_.version);
     std::vector<int32_t> integers_;
     std::vector<PluginField> fields_;
     PluginFieldCollection collection_{};
+    const std::string kernels_;
     std::string timing_id_;
+    int tactic_ = 0;
+    std::vector<int32_t> valid_tactics_;
 };
 
 class Creator : public IPluginCreatorV3One {
@@ -271,13 +334,16 @@ class Creator : public IPluginCreatorV3One {
         collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
     }
 
-    IPluginV3* createPlugin(const char*, const PluginFieldCollection* fields,
+    // `layer`: the name of the node, which is what a fault is to be found by.
+    IPluginV3* createPlugin(const char* layer, const PluginFieldCollection* fields,
                             TensorRTPhase) noexcept override {
         std::unique_ptr<Plugin> plugin;
-        guarded(definition_.name, [&] {
+        const std::string who = std::string(definition_.name) + " " + (layer ? layer : "");
+        guarded(who, [&] {
             Attributes attributes = read(definition_, fields);
             refuse(check_attributes(definition_, attributes));
-            plugin = std::make_unique<Plugin>(definition_, std::move(attributes));
+            plugin = std::make_unique<Plugin>(definition_, std::move(attributes),
+                                              wgmma_is_asked_for() ? "wgmma" : "mma", who);
         });
         return plugin.release();
     }
@@ -311,4 +377,6 @@ extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterf
     return creators->data();
 }
 
-extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1::ILoggerFinder*) {}
+extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+    d2d::trt::find_logger_by(finder);
+}

@@ -292,11 +292,14 @@ void use_a_context() {
 }  // namespace
 
 void run_on_gpu(const Definition& definition, const Attributes& attributes, const std::vector<Tensor>& inputs,
-                const std::vector<Tensor>& outputs) {
+                const std::vector<Tensor>& outputs, int tactic) {
     use_a_context();
     const auto from = on_device(inputs), to = on_device(outputs);
+    const auto bytes = static_cast<int64_t>(workspace_bytes(definition, attributes, views(from), views(to)));
+    const DeviceTensor workspace({DType::i8, {1, {bytes}}, nullptr});
+    const CudaMeans means{tactic, bytes ? workspace.view().data : nullptr};
     for (const auto& tensor : from) tensor->upload();
-    launch_cuda(definition.plan_cuda(attributes, views(from), views(to)), nullptr);
+    launch_cuda(definition.plan_cuda(attributes, views(from), views(to), means), nullptr);
     check(driver().synchronize(), "waiting for the GPU");
     for (const auto& tensor : to) tensor->download();
 }

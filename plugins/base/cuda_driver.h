@@ -19,6 +19,6 @@ void launch_cuda(const std::vector<CudaLaunch>& launches, CUstream_st* stream);
 // Runs one node with tensors in host memory on the GPU of the current context, or on the first one where none is
 // current: allocates, copies, waits. For tests of the kernels.
 void run_on_gpu(const Definition& definition, const Attributes& attributes, const std::vector<Tensor>& inputs,
-                const std::vector<Tensor>& outputs);
+                const std::vector<Tensor>& outputs, int tactic);
 
 }  // namespace d2d

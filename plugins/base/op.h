@@ -141,6 +141,12 @@ struct CudaLaunch {
     bool on_wgmma = false;                       // a kernel that 9.0 alone runs
 };
 
+// What a runtime brings to a plan beside the tensors.
+struct CudaMeans {
+    int tactic = 0;             // 0: the op's own rule; else a number of Definition::tactics, from 1
+    void* workspace = nullptr;  // null, or of the bytes that Definition::workspace_cuda tells
+};
+
 // A kernel parameter as 8 bytes.
 inline uint64_t word(int64_t value) { return static_cast<uint64_t>(value); }
 inline uint64_t word(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
@@ -161,10 +167,37 @@ struct Definition {
     std::string (*check_shapes)(const Attributes&, const std::vector<Shape>&);
     // A kernel of the given instruction set; throws std::invalid_argument where there is none.
     std::unique_ptr<CpuKernel> (*make_cpu)(const Attributes&, Isa);
-    // The launches that compute one node on the GPU, in order, on one stream, without workspace.
+    // The launches that compute one node on the GPU, in order, on one stream. A tactic, or the lack of a workspace, changes
+    // no bit of what they compute. Throws std::invalid_argument for what no launch can do.
     std::vector<CudaLaunch> (*plan_cuda)(const Attributes&, const std::vector<Tensor>& inputs,
-                                         const std::vector<Tensor>& outputs);
+                                         const std::vector<Tensor>& outputs, const CudaMeans&);
+
+    // What plan_cuda can be asked for where there is a choice, by numbers from 1. Engines and timing caches hold the numbers:
+    // names are added at the end, none is ever removed. The first one is the rule again: TensorRT times no 0 beside others,
+    // and TensorRT-RTX, which times nothing where it has no GPU, takes the first one that it is offered.
+    std::vector<const char*> tactics = {};
+    // Whether a tactic is a way to compute a node of these shapes. Nodes of other shapes are computed by the op's rule.
+    bool (*takes_tactic)(const Attributes&, const std::vector<Tensor>& inputs,
+                         const std::vector<Tensor>& outputs, int tactic) = nullptr;
+    // Bytes of workspace that a plan can use for a node of these shapes, by whatever tactic, and for one whose leading
+    // dimensions are smaller; null: none.
+    size_t (*workspace_cuda)(const Attributes&, const std::vector<Tensor>& inputs,
+                             const std::vector<Tensor>& outputs) = nullptr;
 };
+
+// Text of what is wrong with a tactic's number, or "".
+inline std::string check_tactic(const Definition& definition, int tactic) {
+    const size_t known = definition.tactics.size();
+    if (tactic >= 0 && static_cast<size_t>(tactic) <= known) return "";
+    return "there is no tactic " + std::to_string(tactic) + ": known are 0, the op's rule, " +
+           (known ? "and 1 to " + std::to_string(known) : "alone");
+}
+
+// As Definition::workspace_cuda says.
+inline size_t workspace_bytes(const Definition& definition, const Attributes& attributes,
+                              const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
+    return definition.workspace_cuda ? definition.workspace_cuda(attributes, inputs, outputs) : 0;
+}
 
 // THE list (plugins/ops/ops.cc).
 const std::vector<Definition>& definitions();

@@ -14,7 +14,7 @@ without the wheel of CUDA 13.
 
     python plugins/cuda/compile.py cuda_kernels.h     # and beside it what the header embeds, and a cache of the images
 
-The cache is in the folder D2D_CUDA_CACHE where that is set: several builds then compile once.
+The cache is in the folder D2D_CUDA_CACHE where that is set: several builds, and tools/cuda_statistics.py, then compile once.
 """
 
 import argparse
@@ -137,18 +137,35 @@ def kernels_of(code: bytes) -> list[str]:
     return sorted({name.decode() for name in re.findall(section, code)})
 
 
-def image_of(source: str, target: str, cache: Path) -> bytes:
-    """What the library holds of a source, from the cache where nothing that it depends on has changed."""
-    key = hashlib.sha256(repr((source, target, options(target), version(nvrtc(target)))).encode())
+def cached(source: str, target: str, cache: Path | None) -> Compiled:
+    """`compiled`, from the cache where there is one and nothing that it depends on has changed."""
+    if cache is None:
+        return compiled(PLUGINS / source, target)
+    key = hashlib.sha256(repr((Compiled._fields, source, target, options(target), version(nvrtc(target)))).encode())
     for file in (source, *HEADERS):
         key.update((PLUGINS / file).read_bytes() + b"\0")
     path = cache / key.hexdigest()
     if not path.exists():
+        made = compiled(PLUGINS / source, target)
+        cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")  # another build may make the same
-        part.write_bytes(compiled(PLUGINS / source, target).code)
+        lengths = f"{len(made.code)} {len(made.ptx)}\n".encode()
+        part.write_bytes(lengths + made.code + made.ptx + made.log.encode())
         part.replace(path)
     path.touch()
-    return path.read_bytes()
+    lengths, _, content = path.read_bytes().partition(b"\n")
+    code, ptx = map(int, lengths.split())
+    return Compiled(content[:code], content[code : code + ptx], content[code + ptx :].decode())
+
+
+def image_of(source: str, target: str, cache: Path) -> bytes:
+    """What the library holds of a source."""
+    return cached(source, target, cache).code
+
+
+def cache_folder() -> Path | None:
+    """What $D2D_CUDA_CACHE names."""
+    return Path(os.environ[CACHE]) if os.environ.get(CACHE) else None
 
 
 def targets_of(source: str) -> list[str]:
@@ -162,7 +179,6 @@ def images(cache: Path) -> dict[tuple[str, str], bytes]:
     """Code by source and target; a process a core, the longest first. What was not used for a week leaves the cache."""
     order = sorted(SOURCES, key=lambda source: -(PLUGINS / source).stat().st_size)
     keys = [(source, target) for source in order for target in targets_of(source)]
-    cache.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         codes = pool.map(image_of, *zip(*keys, strict=True), [cache] * len(keys))
         found = dict(zip(keys, codes, strict=True))
@@ -218,7 +234,7 @@ def main() -> int:
         if nvrtc(target) is None:
             print(f"nvidia-cuda-nvrtc of CUDA 13 is not installed: PTX instead of {target}", file=sys.stderr)
     binary = header.with_suffix(".bin")
-    whole, text = embedded(images(Path(os.environ.get(CACHE) or header.with_suffix(".cache"))), binary)
+    whole, text = embedded(images(cache_folder() or header.with_suffix(".cache")), binary)
     if not header.exists() or not binary.exists() or header.read_text() != text:
         binary.write_bytes(whole)
         header.write_text(text)

@@ -8,6 +8,7 @@
 // captured a launch is written down, parameters and all, and nothing runs; what a GPU refuses in that time is refused.
 #include <elf.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <string>
@@ -158,6 +159,7 @@ D2D_EXPORT int cuCtxSetCurrent(void* context) { return current = context, 0; }
 D2D_EXPORT int cuCtxGetCurrent(void** context) { return *context = current, 0; }
 D2D_EXPORT int cuCtxGetDevice(int* device) { return *device = 0, current ? 0 : kInvalidContext; }
 D2D_EXPORT int cuCtxSynchronize() { return current ? refuse_in_a_capture() : kInvalidContext; }
+D2D_EXPORT int cuDeviceGetName(char* name, int size, int) { return std::snprintf(name, size, "a host"), 0; }
 D2D_EXPORT int cuDeviceGetCount(int* devices) { return *devices = 1, 0; }
 D2D_EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 D2D_EXPORT int cuStreamCreate(void** stream, unsigned) { return *stream = new char, 0; }

@@ -23,8 +23,9 @@ typedef struct {
 } d2d_attribute;
 
 /* The list of ops as JSON: [{"name", "version", "inputs": [{"name","dtype"}], "outputs": [...],
-   "attributes": [{"name","default"}], "shapes": [...]}]; the dtype "stream" is what a node's attribute `dtype` says, 1,
-   10 or 16, on a CPU 1 alone. Static storage. */
+   "attributes": [{"name","default"}], "shapes": [...], "tactics": [...]}]; the dtype "stream" is what a node's attribute
+   `dtype` says, 1, 10 or 16, on a CPU 1 alone. A tactic is a kernel for a GPU that can be asked for by its number, from 1;
+   0 is the op's own rule, which also computes the nodes that the tactic is no way to compute. Static storage. */
 const char* d2d_describe(void);
 
 /* Names of the instruction sets that run here, best last, separated by blanks; and the one in use. */
@@ -33,17 +34,24 @@ const char* d2d_isa_in_use(void);
 
 /* Runs one node on `threads` threads (1 = the caller's). `isa` NULL = the one in use; "cuda" = the first GPU,
    with tensors in host memory all the same; "cuda_on_host" = the CUDA source compiled for the host (only in
-   the test library). 0: ok. Otherwise d2d_last_error() tells why. */
-int d2d_run(const char* op, const char* isa, int threads, const d2d_attribute* attributes,
+   the test library); `tactic` is theirs, otherwise 0. 0: ok. Otherwise d2d_last_error() tells why. */
+int d2d_run(const char* op, const char* isa, int threads, int tactic, const d2d_attribute* attributes,
             size_t attribute_count, const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
             size_t output_count);
 
+/* Bytes of workspace with which d2d_enqueue can compute this node by any tactic: the addresses of its tensors count, their
+   contents do not. */
+int d2d_workspace(const char* op, const d2d_attribute* attributes, size_t attribute_count,
+                  const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs,
+                  size_t output_count, size_t* bytes);
+
 /* Enqueues one node on the GPU of the calling thread's current CUDA context, on `stream` (a CUstream or cudaStream_t;
-   NULL: the default stream): tensors in device memory. Returns without waiting; allocates nothing but what the first
-   call in a context loads, which is no work for a stream that is being captured. */
+   NULL: the default stream): tensors in device memory, and so is `workspace`, of d2d_workspace's bytes, which nothing else
+   may use until the node is computed. NULL: none, and by a way that needs none. Returns without waiting; allocates nothing
+   but what the first call in a context loads, which is no work for a stream that is being captured. */
 int d2d_enqueue(const char* op, const d2d_attribute* attributes, size_t attribute_count,
                 const d2d_tensor* inputs, size_t input_count, const d2d_tensor* outputs, size_t output_count,
-                void* stream);
+                int tactic, void* workspace, void* stream);
 
 /* Rewrites packed interchange words int32[n][words] of `format` into a kernels' layout: 1 for the CPU,
  * 2 for the GPU. The result is int32 with rows x *columns words; with `out` NULL only these are set. */

@@ -82,7 +82,7 @@ void answer_one() {
         attributes.push_back({names[i].c_str(), texts[i].empty() ? nullptr : texts[i].c_str(), integers[i]});
     std::vector<Held> inputs = tensors(true), outputs = tensors(false);
     const std::vector<d2d_tensor> in = views(inputs), out = views(outputs);
-    const int32_t status = d2d_run(op.c_str(), isa.c_str(), threads, attributes.data(), attributes.size(),
+    const int32_t status = d2d_run(op.c_str(), isa.c_str(), threads, 0, attributes.data(), attributes.size(),
                                    in.data(), in.size(), out.data(), out.size());
     write(&status, sizeof(status));
     if (status) return answer(d2d_last_error());

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit2deploy.artefacts.bundle import Bundle
+from dit2deploy.artefacts.bundle import Bundle, Thresholds
 from dit2deploy.cli import main
 from tests.bundles import sources
 
@@ -17,7 +17,9 @@ def test_the_bundle_tells_the_type_of_the_activations(tmp_path):
         build(out, "ort-cuda")
         raise SystemExit(0)
     assert not stopped.value.code
-    assert Bundle.load(out).target("ort-cuda").details["floats"] == "float16"
+    bundle = Bundle.load(out)
+    assert bundle.target("ort-cuda").details["floats"] == "float16"
+    assert bundle.thresholds("ort-cuda") == Thresholds.of_significand(11) != bundle.manifest.thresholds
 
 
 def test_a_cpu_has_no_halves(capsys, tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle
+from dit2deploy.artefacts.bundle import PARITY, PROFILE, REPORT, Bundle, Thresholds
 from dit2deploy.artefacts.calibration_set import CalibrationSet
 from dit2deploy.base import progress
 from dit2deploy.base.errors import Misuse
+from dit2deploy.cli import main
 from dit2deploy.cli.compile import summary
 from dit2deploy.demo import PATH
 from dit2deploy.pipeline import compile
@@ -135,6 +136,46 @@ def test_a_target_that_cannot_be_built_is_told_before_work_starts(made, tmp_path
     with pytest.raises(Misuse, match="tensorrt-rtx cannot be built here"):
         compile(model, tmp_path / "bundle", targets=["tensorrt-rtx"], **SETTINGS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_type_of_the_activations_is_the_builds_alone(made, tmp_path):
+    """Engines are built anew in another type; all that they are made from is kept."""
+    model, whole = made
+    able = by_name("ort-cuda").availability()
+    if not able.can_build or able.can_run:
+        pytest.skip(f"ort-cuda must build here and not run: {able.reason or 'it runs'}")
+    out = with_work_of(whole, tmp_path)
+
+    def run(floats: str) -> tuple[Bundle, list[str]]:
+        options = {} if floats == "float32" else {"ort-cuda": {"floats": floats}}
+        done = kept(lambda: compile(model, out, targets=["ort-cuda"], options=options, **SETTINGS))
+        return Bundle.load(out), done
+
+    single, _ = run("float32")
+    half, done = run("float16")
+    assert done == list(STAGES[: STAGES.index("build")])
+    found = [bundle.target("ort-cuda") for bundle in (single, half)]
+    assert [record.details["floats"] for record in found] == ["float32", "float16"]
+    assert (found[0].thresholds, found[1].thresholds) == (None, Thresholds.of_significand(11))
+    assert run("float16")[1] == [*done, "build", "parity", "report"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    (
+        (("--floats", "float16"), "target ort-cpu has no option floats"),
+        (("--range", "batch=1:2:8"), "--range is for tensorrt-rtx and tensorrt"),
+        (("--target", "tensorrt-rtx", "--floats", "bfloat16"), "compute capability 7.5 has no bfloat16"),
+    ),
+    ids=("floats", "range", "bfloat16"),
+)
+def test_what_the_build_would_refuse_is_refused_before_work_starts(made, tmp_path, capsys, arguments, told: str):
+    if "tensorrt-rtx" in arguments and not by_name("tensorrt-rtx").availability().can_build:
+        pytest.skip(by_name("tensorrt-rtx").availability().reason)
+    with pytest.raises(SystemExit) as stopped:
+        main(["compile", str(made[0]), *arguments, "-q", "-o", str(tmp_path / "bundle")])
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bundle_for_another_machine_is_built_without_measurements(made, tmp_path):

@@ -1,5 +1,6 @@
 """The compiled library under test."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ def library() -> Path:
         return kernel.library_path()
     except Misuse as error:
         pytest.skip(error.cause)
+
+
+@pytest.fixture(scope="session")
+def driver(library) -> Path:
+    """The driver's libcuda.so.1 over the emulator."""
+    path = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "driver" / "libcuda.so.1"
+    if not path.is_file():
+        pytest.skip(f"{path} was not built")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,138 +1,17 @@
 // A host that drives the plugins as TensorRT does, without TensorRT: prints the
 // creators, exits with the first fault.
 //
-//   fake_host LIBRARY       or, compiled together with the adapter and
+//   fake_host LIBRARY [gpu]       or, compiled together with the adapter and
 //   -DLINKED: fake_host
+//
+// gpu: a GEMM is computed as well, by each tactic, on the emulated driver.
+#include "fake_host.h"
+
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <map>
-#include <memory>
-#include <string>
-#include <vector>
-
-#include "tensorrt.h"
-
-using namespace nvinfer1;
-
-#define CHECK(condition)                                                       \
-  do {                                                                         \
-    if (!(condition)) {                                                        \
-      std::printf("line %d, %s: %s\n", __LINE__, current, #condition);         \
-      std::exit(1);                                                            \
-    }                                                                          \
-  } while (0)
 
 namespace {
-
-const char *current = "start"; // the plugin looked at
-
-struct Dimension : apiv::VDimensionExpr {
-  int64_t value;
-  explicit Dimension(int64_t v) : value(v) {}
-  bool isConstant() const override { return value >= 0; }
-  int64_t getConstantValue() const override { return value; }
-  bool isSizeTensor() const override { return false; }
-};
-
-// -1: not known while the network is made.
-struct Expression : IDimensionExpr {
-  Dimension dimension;
-  explicit Expression(int64_t value) : dimension(value) { mImpl = &dimension; }
-  ~Expression() noexcept override = default;
-};
-
-struct Builder : IExprBuilder {
-  struct Implementation : apiv::VExprBuilder {
-    std::vector<std::unique_ptr<Expression>> made;
-    IDimensionExpr const *constant(int64_t value) override {
-      made.push_back(std::make_unique<Expression>(value));
-      return made.back().get();
-    }
-    IDimensionExpr const *operation(DimensionOperation, IDimensionExpr const &,
-                                    IDimensionExpr const &) override {
-      return nullptr;
-    }
-    IDimensionExpr const *declareSizeTensor(int32_t, IDimensionExpr const &,
-                                            IDimensionExpr const &) override {
-      return nullptr;
-    }
-  } implementation;
-  Builder() { mImpl = &implementation; }
-  ~Builder() noexcept override = default;
-};
-
-using Shape = std::vector<int64_t>;
-
-DimsExprs expressions(Builder &builder, const Shape &shape) {
-  DimsExprs dims{};
-  dims.nbDims = static_cast<int32_t>(shape.size());
-  for (size_t i = 0; i < shape.size(); ++i)
-    dims.d[i] = builder.implementation.constant(shape[i]);
-  return dims;
-}
-
-Dims dims_of(const Shape &shape) {
-  Dims dims{};
-  dims.nbDims = static_cast<int32_t>(shape.size());
-  for (size_t i = 0; i < shape.size(); ++i)
-    dims.d[i] = shape[i];
-  return dims;
-}
-
-PluginTensorDesc tensor(const Shape &shape, DataType type,
-                        TensorFormat format = TensorFormat::kLINEAR) {
-  return {dims_of(shape), type, format, 1.0f};
-}
-
-IPluginCreatorV3One *creator_of(IPluginCreatorInterface *const *all,
-                                int32_t count, const std::string &name) {
-  for (int32_t i = 0; i < count; ++i) {
-    auto *creator = static_cast<IPluginCreatorV3One *>(all[i]);
-    if (name == creator->getPluginName())
-      return creator;
-  }
-  return nullptr;
-}
-
-template <class T> T *capability(IPluginV3 &plugin, PluginCapabilityType type) {
-  return static_cast<T *>(plugin.getCapabilityInterface(type));
-}
-
-IPluginV3OneBuild &build_of(IPluginV3 &plugin) {
-  return *capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
-}
-
-IPluginV3OneRuntime &runtime_of(IPluginV3 &plugin) {
-  return *capability<IPluginV3OneRuntime>(plugin,
-                                          PluginCapabilityType::kRUNTIME);
-}
-
-using Fields = std::vector<PluginField>;
-
-std::unique_ptr<IPluginV3> create(IPluginCreatorV3One &creator,
-                                  const Fields &fields) {
-  const PluginFieldCollection collection{static_cast<int32_t>(fields.size()),
-                                         fields.data()};
-  return std::unique_ptr<IPluginV3>(
-      creator.createPlugin("node", &collection, TensorRTPhase::kBUILD));
-}
-
-std::map<std::string, std::string> values(const PluginFieldCollection *fields) {
-  std::map<std::string, std::string> found;
-  for (int32_t i = 0; i < fields->nbFields; ++i) {
-    const PluginField &field = fields->fields[i];
-    const auto *data = static_cast<const char *>(field.data);
-    const bool integer = field.type == PluginFieldType::kINT32;
-    found[field.name] =
-        integer ? std::to_string(*static_cast<const int32_t *>(field.data))
-                : std::string(data, strnlen(data, field.length));
-  }
-  return found;
-}
 
 // Originals are deleted as soon as they are cloned, and engines make plugins
 // from what others serialized.
@@ -280,8 +159,147 @@ void configures_within_a_profile(IPluginV3 &plugin) {
   CHECK(build.configurePlugin(in, 1, nullptr, 2) != 0);
   in[0].max = dims_of({16, 5, 40});
   CHECK(build.configurePlugin(in, 2, nullptr, 2) != 0);
-  CHECK(build.getWorkspaceSize(nullptr, 0, nullptr, 0) == 0);
+  CHECK(build.getWorkspaceSize(in, 2, nullptr, 2) == 0);
+  CHECK(build.getNbTactics() == 0);
 }
+
+// TernaryGemm of 34 outputs, K 2048, in the GPU's layout: dims of its inputs.
+constexpr int64_t kOutputs = 34, kDepth = 2048;
+
+std::vector<Shape> of_product(int64_t tokens) {
+  return {{tokens, kDepth}, {tokens, 1}, {2, 4096}, {kOutputs, 1}, {kOutputs}};
+}
+
+std::vector<DynamicPluginTensorDesc> profile(int64_t least, int64_t usual,
+                                             int64_t most) {
+  std::vector<DynamicPluginTensorDesc> in(5);
+  for (size_t i = 0; i < in.size(); ++i)
+    in[i] = {{},
+             dims_of(of_product(least)[i]),
+             dims_of(of_product(most)[i]),
+             dims_of(of_product(usual)[i])};
+  return in;
+}
+
+std::vector<int32_t> valid_tactics(IPluginV3 &plugin) {
+  std::vector<int32_t> found(
+      static_cast<size_t>(build_of(plugin).getNbTactics()));
+  CHECK(build_of(plugin).getValidTactics(found.data(), found.size()) == 0);
+  return found;
+}
+
+// Of the profile that was configured last: the rule, 64x64, in slices of K,
+// 128x128.
+void offers_tactics(IPluginV3 &product) {
+  using Tactics = std::vector<int32_t>;
+  IPluginV3OneBuild &build = build_of(product);
+  CHECK(valid_tactics(product).empty());
+  CHECK(build.configurePlugin(profile(1, 70, 4096).data(), 5, nullptr, 1) == 0);
+  // Those on wgmma where they are asked for, which timing caches must tell.
+  const char *asked = std::getenv("DIT2DEPLOY_CUDA");
+  const std::string kernels = asked ? asked : "mma";
+  const Tactics all =
+      kernels == "wgmma" ? Tactics{1, 2, 3, 4, 5, 6} : Tactics{1, 2, 3, 4};
+  CHECK(valid_tactics(product) == all);
+  const std::unique_ptr<IPluginV3> clone(product.clone());
+  CHECK(valid_tactics(*clone) == all);
+  CHECK(std::string(build_of(*clone).getTimingCacheID())
+            .find("kernels=" + kernels + ";") == 0);
+  int32_t room[8] = {};
+  const auto count = static_cast<int32_t>(all.size());
+  CHECK(build.getValidTactics(room, count - 1) != 0 && !room[0]);
+  CHECK(build.getValidTactics(room, count + 1) != 0 && !room[0]);
+  CHECK(build.getValidTactics(nullptr, count) != 0);
+  // 141 tiles are too many for K to be split.
+  CHECK(build.configurePlugin(profile(1, 9000, 9000).data(), 5, nullptr, 1) ==
+        0);
+  CHECK(build.getNbTactics() == count - 1 && valid_tactics(product)[2] == 4);
+  CHECK(build.configurePlugin(profile(1, 16, 4096).data(), 5, nullptr, 1) == 0);
+  CHECK(valid_tactics(product).empty());
+}
+
+void refuses_unknown_tactics(IPluginV3 &product, IPluginV3 &quantize) {
+  IPluginV3OneRuntime &runtime = runtime_of(product);
+  for (int32_t tactic = 0; tactic <= 6; ++tactic)
+    CHECK(runtime.setTactic(tactic) == 0);
+  for (const int32_t tactic : {-1, 7, INT32_MAX, INT32_MIN})
+    CHECK(runtime.setTactic(tactic) != 0);
+  CHECK(runtime_of(quantize).setTactic(0) == 0);
+  CHECK(runtime_of(quantize).setTactic(1) != 0);
+}
+
+// Of int32 sums; a y of float32 has room for them itself.
+void asks_for_workspace(IPluginV3 &halves, IPluginV3 &singles) {
+  const auto in = profile(1, 70, 4096), few = profile(1, 2, 16);
+  IPluginV3OneBuild &build = build_of(halves);
+  CHECK(build.getWorkspaceSize(in.data(), 5, nullptr, 1) ==
+        4 * 4096 * kOutputs);
+  CHECK(build.getWorkspaceSize(few.data(), 5, nullptr, 1) == 0);
+  CHECK(build.getWorkspaceSize(in.data(), 4, nullptr, 1) == 0);
+  CHECK(build_of(singles).getWorkspaceSize(in.data(), 5, nullptr, 1) == 0);
+}
+
+#ifndef LINKED
+// What TensorRT does with an engine: plugins of the tactic that it chose, one
+// for each context. Kernels tell by their names that it was kept.
+void computes_the_same_by_each_tactic(IPluginCreatorV3One &creator,
+                                      const Fields &fields) {
+  void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+  CHECK(driver);
+  const auto retain = reinterpret_cast<int (*)(void **, int)>(
+      dlsym(driver, "cuDevicePrimaryCtxRetain"));
+  const auto use =
+      reinterpret_cast<int (*)(void *)>(dlsym(driver, "cuCtxSetCurrent"));
+  const auto launched =
+      reinterpret_cast<const char *(*)()>(dlsym(driver, "d2d_last_launched"));
+  void *context = nullptr;
+  CHECK(retain && use && launched && retain(&context, 0) == 0);
+  CHECK(use(context) == 0);
+
+  constexpr int64_t m = 70;
+  std::vector<int8_t> q(m * kDepth);
+  for (size_t i = 0; i < q.size(); ++i)
+    q[i] = static_cast<int8_t>(i * 31 % 255 - 127);
+  std::vector<float> s(m, 0.01f), ws(kOutputs, 0.1f), bias(kOutputs, 1);
+  std::vector<int32_t> w(2 * 4096);
+  for (size_t i = 0; i < w.size(); ++i)
+    w[i] = static_cast<int32_t>(i * 2654435761u & 0x55555555u);
+  const void *inputs[] = {q.data(), s.data(), w.data(), ws.data(), bias.data()};
+  const DataType types[] = {DataType::kINT8, DataType::kFLOAT, DataType::kINT32,
+                            DataType::kFLOAT, DataType::kFLOAT};
+  std::vector<PluginTensorDesc> in;
+  for (size_t i = 0; i < 5; ++i)
+    in.push_back(tensor(of_product(m)[i], types[i]));
+  const PluginTensorDesc out = tensor({m, kOutputs}, DataType::kHALF);
+  const char *const kernels[] = {"ternary_gemm_64x64", "ternary_gemm_64x64",
+                                 "ternary_gemm_64x64", "gemm_finish",
+                                 "ternary_gemm_128x128"};
+  std::vector<uint16_t> want;
+  for (int32_t tactic = 0; tactic <= 4; ++tactic) {
+    std::unique_ptr<IPluginV3> plugin = create(creator, fields);
+    const size_t bytes = build_of(*plugin).getWorkspaceSize(
+        profile(1, m, m).data(), 5, nullptr, 1);
+    CHECK(bytes == 4 * m * kOutputs);
+    CHECK(runtime_of(*plugin).setTactic(tactic) == 0);
+    CHECK(runtime_of(*plugin).setTactic(9) != 0); // changes nothing
+    plugin.reset(runtime_of(*plugin).attachToContext(nullptr));
+    plugin.reset(plugin->clone());
+    std::vector<uint16_t> y(m * kOutputs, 0x7E00);
+    std::vector<char> workspace(bytes + 1, 'x');
+    void *outputs[] = {y.data()};
+    IPluginV3OneRuntime &runtime = runtime_of(*plugin);
+    CHECK(runtime.onShapeChange(in.data(), 5, &out, 1) == 0);
+    CHECK(runtime.enqueue(in.data(), &out, inputs, outputs, workspace.data(),
+                          nullptr) == 0);
+    CHECK(std::string(launched()) == kernels[tactic]);
+    CHECK(workspace[bytes] == 'x');
+    if (want.empty())
+      want = y;
+    CHECK(y == want);
+  }
+  CHECK(std::count(want.begin(), want.end(), want[0]) < m * kOutputs);
+}
+#endif
 
 // No driver, or no context that is current: an error either way.
 void fails_softly_without_a_gpu(IPluginV3 &plugin) {
@@ -310,7 +328,7 @@ int main(int argc, char **argv) {
 #ifdef LINKED
   CHECK(argc == 1 && argv);
 #else
-  CHECK(argc == 2);
+  CHECK(argc == 2 || (argc == 3 && !std::strcmp(argv[2], "gpu")));
   void *library = dlopen(argv[1], RTLD_NOW);
   if (!library)
     std::printf("%s\n", dlerror());
@@ -365,5 +383,16 @@ int main(int argc, char **argv) {
     types_of_gated_gemm(
         *create(*creator_of(all, count, "TernaryGemmResidual"), {dtype}), half);
   }
+  const int32_t of_gpu = 2, half = 10;
+  const Fields of_single = {{"layout", &of_gpu, PluginFieldType::kINT32, 1}};
+  Fields of_half = of_single;
+  of_half.emplace_back("dtype", &half, PluginFieldType::kINT32, 1);
+  offers_tactics(*create(*gemm, of_half));
+  refuses_unknown_tactics(*create(*gemm, of_half), *quantize);
+  asks_for_workspace(*create(*gemm, of_half), *create(*gemm, of_single));
+#ifndef LINKED
+  if (argc == 3)
+    computes_the_same_by_each_tactic(*gemm, of_half);
+#endif
   return 0;
 }

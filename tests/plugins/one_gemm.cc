@@ -78,6 +78,7 @@ int main(int argc, char **argv) {
         launch("ternary_gemm_64x64_slice",
                {{2, 2, slices}, {128, 1, 1}, 0, 0, {}}, words);
         words.push_back(6); // spare bits of a byte
+        words.push_back(word(y));
         launch("gemm_finish", {{1, m, 1}, {256, 1, 1}, 0, 0, {}}, words);
       }
     } catch (const std::exception &error) {

@@ -66,6 +66,9 @@ class OrtHost:
         self.device = device
         self._handles, self._objects = itertools.count(1), {}
         self._registered: list[int] = []
+        self.scratch: dict[int, int] = {}  # bytes by address, of buffers that nodes have
+        self._idle: list[tuple[int, int]] = []  # bytes and address, kept as an arena does
+        self.allocators = 0
         self._functions = [self._trap(slot) for slot in range(SLOTS)]
         for slot, function in self._table().items():
             if slot not in refused_slots:
@@ -156,6 +159,26 @@ class OrtHost:
     def _trap(self, slot: int):
         return ctypes.CFUNCTYPE(_P)(lambda: self._handle(Refused(FAIL, f"slot {slot} refuses")))
 
+    def _take(self, bytes_: int) -> int:
+        """The address of a scratch buffer: one that was given back, or memory of the device."""
+        found = next((entry for entry in self._idle if entry[0] == bytes_), None)
+        if found:
+            self._idle.remove(found)
+        address = found[1] if found else self.device.empty(bytes_)
+        self.scratch[address] = bytes_
+        return address
+
+    def _give_back(self, address: int) -> None:
+        self._idle.append((self.scratch.pop(address), address))
+
+    def _allocator(self) -> int:
+        self.allocators += 1
+        return self._handle(self)
+
+    def _release_allocator(self, allocator: int) -> None:
+        assert self._objects.pop(allocator) is self
+        self.allocators -= 1
+
     def _table(self) -> dict[int, Any]:
         """Functions by slot; those that return a status give None for success."""
         of = self._objects.__getitem__
@@ -208,6 +231,8 @@ class OrtHost:
             61: ((_P, ctypes.POINTER(_SIZE)), lambda info, out: put(out, len(of(info).shape))),
             62: ((_P, _DIMS, _SIZE), dimensions),
             65: ((_P, _OUT), lambda value, out: put(out, self._handle(of(value)))),
+            76: ((_P, _P), lambda allocator, address: of(allocator)._give_back(address)),
+            77: ((_P, _OUT), lambda allocator, out: put(out, allocator)),
             85: ((_P, ctypes.c_char_p, ctypes.POINTER(ctypes.c_float)), attribute(float)),
             86: ((_P, ctypes.c_char_p, _DIMS), attribute(int)),
             87: ((_P, ctypes.c_char_p, _P, ctypes.POINTER(_SIZE)), text),
@@ -216,7 +241,10 @@ class OrtHost:
             91: ((_P, _SIZE, _DIMS, _SIZE, _OUT), output),
             93: ((_P,), lambda status: put({}, self._objects.pop(status))),
             99: ((_P,), lambda info: put({}, self._objects.pop(info))),
+            132: ((_P,), self._release_allocator),
             193: ((_P, _OUT), lambda context, out: put(out, of(context).stream)),
             249: ((_P, _SIZE, ctypes.POINTER(_INT), _OUT), constant),
+            277: ((_P, _P, _SIZE, _OUT), lambda context, where, size, out: put(out, of(where)._take(size))),
+            278: ((_P, _INT, _OUT), lambda info, memory, out: put(out, self._allocator())),
         }
         return {slot: ctypes.CFUNCTYPE(_P, *types)(function) for slot, (types, function) in functions.items()}

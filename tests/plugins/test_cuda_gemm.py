@@ -177,7 +177,7 @@ BARRIER = "        gpu::sync_block();\n        copies.fetch("
 BRANCH = "        gpu::sync_block();\n#pragma unroll 1\n        for (int i = (int)"
 ADD = "gpu::add(static_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
 STORE = "gpu::store(static_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);"
-FINISHED = "    gpu::store(y, stream_of(p, token).joined(output, value));\n"
+FINISHED = "    store_element(p.y, at, p.dtype, stream_of(p, token).joined(output, value));\n"
 # What is changed in the kernels' sources, whole or in how many slices K is, and what the emulator says to it.
 PLANTED = {
     "none": ("", "", 0, ""),

@@ -358,7 +358,7 @@ class _CCall:
     def __call__(self, *, inputs=..., outputs=..., attributes: int = 0, threads: int = 1) -> str:
         """The error, or "" where it ran."""
         status = self.loaded.d2d_run(
-            *(b"HadamardQuantize", None, threads, None, ctypes.c_size_t(attributes)),
+            *(b"HadamardQuantize", None, threads, 0, None, ctypes.c_size_t(attributes)),
             *(self.inputs if inputs is ... else inputs, ctypes.c_size_t(2)),
             *(self.outputs if outputs is ... else outputs, ctypes.c_size_t(2)),
         )

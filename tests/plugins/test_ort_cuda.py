@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from dit2deploy.targets import kernel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,14 +29,6 @@ def told(what):
     except Refused as error:
         print(error.code, error)
 """
-
-
-@pytest.fixture(scope="module")
-def driver(library) -> Path:
-    path = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "driver" / "libcuda.so.1"
-    if not path.is_file():
-        pytest.skip(f"{path} was not built")
-    return path
 
 
 def run(driver: Path, code: str) -> list[str]:
@@ -106,6 +96,49 @@ with made as (node, compute):
     print(*q[2], *s[2])
 """
     assert run(driver, code) == ["True", "2.828427", "-1 0 0 0 0 0 0 0 8.485281"]
+
+
+GEMM = """
+m, n, k = 70, 34, 64 * 64
+rng = np.random.default_rng(0)
+q = rng.integers(-127, 127, (m, k), endpoint=True).astype(np.int8)
+s, w = np.full((m, 1), 0.01, np.float32), rng.integers(-2**31, 2**31, (2, k // 64 * 128)).astype(np.int32)
+gemm = q, s, w, np.ones((n, 1), np.float32), np.zeros(n, np.float32)
+attributes, half = {"layout": 2, "dtype": 10}, [np.dtype(np.float16)]
+driver.d2d_last_launched.restype = ctypes.c_char_p
+def product(host, stream): return host.run("TernaryGemmFloat16", CUDA, attributes, gemm, half, stream=stream)[0]
+"""
+
+
+def test_a_split_k_has_its_sums_in_a_scratch_buffer(driver):
+    """It is given back once the node is enqueued; where the node has no stream, ONNX Runtime has no buffer either."""
+    code = """
+served, stream = host(), ctypes.c_void_p(device.stream)
+whole = product(served, 0)
+print(driver.d2d_last_launched().decode(), served.scratch, served._idle)
+made = served.made("TernaryGemmFloat16", CUDA, attributes, gemm, half, stream=device.stream)
+with made as (node, compute):
+    compute()
+    print(driver.d2d_last_launched().decode(), served.scratch, served._idle[0][0] == 4 * m * n, served.allocators)
+    assert not driver.cuStreamBeginCapture_v2(stream, 1)
+    compute()
+    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+    assert not driver.cuStreamEndCapture(stream, ctypes.byref(graph))
+    assert not driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+    device.upload(node.outputs[0].address, np.zeros((m, n), np.float16))
+    assert not driver.cuGraphLaunch(executable, stream)
+    print(np.array_equal(served.outputs(node)[0], whole), bool(whole.any()))
+print(served.allocators)
+for slot in (77, 277, 278):
+    told(lambda: product(host(refused_slots=[slot]), device.stream))
+"""
+    assert run(driver, GEMM + code) == [
+        "ternary_gemm_64x64 {} []",
+        "gemm_finish {} True 1",
+        "True True",
+        "0",
+        *(f"1 slot {slot} refuses" for slot in (77, 277, 278)),
+    ]
 
 
 def test_what_is_wrong_comes_back_as_a_status(driver):

@@ -5,29 +5,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Misuse
-from dit2deploy.ops import DOMAIN, OPS
-from dit2deploy.ops.op import Op
-from dit2deploy.targets import ort_cpu, ort_cuda, reference, tensorrt_rtx
+from dit2deploy.ops import DOMAIN
+from dit2deploy.targets import float_types, ort_cpu, ort_cuda, reference, tensorrt_rtx
 from dit2deploy.targets.float_types import HALVES, floats_of, use_half_activations
-from dit2deploy.targets.graph import JOINED, OF_HALVES, add_outputs, drop_native_bodies, is_gemm, save_streamed
+from dit2deploy.targets.graph import JOINED, OF_HALVES, add_outputs, is_gemm
 from tests.bundles import sources
-from tests.tensors import as_array, as_tensor
+from tests.half_engines import evaluator, lowered
 
 ABLE = tensorrt_rtx.availability()
 builds = pytest.mark.skipif(not ABLE.can_build, reason=f"tensorrt-rtx: {ABLE.reason}")
-
-
-def evaluator_of(op: Op) -> type[OpRun]:
-    """The op by its definition, in whatever type its attribute says."""
-
-    def run(self, *inputs, plugin_namespace=None, plugin_version=None, **attributes):
-        return tuple(map(as_array, op.compute(*(as_tensor(value.copy()) for value in inputs), **attributes)))
-
-    return type(op.name, (OpRun,), {"op_domain": DOMAIN, "op_schema": op.schema(), "_run": run})
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +26,10 @@ def calls() -> dict[str, np.ndarray]:
     return {"hidden_states": latents, "timestep": np.array([999, 500, 3]), "class_labels": np.array([1, 9, 4])}
 
 
-def lowered(floats: str) -> ir.Model:
-    model = ir.load(sources().onnx / "model.onnx")
-    drop_native_bodies(model)
-    if floats in HALVES:
-        use_half_activations(model, floats)
-    return model
-
-
 @pytest.fixture(scope="module")
-def computed(tmp_path_factory, calls):
+def computed(calls):
     def run(floats: str) -> np.ndarray:
-        path = tmp_path_factory.mktemp(floats) / "model.onnx"
-        save_streamed(lowered(floats), path)
-        evaluators = [evaluator_of(op) for op in OPS if op.native]
-        (y,) = ReferenceEvaluator(onnx.load(path), new_ops=evaluators).run(["sample"], calls)
+        (y,) = evaluator(lowered(floats)).run(["sample"], calls)
         return y
 
     return run
@@ -93,6 +71,68 @@ def test_what_needs_float32_keeps_it(floats: str):
     names = [(value.name, value.dtype) for value in (*model.graph.inputs, *model.graph.outputs)]
     before = ir.load(sources().onnx / "model.onnx").graph
     assert names == [(value.name, value.dtype) for value in (*before.inputs, *before.outputs)]
+
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def masked_attention(form: str) -> ir.Model:
+    """softmax(q k^T + mask) v with a mask [1, 1, L] made from booleans, or numbers of them, as models make it."""
+    info = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node
+    made = {
+        "chosen": [node("Where", ["keep", "zero", "lowest"], ["bias"])],
+        "scaled": [
+            node("Cast", ["keep"], ["k"], to=1),
+            node("Sub", ["one", "k"], ["n"]),
+            node("Mul", ["n", "lowest"], ["bias"]),
+        ],
+    }
+    nodes = [
+        *made[form],
+        node("Unsqueeze", ["bias", "axis"], ["mask"]),
+        node("MatMul", ["q", "kt"], ["scores"]),
+        node("Add", ["scores", "mask"], ["masked"]),
+        node("Softmax", ["masked"], ["p"], axis=-1),
+        node("MatMul", ["p", "v"], ["y"]),
+    ]
+    numbers = {"zero": np.float32(0), "one": np.float32(1), "lowest": np.float32(LOWEST), "axis": np.array([1])}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "attention",
+        [info("q", 1, (2, 4, 8)), info("kt", 1, (2, 8, 5)), info("v", 1, (2, 5, 8)), info("keep", 9, (2, 5))],
+        [info("y", 1, (2, 4, 8))],
+        [onnx.numpy_helper.from_array(value, name) for name, value in numbers.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
+
+
+@pytest.mark.parametrize("form", ("chosen", "scaled"))
+@pytest.mark.parametrize("floats", HALVES)
+def test_rows_that_are_masked_whole_are_means_and_not_nan(floats: str, form: str, monkeypatch):
+    """As in float32, where the lowest number plus any score is the lowest number. The second row keeps two keys."""
+    rng = np.random.default_rng(0)
+    shapes = {"q": (2, 4, 8), "kt": (2, 8, 5), "v": (2, 5, 8)}
+    calls = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    calls["keep"] = np.array([[False] * 5, [True, False, True, False, False]])
+
+    def computed(model: ir.Model) -> np.ndarray:
+        (y,) = ReferenceEvaluator(ir.to_proto(model)).run(["y"], calls)
+        return y
+
+    single, half = computed(masked_attention(form)), masked_attention(form)
+    use_half_activations(half, floats)
+    (bounded,) = [node for node in half.graph if node.op_type == "Clip"]
+    assert bounded.inputs[0].name == "mask"
+    np.testing.assert_allclose(single[0], np.broadcast_to(calls["v"][0].mean(0), (4, 8)), atol=1e-6)
+    np.testing.assert_allclose(computed(half), single, atol=0.05)
+
+    monkeypatch.setattr(float_types, "_holds_more", lambda value, half: False)
+    without = masked_attention(form)
+    use_half_activations(without, floats)
+    with np.errstate(all="ignore"):
+        assert np.isnan(computed(without)[0]).all()
 
 
 def test_a_value_of_unknown_type_is_named():

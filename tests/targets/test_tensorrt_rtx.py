@@ -1,6 +1,7 @@
 """TensorRT-RTX engines: what is in them, and what is said where they cannot be built, read or opened."""
 
 import os
+import re
 import resource
 import sys
 
@@ -83,6 +84,16 @@ def test_an_engine_is_its_packed_weights_and_little_else(product, tmp_path):
 
 
 @builds
+def test_a_builder_that_times_nothing_leaves_the_tiles_to_the_rule(product, tmp_path):
+    """It takes the first tactic that it is offered: the first of the op's list."""
+    engine = (tmp_path / build(product, tmp_path).engines["sm86"]).read_bytes()
+    chosen = dict(re.findall(rb'name="(\w)_\w+"[^\n]* tactic_id="\w+_(\d+)"', engine))
+    assert chosen == {b"q": b"0", b"y": b"1"}
+    tactics = {entry["name"]: entry["tactics"] for entry in kernel.describe()}
+    assert tactics["TernaryGemm"][0] == "rule" and not tactics["HadamardQuantize"]
+
+
+@builds
 def test_one_engine_serves_all_that_take_float32_and_one_turing(sample, tmp_path):
     record = build(sample.onnx, tmp_path, "12.0", "7.5", "8.0", "8.6", "8.9")
     assert list(record.engines) == ["sm80+86+89+120", "sm75"]
@@ -157,7 +168,7 @@ def test_a_full_disk_is_told(product, tmp_path):
     engine = tmp_path / "x.engine"
     entry = {"onnx": str(product.path), "engine": str(engine), "capabilities": ["8.6"]}
     job = {"module": "tensorrt_rtx", "library": str(kernel.library_path()), "engines": [entry]}
-    job["profile"] = {"x": [[1, 2, 4]]}
+    job |= {"profile": {"x": [[1, 2, 4]]}, "timing_cache": None}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:

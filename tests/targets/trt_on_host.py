@@ -2,7 +2,7 @@
 
 Checks what the runner gives and prints what it enqueued, refused and noted.
 
-    trt_on_host.py CASE
+    trt_on_host.py CASE [CACHE]    CACHE: a TensorRT-RTX, whose compiled kernels lie in that file
 """
 
 import ctypes
@@ -31,8 +31,9 @@ TensorIOMode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
 class Context:
     """HadamardQuantize with blocks of 8: tensors and their addresses, enqueued by the library's own entry."""
 
-    def __init__(self, allocates: bool) -> None:
-        self.allocates, self.shapes, self.addresses, self.memory = allocates, {}, {}, 0
+    def __init__(self, allocates: bool, compile) -> None:
+        self.allocates, self.compile = allocates, compile
+        self.shapes, self.addresses, self.memory = {}, {}, 0
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = tuple(shape)
@@ -54,6 +55,7 @@ class Context:
 
     def execute_async_v3(self, stream):
         ENQUEUED.append(str(self.shapes["x"][0]))
+        self.compile(self.shapes["x"][0])
         if self.allocates and DRIVER.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), ctypes.c_size_t(1)):
             return False
         assert self.memory and self.memory not in self.addresses.values()
@@ -71,17 +73,66 @@ class Context:
         return True
 
 
+class RuntimeCache:
+    """Of one driver: what it serialized itself it takes back, nothing else."""
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+
+    def deserialize(self, blob) -> bool:
+        current = ctypes.c_void_p()
+        assert not DRIVER.cuCtxGetCurrent(ctypes.byref(current)) and current.value, "no context is current"
+        driver, *compiled = bytes(blob).decode().split()
+        if driver != "driver-1":
+            return False
+        self.compiled = compiled
+        return True
+
+    def serialize(self):
+        return memoryview(" ".join(["driver-1", *self.compiled]).encode())
+
+
+class RuntimeConfig:
+    """What TensorRT-RTX makes contexts with; kernels that its cache lacks are compiled, and told."""
+
+    def __init__(self) -> None:
+        self.strategy = self.cache = None
+
+    def set_execution_context_allocation_strategy(self, strategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache) -> bool:
+        self.cache = cache
+        return True
+
+    def compile(self, rows: int) -> None:
+        if str(rows) not in self.cache.compiled:
+            print("compiled:", rows)
+            self.cache.compiled.append(str(rows))
+
+
+def execution_context(allocates: bool, made_with) -> Context | None:
+    """Made with a strategy, or with a config that tells it."""
+    is_rtx = isinstance(made_with, RuntimeConfig)
+    strategy, compile = (made_with.strategy, made_with.compile) if is_rtx else (made_with, lambda rows: None)
+    return Context(allocates, compile) if strategy == USER_MANAGED else None
+
+
 def engine(allocates: bool) -> SimpleNamespace:
     return SimpleNamespace(
         num_io_tensors=len(PORTS),
         get_tensor_name=list(PORTS).__getitem__,
         get_tensor_mode=lambda name: TensorIOMode.INPUT if name in ("x", "qmax") else TensorIOMode.OUTPUT,
         get_tensor_dtype=PORTS.__getitem__,
-        create_execution_context=lambda strategy: Context(allocates) if strategy == USER_MANAGED else None,
+        create_runtime_config=RuntimeConfig,
+        create_execution_context=lambda made_with: execution_context(allocates, made_with),
     )
 
 
-def main(case: str) -> None:
+def main(case: str, cache: str | None = None) -> None:
     made = engine(allocates=case == "allocates")
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: made)
     trt = SimpleNamespace(
@@ -99,7 +150,8 @@ def main(case: str) -> None:
         PortRecord(name="qmax", dtype="float32", shape=(1,)),
     ]
     check = partial(check_inputs, profile, ports)
-    runner = TensorRtRunner(trt, Path(__file__), kernel.library_path(), check)
+    compiled = Path(cache) if cache else None
+    runner = TensorRtRunner(trt, Path(__file__), kernel.library_path(), check, compiled=compiled)
     qmax = np.ones(1, np.float32)
     for rows, value, levels in ((1, 1, 1), (1, 2, 1), (1, -3, 7), (2, 4, 1), (1, 5, 1), (2, 6, 3), (2, 7, 1)):
         x = np.full((rows, 8), value, np.float32)
@@ -118,4 +170,4 @@ def main(case: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

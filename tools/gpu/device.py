@@ -47,6 +47,17 @@ def load_kernels():
 kernel = load_kernels()
 
 
+# Types of activations by the names of build's --floats, with torch's and the number of the ops' attribute `dtype`.
+FLOATS = {"float32": (torch.float32, 1), "float16": (torch.float16, 10), "bfloat16": (torch.bfloat16, 16)}
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A dtype by its name alone: numpy by itself has no bfloat16."""
+
+    name: str
+
+
 @dataclass(frozen=True)
 class Contestant:
     name: str
@@ -240,4 +251,4 @@ def _enqueue(
 def _memory(tensor: torch.Tensor):
     if not tensor.is_contiguous():
         raise Misuse("our ops take dense tensors.", "Call contiguous().")
-    return kernel.Memory(tensor.data_ptr(), np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
+    return kernel.Memory(tensor.data_ptr(), Dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))

@@ -1,4 +1,4 @@
-"""Our GEMMs on a GPU beside torch's: fp16 (cuBLAS), int8 (cuBLASLt through torch._int_mm) and torch.compile."""
+"""Our GEMMs on a GPU beside torch's: fp16 and bf16 (cuBLAS), int8 (cuBLASLt through torch._int_mm), torch.compile."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu.device import Contestant, Device, kernel
+from gpu.device import FLOATS, Contestant, Device, kernel
 from gpu.rows import Row
 
 from dit2deploy.base.errors import Failed
@@ -41,6 +41,8 @@ SHAPES = (
 FORMAT_BITS = {"ternary": 2, "int3": 3, "int4": 4, "int8": 8}  # of a weight in layout 2
 WGMMA_CAPABILITY = "9.0"
 FEW_TOKENS = 16  # which no kernel on wgmma computes
+# What y is off by at most when it is written: of its value, and of the smallest.
+ROUNDINGS = {"float32": (0.0, 1e-30), "float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 1e-30)}
 CHECKED = 96  # tokens that are compared: the first and the last tile's and some between
 
 
@@ -98,51 +100,71 @@ class Weights:
         self.scale = self.device.tensor(random.uniform(0.01, 0.1, (n, 1)).astype(np.float32))
         self.bias = self.device.tensor(random.standard_normal(n, dtype=np.float32))
         self.half = torch.randn(n, k, device=self.device.name).half()
+        self.brain = self.half.bfloat16()
 
 
 @dataclass(frozen=True)
 class Ours:
-    """One of our GEMMs: the kernels that every GPU runs (mma), or those on wgmma."""
+    """One of our GEMMs: the kernels that every GPU runs (mma), or those on wgmma; the type of y."""
 
     fmt: Format
     kernels: str = "mma"
+    floats: str = "float32"
 
     @property
     def name(self) -> str:
-        return self.fmt.name if self.kernels == "mma" else f"{self.fmt.name} {self.kernels}"
+        return " ".join([self.fmt.name, *self._told("", "")])
 
     @property
     def what(self) -> str:
-        return f"{self.fmt.name} GEMM" if self.kernels == "mma" else f"{self.fmt.name} GEMM on {self.kernels}"
+        return " ".join([f"{self.fmt.name} GEMM", *self._told("to ", "on ")])
+
+    def _told(self, before_floats: str, before_kernels: str) -> Iterator[str]:
+        """What is not the usual."""
+        if self.floats != "float32":
+            yield before_floats + self.floats
+        if self.kernels != "mma":
+            yield before_kernels + self.kernels
+
+    def others(self) -> Iterator[str]:
+        """Names of what it is compared with among our own: the usual kernels, and those that write float32."""
+        if self.kernels != "mma":
+            yield Ours(self.fmt, floats=self.floats).name
+        if self.floats != "float32":
+            yield Ours(self.fmt, self.kernels).name
 
 
-def ours(device: Device, formats: tuple[Format, ...], tokens: int) -> list[Ours]:
+def ours(device: Device, formats: tuple[Format, ...], tokens: int, floats: tuple[str, ...]) -> list[Ours]:
     both = device.capability() == WGMMA_CAPABILITY and tokens > FEW_TOKENS
-    return [Ours(fmt, kernels) for kernels in (("mma", "wgmma") if both else ("mma",)) for fmt in formats]
+    kinds = ("mma", "wgmma") if both else ("mma",)
+    return [Ours(fmt, kernels, name) for name in floats for kernels in kinds for fmt in formats]
 
 
 class Case:
     """One shape and number of tokens: the contestants, and what they must give."""
 
-    def __init__(self, device: Device, weights: Weights, tokens: int) -> None:
+    def __init__(self, device: Device, weights: Weights, tokens: int, floats: tuple[str, ...]) -> None:
         self.device, self.weights, self.m = device, weights, tokens
         shape = weights.shape
         self.q = torch.randint(-127, 128, (tokens, shape.k), dtype=torch.int8, device=device.name)
         self.s = torch.rand(tokens, 1, device=device.name) * 0.09 + 0.01
-        self.y = torch.empty(tokens, shape.n, device=device.name)
+        self.y = {name: torch.empty(tokens, shape.n, dtype=FLOATS[name][0], device=device.name) for name in floats}
         self.half = torch.randn(tokens, shape.k, device=device.name).half()
 
     def contestant(self, one: Ours) -> Contestant:
         w, op = self.weights, f"{one.fmt.title}Gemm"
         inputs = [self.q, self.s, w.words[one.fmt.name], w.scale, w.bias]
-        attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER}
-        return Contestant(one.name, self.device.launcher(op, inputs, attributes, [self.y], one.kernels))
+        attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER, "dtype": FLOATS[one.floats][1]}
+        return Contestant(one.name, self.device.launcher(op, inputs, attributes, [self.y[one.floats]], one.kernels))
 
     def baselines(self, compiling: Compiling) -> tuple[list[Contestant], dict[str, str]]:
         """Those that run, and why the others do not."""
         w, reasons = self.weights, {}
         transposed = w.half.T
         found = [Contestant("cuBLAS fp16", lambda: torch.matmul(self.half, transposed))]
+        if "bfloat16" in self.y:
+            brain, wide = self.half.bfloat16(), w.brain.T
+            found.append(Contestant("cuBLAS bf16", lambda: torch.matmul(brain, wide)))
         int8 = w.codes["int8"].T  # column-major, as cuBLASLt wants it
         try:
             torch._int_mm(self.q, int8)
@@ -160,21 +182,24 @@ class Case:
     def check(self, one: Ours) -> float:
         """Largest error in units of its bound (below 1 is right). Raises Failed where y is not the product.
 
-        Integer sums are exact in float64; beside them y has five roundings of float32: int to float, ws, s, and bias.
+        Integer sums are exact in float64; beside them y has five roundings of float32: int to float, ws, s, and bias;
+        and one to its own type.
         """
-        w, tokens = self.weights, self._checked()
-        self.y.fill_(float("nan"))
+        w, tokens, y = self.weights, self._checked(), self.y[one.floats]
+        y.fill_(float("nan"))
         self.contestant(one).run()
         self.device.synchronize()
         sums = self.q[tokens].double() @ w.codes[one.fmt.name].double().T
         scaled = sums * w.scale.double().T * self.s[tokens].double()
-        bound = 5 * 2.0**-24 * (scaled.abs() + w.bias.double().abs()) + 1e-30
-        worst = float(((self.y[tokens].double() - scaled - w.bias.double()).abs() / bound).max())
-        if not worst < 1 or not bool(torch.isfinite(self.y).all()):
+        exact = scaled + w.bias.double()
+        relative, least = ROUNDINGS[one.floats]
+        bound = 5 * 2.0**-24 * (scaled.abs() + w.bias.double().abs()) + relative * exact.abs() + least
+        worst = float(((y[tokens].double() - exact).abs() / bound).max())
+        if not worst < 1 or not bool(torch.isfinite(y).all()):
             shape = w.shape
             raise Failed(
-                f"{one.fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}, {one.kernels}: off by {worst:.3g} times "
-                "its bound.",
+                f"{one.fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}, {one.kernels}, {one.floats}: off by "
+                f"{worst:.3g} times its bound.",
                 "Run `pytest -m gpu`, and the same shape on the host's emulator (tests/plugins/test_cuda_gemm.py).",
             )
         return worst
@@ -187,10 +212,10 @@ class Case:
         ends = torch.arange(third, device=self.device.name)
         return torch.cat([ends, middle, self.m - 1 - ends])
 
-    def bytes_of(self, fmt: Format) -> int:
-        """The least that a call moves: codes and packed weights read, float32 y written."""
-        shape = self.weights.shape
-        return self.m * shape.k + shape.k * shape.n * FORMAT_BITS[fmt.name] // 8 + 4 * self.m * shape.n
+    def bytes_of(self, one: Ours) -> int:
+        """The least that a call moves: codes and packed weights read, y written."""
+        shape, y = self.weights.shape, self.y[one.floats]
+        return self.m * shape.k + shape.k * shape.n * FORMAT_BITS[one.fmt.name] // 8 + y.nbytes
 
 
 def measure(
@@ -201,34 +226,42 @@ def measure(
     seconds: float,
     compiling: Compiling,
     formats: tuple[Format, ...] = FORMATS,
+    floats: tuple[str, ...] = tuple(FLOATS),
 ) -> Iterator[Row]:
-    """Checks and times; a row for each of our formats, on a Hopper a second one on wgmma, beside the first."""
+    """Checks and times; a row for each of our formats and types of y, on a Hopper a second one on wgmma, beside it."""
     each = seconds / (len(shapes) * len(tokens))
     for shape in shapes:
         weights = Weights(device, shape, formats)
         for m in tokens:
-            case = Case(device, weights, m)
-            all_ours = ours(device, formats, m)
+            case = Case(device, weights, m, floats)
+            all_ours = ours(device, formats, m, floats)
             errors = {one.name: case.check(one) for one in all_ours}
             baselines, reasons = case.baselines(compiling)
             contestants = [*map(case.contestant, all_ours), *baselines]
             cold = device.times(contestants, seconds=each)
             hot = device.hot_times(contestants, cold)
             for one in all_ours:
-                other = (one.fmt.name,) if one.kernels != "mma" else ()
+                others = tuple(name for name in one.others() if name in cold)
                 yield Row(
                     what=one.what,
                     of=f"{shape.model} {shape.layer}",
                     shape={"m": m, "k": shape.k, "n": shape.n},
                     operations=2 * m * shape.k * shape.n,
-                    bytes=case.bytes_of(one.fmt),
+                    bytes=case.bytes_of(one),
                     cold=cold,
                     hot=hot,
                     name=one.name,
-                    baselines=(*other, *(baseline.name for baseline in baselines)),
+                    baselines=(*others, *(baseline.name for baseline in baselines if _is_peer(baseline.name, one))),
                     reasons=reasons,
                     error=errors[one.name],
                 )
+
+
+def _is_peer(baseline: str, one: Ours) -> bool:
+    """Whether a model would have the one in the place of the other: bfloat16 beside bfloat16."""
+    if baseline.endswith("int8"):
+        return True
+    return baseline.endswith("bf16") == (one.floats == "bfloat16")
 
 
 def bars(rows: list[dict[str, Any]]) -> list[str]:
@@ -239,8 +272,9 @@ def bars(rows: list[dict[str, Any]]) -> list[str]:
         ("M >= 1024, ternary and int3{}, against cuBLASLt int8", "cuBLASLt int8", 0.9, lambda m: m >= 1024),
         ("M <= 16, ternary and int3{}, against cuBLAS fp16", "cuBLAS fp16", 4.0, lambda m: m <= FEW_TOKENS),
     ):
-        for kernels in ("mma", "wgmma"):
-            names = [one.name for one in (Ours(TERNARY, kernels), Ours(INT3, kernels))]
+        for kernels, floats in (("mma", "float32"), ("wgmma", "float32"), ("mma", "float16"), ("wgmma", "float16")):
+            kinds = Ours(TERNARY, kernels, floats), Ours(INT3, kernels, floats)
+            names = [one.name for one in kinds]
             found = [
                 row["cold"]["ratios"][baseline]["median"]
                 for row in rows
@@ -251,6 +285,6 @@ def bars(rows: list[dict[str, Any]]) -> list[str]:
             ]
             if found:
                 held = sum(ratio >= least for ratio in found)
-                which = text.format("" if kernels == "mma" else f" on {kernels}")
+                which = text.format(kinds[0].what.removeprefix("ternary GEMM"))
                 lines.append(f"{which}: at least {least} in {held} of {len(found)} (least {min(found):.2f}x)")
     return lines

@@ -28,13 +28,13 @@ def parity(
     (what did quantization cost?); writes parity.json and gives its content back. It holds the target asked for last.
     A few of the inputs and outputs lie in parity/ as Polygraphy's files.
 
-    Only the first question has thresholds, those of the bundle's manifest. Values: SQNR in dB, largest absolute
-    difference, cosine. PyTorch's models need not fit in memory: of `max_memory` bytes that the process may own
-    (None: of what the machine has free) a half holds weights, and layers beyond read theirs at each call. Checks that
-    cannot be made here are "not run", with the reason. Raises Misuse for a bundle
-    without this target, for sources that do not fit, and for a target that cannot run here where parity.json already
-    holds one that did; and, after writing, Failed where something is below its threshold: its message names the first
-    layer in execution order that is.
+    Only the first question has thresholds, those that the bundle's manifest has for the target. Values: SQNR in dB,
+    largest absolute difference, cosine. PyTorch's models need not fit in memory: of `max_memory` bytes that the process
+    may own (None: of what the machine has free) a half holds weights, and layers beyond read theirs at each call.
+    Checks that cannot be made here are "not run", with the reason. Raises Misuse for a bundle without this target, for
+    sources that do not fit, and for a target that cannot run here where parity.json already holds one that did; and,
+    after writing, Failed where something is below its threshold: its message names the first layer in execution order
+    that is.
     """
     opened = Bundle.load(Path(bundle))
     opened.target(target)
@@ -46,7 +46,7 @@ def parity(
         evidence = gather(problem, chosen, references)
         interchange.write(opened.folder / interchange.FOLDER, evidence)
         values = {
-            "engine_against_quantized": checks.engine_against_quantized(problem, evidence, opened.manifest.thresholds),
+            "engine_against_quantized": checks.engine_against_quantized(problem, evidence, opened.thresholds(target)),
             "against_full_precision": checks.against_full_precision(problem, evidence),
         }
     else:
@@ -66,7 +66,7 @@ def parity(
             "samples": SAMPLES,
             "guidance": GUIDANCE,
             "seed": seed,
-            "thresholds": opened.manifest.thresholds.model_dump(),
+            "thresholds": opened.thresholds(target).model_dump(),
             "references": {
                 reference.name: _told(reference) for reference in (references.quantized, references.full_precision)
             },

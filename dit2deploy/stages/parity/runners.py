@@ -35,7 +35,8 @@ class _PortRunner(BaseRunner):
 
 
 class EngineRunner(_PortRunner):
-    """An open engine; with `layers`, of which it gives the values, the outputs of these layers beside its own."""
+    """An open engine; with `layers`, of which it gives the values, the outputs of these layers beside its own, in
+    float32 where the engine has them in half precision: PyTorch goes on from them."""
 
     def __init__(self, bundle: Bundle, name: str, engine: Runner, *, layers: Sequence[str] = ()) -> None:
         super().__init__(name, bundle.manifest.inputs)
@@ -47,7 +48,10 @@ class EngineRunner(_PortRunner):
         start = time.perf_counter()
         found = self._engine.run(feed_dict)
         self.inference_time = time.perf_counter() - start
-        layers = {name: found[record.output][..., record.begin : record.end] for name, record in self._records.items()}
+        layers = {
+            name: found[record.output][..., record.begin : record.end].astype(np.float32, copy=False)
+            for name, record in self._records.items()
+        }
         return {**layers, OUTPUT: found[self._output]}
 
 

@@ -26,7 +26,8 @@ ActivationRows activation_rows_neon();
 Activation activation_of(const Attributes&);
 std::vector<CudaLaunch> plan_activation_hadamard_quantize(const Attributes&,
                                                           const std::vector<Tensor>& inputs,
-                                                          const std::vector<Tensor>& outputs);
+                                                          const std::vector<Tensor>& outputs,
+                                                          const CudaMeans&);
 Definition activation_hadamard_quantize();
 Definition activation_hadamard_quantize_keep();
 Definition gated_activation_hadamard_quantize();

@@ -5,7 +5,8 @@ namespace d2d {
 
 std::vector<CudaLaunch> plan_activation_hadamard_quantize(const Attributes& attributes,
                                                           const std::vector<Tensor>& inputs,
-                                                          const std::vector<Tensor>& outputs) {
+                                                          const std::vector<Tensor>& outputs,
+                                                          const CudaMeans&) {
     const void* factor = inputs.size() > 2 ? inputs[1].data : nullptr;
     const void* y = outputs.size() > 2 ? outputs[2].data : nullptr;
     const auto activation = static_cast<int64_t>(activation_of(attributes));

@@ -22,7 +22,7 @@ AdaLnRows ada_ln_rows_avx2();
 AdaLnRows ada_ln_rows_avx512();
 AdaLnRows ada_ln_rows_neon();
 std::vector<CudaLaunch> plan_ada_ln_hadamard_quantize(const Attributes&, const std::vector<Tensor>& inputs,
-                                                      const std::vector<Tensor>& outputs);
+                                                      const std::vector<Tensor>& outputs, const CudaMeans&);
 Definition ada_ln_hadamard_quantize();
 Definition ada_ln_hadamard_quantize_keep();
 

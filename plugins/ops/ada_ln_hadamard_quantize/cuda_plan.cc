@@ -7,7 +7,7 @@ namespace d2d {
 
 std::vector<CudaLaunch> plan_ada_ln_hadamard_quantize(const Attributes& attributes,
                                                       const std::vector<Tensor>& inputs,
-                                                      const std::vector<Tensor>& outputs) {
+                                                      const std::vector<Tensor>& outputs, const CudaMeans&) {
     const Tensor &shift = inputs[1], &scale = inputs[2], &eps = inputs[3];
     const void* y = outputs.size() > 2 ? outputs[2].data : nullptr;
     return plan_rows({"ada_ln_hadamard_quantize", "ada_ln_hadamard_quantize_warps", 4}, attributes, inputs[0],

@@ -68,7 +68,7 @@ std::vector<CudaLaunch> plan_rows(const RowKernels& kernels, const Attributes& a
 
 std::vector<CudaLaunch> plan_hadamard_quantize(const Attributes& attributes,
                                                const std::vector<Tensor>& inputs,
-                                               const std::vector<Tensor>& outputs) {
+                                               const std::vector<Tensor>& outputs, const CudaMeans&) {
     return plan_rows({"hadamard_quantize", "hadamard_quantize_warps", 16}, attributes, inputs[0], inputs[1],
                      outputs, {}, {});
 }

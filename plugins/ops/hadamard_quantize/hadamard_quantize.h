@@ -54,7 +54,7 @@ std::vector<CudaLaunch> plan_rows(const RowKernels&, const Attributes&, const Te
                                   const std::vector<Tensor>& outputs, const std::vector<uint64_t>& own,
                                   std::vector<const void*> vectors);
 std::vector<CudaLaunch> plan_hadamard_quantize(const Attributes&, const std::vector<Tensor>& inputs,
-                                               const std::vector<Tensor>& outputs);
+                                               const std::vector<Tensor>& outputs, const CudaMeans&);
 Definition hadamard_quantize();
 
 }  // namespace d2d

@@ -13,7 +13,7 @@ constexpr int64_t kMostValues = 3072;  // of z: with kTokens 48 KiB, what every 
 }  // namespace
 
 std::vector<CudaLaunch> plan_monarch_add(const Attributes&, const std::vector<Tensor>& inputs,
-                                         const std::vector<Tensor>& outputs) {
+                                         const std::vector<Tensor>& outputs, const CudaMeans&) {
     const MonarchProblem p(inputs.data(), outputs.data());
     if (p.values() > kMostValues)
         throw std::invalid_argument("the CUDA kernel takes grids of up to 3072 blocks times rank, got " +

@@ -33,7 +33,7 @@ std::unique_ptr<CpuKernel> make_monarch_add_avx2();
 std::unique_ptr<CpuKernel> make_monarch_add_avx512();
 std::unique_ptr<CpuKernel> make_monarch_add_neon();
 std::vector<CudaLaunch> plan_monarch_add(const Attributes&, const std::vector<Tensor>& inputs,
-                                         const std::vector<Tensor>& outputs);
+                                         const std::vector<Tensor>& outputs, const CudaMeans&);
 Definition monarch_add();
 
 }  // namespace d2d

@@ -9,7 +9,7 @@ constexpr unsigned kThreads = 128;  // as in cuda.cu
 }  // namespace
 
 std::vector<CudaLaunch> plan_multi_region_quantize(const Attributes&, const std::vector<Tensor>& inputs,
-                                                   const std::vector<Tensor>& outputs) {
+                                                   const std::vector<Tensor>& outputs, const CudaMeans&) {
     const int64_t m = inputs[0].shape.rows(), k = inputs[0].shape.last();
     if (m == 0) return {};
     CudaLaunch launch{};

@@ -76,19 +76,19 @@ GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
     }
 }
 
-// An element of y, float32, that holds its integer sum, as the tiles' epilogue makes it; w << (8 - bits) was summed,
-// spare = 8 - bits.
-GPU_DEVICE void finish_sum(const Ports& p, int spare) {
+// An element of y of its integer sum, which may lie in its place, as the tiles' epilogue makes it; w << (8 - bits) was
+// summed, spare = 8 - bits.
+GPU_DEVICE void finish_sum(const Ports& p, int spare, const int32_t* sums) {
     const int64_t output = gpu::block_x() * kFinishThreads + gpu::thread(), token = gpu::block_y();
     if (output >= p.n) return;
-    float* y = static_cast<float*>(p.y) + token * p.n + output;
+    const int64_t at = token * p.n + output;
     const float scale = 1.0f / (float)(1 << spare) * gpu::load(p.ws + output);
-    float value = (float)gpu::load(reinterpret_cast<const int*>(y)) * scale;
+    float value = (float)gpu::load(sums + at) * scale;
     value = value * gpu::load(p.s + token) + gpu::load(p.bias + output);
     for (int64_t r = 0; r < p.rank; ++r)
         value = gpu::multiply_add(gpu::load(p.t + token * p.rank + r), gpu::load(p.up + output * p.rank + r),
                                   value);
-    gpu::store(y, stream_of(p, token).joined(output, value));
+    store_element(p.y, at, p.dtype, stream_of(p, token).joined(output, value));
 }
 
 }  // namespace
@@ -135,4 +135,6 @@ GPU_KERNEL_OF(kFinishThreads, 4, gemm_zero, int32_t* sums, int64_t count) {
     if (i < count) gpu::store(sums + i, 0);
 }
 
-GPU_KERNEL_OF(kFinishThreads, 4, gemm_finish, PORTS, int64_t spare) { finish_sum(GIVEN, (int)spare); }
+GPU_KERNEL_OF(kFinishThreads, 4, gemm_finish, PORTS, int64_t spare, const int32_t* sums) {
+    finish_sum(GIVEN, (int)spare, sums);
+}

@@ -5,9 +5,9 @@
 // publishes the step that has arrived, and frees the stage that the next copies overwrite. Activations lie in rows of
 // four 16-byte pieces, piece p of row r at p XOR (r / 2 % 4): neither the copies nor ldmatrix meet a bank twice.
 //
-// Where that makes few blocks and K is long, K is split (cuda_plan.cc): y holds the sums as int32 meanwhile. One launch
-// sets them to 0, one has a block for each tile and slice of K, which adds its sums, one makes y of them. Integers add up
-// to the same in every order, and the last launch computes what a whole block would: the same bits.
+// Where that makes few blocks and K is long, K is split (cuda_plan.cc): sums lie in memory as int32 meanwhile, in y itself or
+// in a workspace. One launch sets them to 0, one has a block for each tile and slice of K, which adds its sums, one makes y
+// of them. Integers add up to the same in every order, and the last launch computes what a whole block would: the same bits.
 #pragma once
 
 #include "cuda_parts.h"
@@ -256,7 +256,7 @@ GPU_DEVICE void finish_tile(const Ports& p, const gpu::Shared<gpu::Vec16>& memor
         put(p, first_row + row, first_column + column, value);
 }
 
-// Adds the sums to y, which holds those of int8 products: a y of float32, whose place they fit.
+// Adds the sums to those of int8 products at y, which is where a plan has them lie.
 template <int Bits, int RowTiles>
 GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTiles>& sums) {
 #pragma unroll

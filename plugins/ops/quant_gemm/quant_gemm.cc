@@ -115,8 +115,20 @@ std::unique_ptr<CpuKernel> make_cpu(const Attributes& attributes, Isa isa) {
 
 template <int Index, bool LowRank, bool Residual>
 std::vector<CudaLaunch> plan_cuda(const Attributes& attributes, const std::vector<Tensor>& inputs,
-                                  const std::vector<Tensor>& outputs) {
-    return plan_quant_gemm(kFormats[Index], {LowRank, Residual}, attributes, inputs, outputs);
+                                  const std::vector<Tensor>& outputs, const CudaMeans& means) {
+    return plan_quant_gemm(kFormats[Index], {LowRank, Residual}, attributes, inputs, outputs, means);
+}
+
+template <bool LowRank, bool Residual>
+bool takes_tactic(const Attributes& attributes, const std::vector<Tensor>& inputs,
+                  const std::vector<Tensor>& outputs, int tactic) {
+    return quant_gemm_takes_tactic({LowRank, Residual}, attributes, inputs, outputs, tactic);
+}
+
+template <bool LowRank, bool Residual>
+size_t workspace_cuda(const Attributes& attributes, const std::vector<Tensor>& inputs,
+                      const std::vector<Tensor>& outputs) {
+    return quant_gemm_workspace({LowRank, Residual}, attributes, inputs, outputs);
 }
 
 template <int Index, bool LowRank, bool Residual>
@@ -134,6 +146,9 @@ Definition define(const char* name) {
         check_shapes<Index, LowRank, Residual>,
         make_cpu<Index, LowRank, Residual>,
         plan_cuda<Index, LowRank, Residual>,
+        quant_gemm_tactics(),
+        takes_tactic<LowRank, Residual>,
+        workspace_cuda<LowRank, Residual>,
     };
     if (LowRank) {
         definition.inputs.push_back({"t", DType::f32});

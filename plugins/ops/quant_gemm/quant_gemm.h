@@ -51,8 +51,14 @@ std::unique_ptr<CpuKernel> make_lookup_avx512(const FormatSpec&, std::unique_ptr
 std::unique_ptr<CpuKernel> make_lookup_neon(const FormatSpec&, std::unique_ptr<CpuKernel> rest,
                                             GemmTerms terms);
 std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec&, GemmTerms terms, const Attributes&,
-                                        const std::vector<Tensor>& inputs,
-                                        const std::vector<Tensor>& outputs);
+                                        const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
+                                        const CudaMeans&);
+// Definition's `tactics`, `takes_tactic` and `workspace_cuda`.
+std::vector<const char*> quant_gemm_tactics();
+bool quant_gemm_takes_tactic(GemmTerms terms, const Attributes&, const std::vector<Tensor>& inputs,
+                             const std::vector<Tensor>& outputs, int tactic);
+size_t quant_gemm_workspace(GemmTerms terms, const Attributes&, const std::vector<Tensor>& inputs,
+                            const std::vector<Tensor>& outputs);
 
 // All ops: each format, plain, with a low-rank branch, with gate and residual, with both.
 std::vector<Definition> quant_gemms();

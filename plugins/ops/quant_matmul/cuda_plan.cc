@@ -12,7 +12,7 @@ constexpr int64_t kMostBlocksY = 65535;
 }  // namespace
 
 std::vector<CudaLaunch> plan_quant_matmul(const Attributes&, const std::vector<Tensor>& inputs,
-                                          const std::vector<Tensor>& outputs) {
+                                          const std::vector<Tensor>& outputs, const CudaMeans&) {
     const MatMulProblem p(inputs.data(), outputs.data());
     const int64_t blocks = p.heads * ((p.m + kRows - 1) / kRows);
     if (blocks == 0 || p.n == 0) return {};

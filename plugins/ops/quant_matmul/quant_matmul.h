@@ -24,7 +24,7 @@ std::unique_ptr<CpuKernel> make_quant_matmul_portable();
 std::unique_ptr<CpuKernel> make_quant_matmul_avx2();
 std::unique_ptr<CpuKernel> make_quant_matmul_avx512();
 std::vector<CudaLaunch> plan_quant_matmul(const Attributes&, const std::vector<Tensor>& inputs,
-                                          const std::vector<Tensor>& outputs);
+                                          const std::vector<Tensor>& outputs, const CudaMeans&);
 Definition quant_matmul();
 
 }  // namespace d2d

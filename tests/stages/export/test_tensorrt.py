@@ -68,12 +68,15 @@ def test_every_size_has_its_engine_and_the_runner_opens_that(pixart_sizes, tmp_p
     totals = [made[plan]["bytes"] + made[f"{plan}.12x4"]["bytes"] for plan in ("sm86", "sm75")]
     assert record.weight_bytes == max(totals)
 
-    opened = []
+    opened, kept = [], []
     monkeypatch.setattr(cuda, "capability", lambda: "7.5")
-    monkeypatch.setattr(trt_runner.importlib, "import_module", lambda name: SimpleNamespace())
+    monkeypatch.setattr(cuda, "name", lambda: "a GPU")
+    runtime = SimpleNamespace(__version__=record.versions["tensorrt-rtx"])
+    monkeypatch.setattr(trt_runner.importlib, "import_module", lambda name: runtime)
 
-    def runner(module, engine, library, check):
+    def runner(module, engine, library, check, *, compiled):
         opened.append(engine.name)
+        kept.append(compiled.name)
         return SimpleNamespace(run=lambda inputs: check(inputs) or {}, close=lambda: None)
 
     monkeypatch.setattr(trt_runner, "TensorRtRunner", runner)
@@ -82,6 +85,8 @@ def test_every_size_has_its_engine_and_the_runner_opens_that(pixart_sizes, tmp_p
     for size in ((12, 4), None, (12, 4)):
         engine.run({name: value.numpy() for name, value in at_size(inputs, size).items()})
     assert opened == ["sm75.12x4.engine", "sm75.engine"]
+    digests = [bundle.manifest.sha256[f"tensorrt-rtx/{name}"][:16] for name in opened]
+    assert kept == [f"tensorrt-rtx-{runtime.__version__}-sm75-a-GPU-{digest}.kernels" for digest in digests]
     with pytest.raises(Misuse, match="no graph for latents of 10x10 .there: 8x8, 12x4"):
         engine.run({name: value.numpy() for name, value in at_size(inputs, (10, 10)).items()})
     long = {name: value.numpy() for name, value in PIXART.inputs(tiny_module(PIXART).config, batch=17, seed=5).items()}

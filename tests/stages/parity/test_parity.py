@@ -183,7 +183,7 @@ def test_without_torch_a_wrong_engine_still_fails(folder, monkeypatch):
 def test_a_target_that_cannot_run_is_neither_passed_nor_failed(folder, monkeypatch):
     able = Availability(can_build=True, can_run=False, reason="there is no NVIDIA driver.", cure="Use a GPU.")
     real = by_name("reference")
-    fake = Target(real.name, lambda: able, real.build, real.open)
+    fake = Target(real.name, lambda: able, real.check, real.build, real.open)
     monkeypatch.setitem(parity.__globals__, "by_name", lambda name: fake)
     result = parity(folder, target="reference")
     assert result["status"] == "not run"
