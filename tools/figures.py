@@ -165,6 +165,7 @@ FIGURES = (
     Figure("model", ("bench_model.json",), steps),
     Figure("blocks", ("bench_blocks.json",), blocks),
     Figure("dit-xl", ("bench_dit_xl.json",), whole),
+    Figure("dit-xl-avx512", ("bench_dit_xl_avx512.json",), whole),
     Figure("dit-xl-ratios", ("bench_dit_xl.json",), blocks),
     Figure("nodes", ("bench_nodes.json",), nodes),
     Figure("memory", ("memory.json",), memory),
