@@ -45,7 +45,7 @@ cuda-statistics: $(VENV)/installed-dev $(CUDA_TOOLS)/installed
 
 $(CUDA_TOOLS)/installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(CUDA_TOOLS) nvidia-cuda-cuobjdump==13.5.37 \
-	    nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-nvrtc-cu12==12.4.127
+	    nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-nvrtc-cu12==12.4.127 nvidia-cuda-nvrtc==13.1.115
 	touch $@
 
 # An editable install: Python is read from the tree, the native library is built once and again when plugins/ changes.

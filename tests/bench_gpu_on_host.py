@@ -85,7 +85,7 @@ def main() -> int:
     gemm.TOKENS = (1, 16, 70)
     quantize.QUANTIZERS = tuple(
         quantize.Quantizer(f"{prefix}HadamardQuantize", "FLUX", k)
-        for prefix, k in (("", 96), ("AdaLn", 192), ("Gelu", 512))
+        for prefix, k in (("", 96), ("AdaLn", 192), ("Activation", 512), ("GatedActivation", 160))
     )
     quantize.TOKENS = (1, 70)
     step.DIT_XL_2 = step.Geometry("a small DiT", depth=2, hidden=64, heads=2, tokens=9, batch=2)

@@ -122,7 +122,7 @@ def test_the_compiler_tells_what_makes_every_wgmma_wait(tmp_path):
         pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
     source = tmp_path / "serial.cu"
     source.write_text(SERIAL)
-    (serial,) = statistics.kernels_of(build.compiled(build.nvrtc(), source, "sm_90a"), SM["9.0"], found)
+    (serial,) = statistics.kernels_of(build.compiled(source, "sm_90a"), SM["9.0"], found)
     assert serial.name == "serial" and "wgmma" in serial.serialized
 
 
@@ -137,14 +137,16 @@ def test_too_few_warps_are_a_fault():
     [
         (statistics.GEMM, "7.5", 42, 20),
         (statistics.GEMM, "8.0", 42, 20),
+        (statistics.GEMM, "12.0", 30, 20),
         (statistics.WGMMA, "9.0", 8, 8),
         (statistics.WGMMA, "8.0", 0, 0),
     ],
 )
 def test_the_gemms_keep_their_promises(source: str, sm: str, count: int, loops: int):
-    """Without and with the instructions of 8.0, and those of 9.0a; all generations: make cuda-statistics."""
+    """Without and with the instructions of 8.0, by CUDA 13's compiler, and with those of 9.0a; all generations: `make
+    cuda-statistics`."""
     found = statistics.tools()
-    if found is None or statistics.compiler().nvrtc() is None:
+    if found is None or statistics.compiler().nvrtc(SM[sm].target) is None:
         pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
     kernels = statistics.collect((SM[sm],), [source], found)
     assert len(kernels) == count and sum(kernel.loop is not None for kernel in kernels) >= loops

@@ -268,8 +268,10 @@ def record(kernel: Kernel) -> dict[str, Any]:
     }
 
 
-def known(library: ctypes.CDLL) -> list[int]:
-    """The compute capabilities that an NVRTC makes machine code for, in tenths."""
+def known(library: ctypes.CDLL | None) -> list[int]:
+    """The compute capabilities that an NVRTC makes machine code for, in tenths; none where it is not installed."""
+    if library is None:
+        return []
     count = ctypes.c_int()
     library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     found = (ctypes.c_int * count.value)()
@@ -307,17 +309,17 @@ def main() -> int:
         )
         return build.NOT_FOUND
     wanted = tuple(sm for sm in SMS if arguments.sm in (None, sm.name))
-    sms = tuple(sm for sm in wanted if int(sm.target.removeprefix("sm_")) in known(build.nvrtc()))
-    version = ".".join(map(str, build.version(build.nvrtc())))
+    sms = tuple(sm for sm in wanted if int(sm.target.removeprefix("sm_")) in known(build.nvrtc(sm.target)))
+    versions = {sm.name: ".".join(map(str, build.version(build.nvrtc(sm.target)))) for sm in sms}
     missing = [sm.name for sm in wanted if sm not in sms]
     if missing:
-        print(f"not shown: {', '.join(missing)}, for which NVRTC {version} makes no machine code", file=sys.stderr)
+        print(f"not shown: {', '.join(missing)}, for which the NVRTC here makes no machine code", file=sys.stderr)
     kernels = collect(sms, [source for source in build.SOURCES if arguments.source in source], found)
     print(table(kernels))
     faults = [fault for kernel in kernels for fault in broken(kernel, promises())]
     if arguments.out:
         rows = [record(kernel) for kernel in kernels]
-        values = {"nvrtc": version, "not_shown": missing, "faults": faults}
+        values = {"nvrtc": versions, "not_shown": missing, "faults": faults}
         write_results(arguments.out, "cuda_statistics", {**values, "kernels": rows})
     if arguments.check and faults:
         print(*faults, sep="\n", file=sys.stderr)

@@ -17,7 +17,7 @@ _BITS = {1: "7.5", 2: "8.0", 4: "8.6", 8: "8.9", 16: "12.0", 32: "12.1"}
 _CURE = "Build it anew."
 # A plugin's name (group 2), preceded by its length in 8 bytes.
 PLUGIN_NAME = re.compile(
-    rb"(?s)(.)\0{7}((?:AdaLn|Gelu)?HadamardQuantize(?:Keep)?|MonarchAdd|MultiRegionQuantize|QuantMatMul"
+    rb"(?s)(.)\0{7}((?:AdaLn|(?:Gated)?Activation)?HadamardQuantize(?:Keep)?|MonarchAdd|MultiRegionQuantize|QuantMatMul"
     rb"|[A-Z][A-Za-z0-9]{0,30}Gemm(?:LowRank)?(?:Residual)?)(?![A-Za-z0-9_])"
 )
 _LEAST = 64  # bytes: smaller tensors are folded into shapes, or found by chance

@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -24,6 +25,8 @@ constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;  // CU_DEVICE_ATTRIB
 constexpr int kMostDynamicShared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr unsigned kSharedWithoutAsking = 48 << 10;
 constexpr int kErrorLog = 5, kErrorLogBytes = 6;  // CU_JIT_ERROR_LOG_BUFFER, .._SIZE_BYTES
+// CUDA_ERROR_INVALID_IMAGE, .._NO_BINARY_FOR_GPU, .._UNSUPPORTED_PTX_VERSION, which is said of machine code too
+constexpr int kInvalidImage = 200, kNoBinaryForGpu = 209, kNewerToolchain = 222;
 
 using Context = void*;
 using Module = void*;
@@ -85,14 +88,22 @@ const Driver& driver() {
     return loaded;
 }
 
-void check(int status, const char* what) {
-    if (!status) return;
+std::string text_of(int status) {
     const char* text = nullptr;
     driver().error_text(status, &text);
-    throw std::runtime_error(std::string(what) + ": " + (text ? text : "unknown CUDA error"));
+    return text ? text : "unknown CUDA error";
+}
+
+void check(int status, const char* what) {
+    if (status) throw std::runtime_error(std::string(what) + ": " + text_of(status));
 }
 
 using Functions = std::map<std::string, Function>;
+
+// An image that this driver does not know.
+struct Refused : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 // Machine code, or PTX that the driver compiles: what its compiler says of it is part of the error.
 [[maybe_unused]] Module load_image(const unsigned char* image) {
@@ -101,9 +112,13 @@ using Functions = std::map<std::string, Function>;
     void* values[] = {log, reinterpret_cast<void*>(sizeof(log) - 1)};
     Module module = nullptr;
     const int status = driver().load_module(&module, image, 2, options, values);
-    check(status,
-          (std::string("loading the CUDA kernels") + (log[0] ? " (" + std::string(log) + ")" : "")).c_str());
-    return module;
+    if (!status) return module;
+    const std::string fault = "loading the CUDA kernels" +
+                              (log[0] ? " (" + std::string(log) + ")" : std::string()) + ": " +
+                              text_of(status);
+    if (status == kInvalidImage || status == kNoBinaryForGpu || status == kNewerToolchain)
+        throw Refused(fault);
+    throw std::runtime_error(fault);
 }
 
 #ifdef D2D_CUDA_KERNELS
@@ -130,22 +145,28 @@ std::string dotted(int capability) {
     return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
 }
 
-// The images for this GPU: those for it alone, or the best of the others.
-std::vector<const CudaImage*> images_for(int here, bool for_one_gpu) {
-    int best = 0;
-    bool is_machine_code = false;
-    for (const CudaImage& image : kCudaImages) {
-        if (image.for_one_gpu != for_one_gpu || !runs(image, here) || image.is_machine_code < is_machine_code)
-            continue;
-        if (image.is_machine_code > is_machine_code || image.capability > best) best = image.capability;
-        is_machine_code = image.is_machine_code;
-    }
+// The images of one kind for this GPU, those for it alone or the best of the others; none where there is no such.
+std::vector<const CudaImage*> images_for(int here, bool for_one_gpu, bool is_machine_code) {
     std::vector<const CudaImage*> found;
-    for (const CudaImage& image : kCudaImages)
-        if (image.for_one_gpu == for_one_gpu && image.capability == best &&
-            image.is_machine_code == is_machine_code)
-            found.push_back(&image);
+    for (const CudaImage& image : kCudaImages) {
+        if (image.for_one_gpu != for_one_gpu || image.is_machine_code != is_machine_code ||
+            !runs(image, here))
+            continue;
+        if (!found.empty() && image.capability > found[0]->capability) found.clear();
+        if (found.empty() || image.capability == found[0]->capability) found.push_back(&image);
+    }
     return found;
+}
+
+Functions functions_of(const std::vector<const CudaImage*>& images) {
+    Functions functions;
+    for (const CudaImage* image : images) {
+        const Module module = load_image(d2d_cuda_bytes + image->at);
+        std::istringstream names(image->kernels);
+        for (std::string name; names >> name;)
+            check(driver().get_function(&functions[name], module, name.c_str()), name.c_str());
+    }
+    return functions;
 }
 #endif
 
@@ -155,20 +176,23 @@ Functions load([[maybe_unused]] bool wgmma) {
         "this library was built without CUDA kernels: install nvidia-cuda-nvrtc-cu12 and build anew");
 #else
     const int here = capability_here();
-    const std::vector<const CudaImage*> images = images_for(here, wgmma);
-    if (images.empty())
+    const auto code = images_for(here, wgmma, true), ptx = images_for(here, wgmma, false);
+    if (code.empty() && ptx.empty())
         throw std::runtime_error(
             wgmma ? "DIT2DEPLOY_CUDA=wgmma needs compute capability 9.0, this GPU has " + dotted(here) +
                         ": unset it"
                   : "the CUDA kernels need compute capability 7.5 or later, this GPU has " + dotted(here));
-    Functions functions;
-    for (const CudaImage* image : images) {
-        const Module module = load_image(d2d_cuda_bytes + image->at);
-        std::istringstream names(image->kernels);
-        for (std::string name; names >> name;)
-            check(driver().get_function(&functions[name], module, name.c_str()), name.c_str());
+    if (ptx.empty()) return functions_of(code);
+    try {
+        if (!code.empty()) return functions_of(code);
+    } catch (const Refused& refused) {
+        std::fprintf(
+            stderr,
+            "dit2deploy: %s. A newer NVIDIA driver takes the machine code for compute capability %s; "
+            "this one compiles PTX, at first use.\n",
+            refused.what(), dotted(code[0]->capability).c_str());
     }
-    return functions;
+    return functions_of(ptx);
 #endif
 }
 

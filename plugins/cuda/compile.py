@@ -1,12 +1,16 @@
 """Compiles the CUDA kernels with NVRTC and writes them for the library to hold: no CUDA toolkit, no GPU.
 
-NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 (a build requirement) and is called through ctypes. Each source
-becomes machine code for the capabilities below, which the driver loads as it is, and PTX for what has none, which it
-compiles at first use. Machine code of 8.0 runs on 8.6 and so on, within a major version, but not between 8.7, which is
-Tegra, and the others. Left out: 8.9, whose code is that of 8.6 byte for byte, for build time and the library's size (an
-engine that embeds its plugins holds the library). And 12.0: NVRTC 12.4 does not know it, 12.8 and 12.9 spill registers
-in its GEMMs. The driver compiles the PTX for it. Sources of FOR_ONE_GPU use instructions that no other GPU has, nor a later
-one: they become that GPU's machine code alone.
+NVRTC comes from the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc (build requirements) and is called through
+ctypes. Each source becomes machine code for the capabilities below, which the driver loads as it is, and PTX for what
+has none, which it compiles at first use. Machine code of 8.0 runs on 8.6 and so on, within a major version, but not
+between 8.7, which is Tegra, and the others. Left out: 8.9, whose code is that of 8.6 byte for byte, for build time and
+the library's size (an engine that embeds its plugins holds the library). Sources of FOR_ONE_GPU use instructions that
+no other GPU has, nor a later one: they become that GPU's machine code alone.
+
+CUDA 12.4 makes all but the code for 12.0, which it does not know: drivers since 550 load what it makes. CUDA 13 makes
+that, with ptxas held to few registers, without which 12.8 to 13.5 spill some in GEMMs of 128 x 128 tiles. An older
+driver than 580 refuses it and is given the PTX (base/cuda_driver.cc), and so is every driver where the library was built
+without the wheel of CUDA 13.
 
     python plugins/cuda/compile.py cuda_kernels.h     # and beside it what the header embeds, and a cache of the images
 
@@ -27,8 +31,8 @@ from typing import NamedTuple
 
 PLUGINS = Path(__file__).resolve().parent.parent
 SOURCES = (
+    "ops/activation_hadamard_quantize/cuda.cu",
     "ops/ada_ln_hadamard_quantize/cuda.cu",
-    "ops/gelu_hadamard_quantize/cuda.cu",
     "ops/hadamard_quantize/cuda.cu",
     "ops/monarch/cuda.cu",
     "ops/multi_region_quantize/cuda.cu",
@@ -42,7 +46,7 @@ HEADERS = (
     "cuda/gpu.h",
     "cuda/wgmma.h",
     "formats/formats.h",
-    "ops/gelu_hadamard_quantize/gelu.h",
+    "ops/activation_hadamard_quantize/activation.h",
     "ops/hadamard_quantize/cuda_rows.h",
     "ops/hadamard_quantize/cuda_warp_rows.h",
     "ops/hadamard_quantize/row_scale.h",
@@ -52,32 +56,39 @@ HEADERS = (
     "ops/quant_gemm/cuda_wgmma.h",
     "ops/quant_gemm/fragments.h",
 )
-MACHINE_CODE = (75, 80, 86, 87, 90)  # compute capabilities in tenths
-PTX = 90
+MACHINE_CODE = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_90")
+BY_CUDA_13 = ("sm_120",)
+PTX = "compute_90"
 FOR_ONE_GPU = {"ops/quant_gemm/cuda_wgmma.cu": "sm_90a"}  # what other GPUs cannot run, not even as PTX
 OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space", "--ptxas-options=-v")
+FEW_REGISTERS = "--ptxas-options=--register-usage-level=0"
 ALIGNMENT = 64
 NOT_FOUND = 3  # exit code: no NVRTC here
 CACHE = "D2D_CUDA_CACHE"  # environment variable
 _KEPT = 7 * 24 * 3600  # seconds
 
 
-def nvrtc() -> ctypes.CDLL | None:
-    """The library of the wheel, with its builtins loaded before it; None where the wheel is not installed.
+def nvrtc(target: str = PTX) -> ctypes.CDLL | None:
+    """The library that compiles for a target; None where its wheel is not installed.
 
-    CUDA 12's wheel first. What CUDA 13's makes, as torch brings it, wants a driver since 580.
+    CUDA 13's, as torch brings it too, stands in for CUDA 12's: then all that it makes wants a driver since 580.
     """
-    try:
-        found = importlib.util.find_spec("nvidia")
-    except ModuleNotFoundError:
-        return None
-    for home in ("cuda_nvrtc", "cu13"):
-        for folder in found.submodule_search_locations if found else ():
-            for builtins in sorted(Path(folder, home).glob("lib/libnvrtc-builtins.so*")):
-                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
-            for library in sorted(Path(folder, home).glob("lib/libnvrtc.so*")):
-                return ctypes.CDLL(str(library))
+    return _library("cu13") if target in BY_CUDA_13 else _library("cuda_nvrtc") or _library("cu13")
+
+
+def _library(home: str) -> ctypes.CDLL | None:
+    """Of the wheel whose files are in the folder `home` of `nvidia`, with its builtins loaded before it."""
+    found = importlib.util.find_spec("nvidia")
+    for folder in found.submodule_search_locations if found else ():
+        for builtins in sorted(Path(folder, home).glob("lib/libnvrtc-builtins.so*")):
+            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+        for library in sorted(Path(folder, home).glob("lib/libnvrtc.so*")):
+            return ctypes.CDLL(str(library))
     return None
+
+
+def options(target: str) -> tuple[str, ...]:
+    return (*OPTIONS, FEW_REGISTERS) if target in BY_CUDA_13 else OPTIONS
 
 
 def version(library: ctypes.CDLL) -> tuple[int, int]:
@@ -92,17 +103,17 @@ class Compiled(NamedTuple):
     log: str  # ptxas -v of machine code
 
 
-def compiled(library: ctypes.CDLL, source: Path, target: str) -> Compiled:
+def compiled(source: Path, target: str) -> Compiled:
     """One source for the target sm_NN or compute_NN. Raises RuntimeError with NVRTC's log."""
+    library = nvrtc(target)
     names = (ctypes.c_char_p * len(HEADERS))(*(Path(header).name.encode() for header in HEADERS))
     texts = (ctypes.c_char_p * len(HEADERS))(*((PLUGINS / header).read_bytes() for header in HEADERS))
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(
         ctypes.byref(program), source.read_bytes(), source.name.encode(), len(HEADERS), texts, names
     )
-    given = (f"--gpu-architecture={target}", *OPTIONS)
-    options = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
-    failed = library.nvrtcCompileProgram(program, len(given), options)
+    given = [option.encode() for option in (f"--gpu-architecture={target}", *options(target))]
+    failed = library.nvrtcCompileProgram(program, len(given), (ctypes.c_char_p * len(given))(*given))
 
     def result(what: str) -> bytes:
         size = ctypes.c_size_t()
@@ -128,15 +139,14 @@ def kernels_of(code: bytes) -> list[str]:
 
 def cached(source: str, target: str, cache: Path | None) -> Compiled:
     """`compiled`, from the cache where there is one and nothing that it depends on has changed."""
-    library = nvrtc()
     if cache is None:
-        return compiled(library, PLUGINS / source, target)
-    key = hashlib.sha256(repr((Compiled._fields, source, target, OPTIONS, version(library))).encode())
+        return compiled(PLUGINS / source, target)
+    key = hashlib.sha256(repr((Compiled._fields, source, target, options(target), version(nvrtc(target)))).encode())
     for file in (source, *HEADERS):
         key.update((PLUGINS / file).read_bytes() + b"\0")
     path = cache / key.hexdigest()
     if not path.exists():
-        made = compiled(library, PLUGINS / source, target)
+        made = compiled(PLUGINS / source, target)
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")  # another build may make the same
         lengths = f"{len(made.code)} {len(made.ptx)}\n".encode()
@@ -162,7 +172,7 @@ def targets_of(source: str) -> list[str]:
     """What the library holds a source for."""
     if source in FOR_ONE_GPU:
         return [FOR_ONE_GPU[source]]
-    return [*(f"sm_{at}" for at in MACHINE_CODE), f"compute_{PTX}"]
+    return [*MACHINE_CODE, *(target for target in BY_CUDA_13 if nvrtc(target)), PTX]
 
 
 def images(cache: Path) -> dict[tuple[str, str], bytes]:
@@ -220,6 +230,9 @@ def main() -> int:
     if nvrtc() is None:
         print("NVRTC is not installed", file=sys.stderr)
         return NOT_FOUND
+    for target in BY_CUDA_13:
+        if nvrtc(target) is None:
+            print(f"nvidia-cuda-nvrtc of CUDA 13 is not installed: PTX instead of {target}", file=sys.stderr)
     binary = header.with_suffix(".bin")
     whole, text = embedded(images(cache_folder() or header.with_suffix(".cache")), binary)
     if not header.exists() or not binary.exists() or header.read_text() != text:

@@ -20,8 +20,8 @@
 
 namespace {
 
-constexpr int kInvalidValue = 1, kInvalidContext = 201, kNoBinaryForGpu = 209, kNotFound = 500,
-              kLaunchFailed = 719, kNotWhileCapturing = 900;
+constexpr int kInvalidValue = 1, kInvalidContext = 201, kNoBinaryForGpu = 209, kNewerToolchain = 222,
+              kNotFound = 500, kLaunchFailed = 719, kNotWhileCapturing = 900;
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;
 constexpr int kMostDynamicShared = 8;  // of a function's attributes
 constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;
@@ -186,8 +186,11 @@ D2D_EXPORT int cuModuleLoadDataEx(void** module, const void* image, unsigned, in
         target / 10 != here / 10 || (target != here && (target == tegra || here == tegra));
     if (target > here || (is_machine_code(bytes) && is_foreign))
         return fail(kNoBinaryForGpu, "the module is for another GPU");
-    const std::string name = (is_machine_code(bytes) ? "sm_" : "compute_") + std::to_string(target) + " ";
-    if (loaded.find(name) == std::string::npos) loaded += name;
+    const std::string name = (is_machine_code(bytes) ? "sm_" : "compute_") + std::to_string(target);
+    const char* refused = std::getenv("D2D_HOST_REFUSES");  // a target that this driver is too old for
+    if (refused && name == refused)
+        return fail(kNewerToolchain, "the provided PTX was compiled with an unsupported toolchain");
+    if (loaded.find(name + " ") == std::string::npos) loaded += name + " ";
     *module = new Module{bytes, {}};  // never unloaded
     return 0;
 }

@@ -1,6 +1,6 @@
 // THE list of native ops; tests/test_homes.py compares it with dit2deploy.ops.OPS.
+#include "activation_hadamard_quantize/activation_hadamard_quantize.h"
 #include "ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.h"
-#include "gelu_hadamard_quantize/gelu_hadamard_quantize.h"
 #include "hadamard_quantize/hadamard_quantize.h"
 #include "monarch/monarch.h"
 #include "multi_region_quantize/multi_region_quantize.h"
@@ -18,8 +18,10 @@ const std::vector<Definition>& definitions() {
         list.push_back(quant_matmul());
         list.push_back(ada_ln_hadamard_quantize());
         list.push_back(ada_ln_hadamard_quantize_keep());
-        list.push_back(gelu_hadamard_quantize());
-        list.push_back(gelu_hadamard_quantize_keep());
+        list.push_back(activation_hadamard_quantize());
+        list.push_back(activation_hadamard_quantize_keep());
+        list.push_back(gated_activation_hadamard_quantize());
+        list.push_back(gated_activation_hadamard_quantize_keep());
         return list;
     }();
     return all;

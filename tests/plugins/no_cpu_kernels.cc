@@ -1,6 +1,6 @@
 // Stands in for the CPU kernels, which the TensorRT adapter never makes.
+#include "activation_hadamard_quantize/activation_hadamard_quantize.h"
 #include "ada_ln_hadamard_quantize/ada_ln_hadamard_quantize.h"
-#include "gelu_hadamard_quantize/gelu_hadamard_quantize.h"
 #include "hadamard_quantize/hadamard_quantize.h"
 #include "monarch/monarch.h"
 #include "multi_region_quantize/multi_region_quantize.h"
@@ -17,9 +17,9 @@ Kernel make_hadamard_quantize_avx512(const Attributes &) { return nullptr; }
 AdaLnRows ada_ln_rows_portable() { return {}; }
 AdaLnRows ada_ln_rows_avx2() { return {}; }
 AdaLnRows ada_ln_rows_avx512() { return {}; }
-GeluRows gelu_rows_portable() { return {}; }
-GeluRows gelu_rows_avx2() { return {}; }
-GeluRows gelu_rows_avx512() { return {}; }
+ActivationRows activation_rows_portable() { return {}; }
+ActivationRows activation_rows_avx2() { return {}; }
+ActivationRows activation_rows_avx512() { return {}; }
 Kernel make_monarch_add_portable() { return nullptr; }
 Kernel make_monarch_add_avx2() { return nullptr; }
 Kernel make_monarch_add_avx512() { return nullptr; }

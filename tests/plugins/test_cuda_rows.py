@@ -27,6 +27,14 @@ SHAPES = [
 ]
 
 
+OPS = (
+    "HadamardQuantize",
+    "AdaLnHadamardQuantizeKeep",
+    "ActivationHadamardQuantizeKeep",
+    "GatedActivationHadamardQuantizeKeep",
+)
+
+
 @pytest.fixture(scope="module")
 def host(library: Path) -> Path:
     path = Path(os.environ.get("D2D_TEST_LIBRARIES", library.parent)) / "libdit2deploy_host_cuda.so"
@@ -36,7 +44,7 @@ def host(library: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [("absmax", "mid-tread"), ("gaussian", "mid-rise")], ids="-".join)
-@pytest.mark.parametrize("op", ["HadamardQuantize", "AdaLnHadamardQuantizeKeep", "GeluHadamardQuantizeKeep"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(("m", "k", "block"), SHAPES, ids=lambda value: str(value))
 def test_rows_are_the_portable_kernels_bit_for_bit(host, op: str, m: int, k: int, block: int, kind: tuple[str, str]):
     rng = np.random.default_rng(m + k)
@@ -45,6 +53,8 @@ def test_rows_are_the_portable_kernels_bit_for_bit(host, op: str, m: int, k: int
     if op.startswith("AdaLn"):
         modulation = [rng.standard_normal((1, k), np.float32) for _ in range(2)]
         inputs[1:1] = [*modulation, np.array([1e-6], np.float32)]
+    if op.startswith("Gated"):
+        inputs[1:1] = [rng.standard_normal((m, k), np.float32)]
     shapes = [(m, k), (m, 1), (m, k)][: 3 if op.endswith("Keep") else 2]
     attributes = {"block": block, "clip": kind[0], "grid": kind[1]}
     want = kernel.run(op, inputs, attributes, shapes, isa="portable", library=host)

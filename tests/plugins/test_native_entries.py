@@ -23,6 +23,8 @@ M, K, N, RANK = 6, 40, 35, 3
 OUTPUTS = {
     "HadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT},
     "AdaLnHadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT},
+    "ActivationHadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT},
+    "GatedActivationHadamardQuantize": {"q": TensorProto.INT8, "s": TensorProto.FLOAT},
     "MultiRegionQuantize": {
         **dict.fromkeys(("q_low", "q_high"), TensorProto.INT8),
         **dict.fromkeys(("s_low", "s_high"), TensorProto.FLOAT),
@@ -39,6 +41,11 @@ def modulated(**changes) -> dict[str, np.ndarray]:
     x, qmax = quantizer().values()
     rows = {"shift": np.zeros((2, 64), np.float32), "scale": np.zeros((2, 64), np.float32)}
     return {"x": x, **rows, "eps": np.array([1e-6], np.float32), "qmax": qmax, **changes}
+
+
+def activated(factor: np.ndarray) -> dict[str, np.ndarray]:
+    x, qmax = quantizer().values()
+    return {"x": x, "factor": factor, "qmax": qmax}
 
 
 def regions(**changes) -> dict[str, np.ndarray]:
@@ -218,6 +225,18 @@ DEEP = {  # |sums| of its extremes are 2^31 and more
             {},
             "shift has 4 rows, which do not divide the 6 rows of x",
         ),
+        (
+            "GatedActivationHadamardQuantize",
+            activated(np.ones((1, 64), np.float32)),
+            {},
+            "factor must have the shape of x",
+        ),
+        (
+            "ActivationHadamardQuantize",
+            quantizer(),
+            {"activation": "gelu"},
+            "activation must be 'gelu-tanh' or 'silu', got 'gelu'",
+        ),
         ("MonarchAdd", branch(up=np.ones((2, 4, 6), np.float32)), {}, "down has rank 3 and up has rank 4"),
         ("MonarchAdd", branch(x=np.ones((5, 9), np.float32)), {}, "x must have 8 columns, the rows of down, got 9"),
         (
@@ -247,6 +266,8 @@ DEEP = {  # |sums| of its extremes are 2^31 and more
         "modulation-columns",
         "eps",
         "modulation-samples",
+        "factor",
+        "activation",
         "grid",
         "monarch-columns",
         "tables",

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,28 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Quantizer:
-    """An op and the rows that it meets: width K, of which model."""
+    """An op, its attributes beside the block, and the rows that it meets: width K, of which model."""
 
     op: str
     of: str
     k: int
+    own: dict[str, str] = field(default_factory=dict)
+
+    def attributes(self) -> dict[str, int | str]:
+        return {"block": block_of(self.k), **self.own}
 
 
-QUANTIZERS = tuple(
-    Quantizer(op, model, k)
-    for model, hidden in (("DiT-XL/2", 1152), ("SD3", 1536), ("FLUX", 3072))
-    for op, k in (
-        ("HadamardQuantize", hidden),
-        ("AdaLnHadamardQuantize", hidden),
-        ("GeluHadamardQuantize", 4 * hidden),
-    )
+QUANTIZERS = (
+    *(
+        Quantizer(op, model, k)
+        for model, hidden in (("DiT-XL/2", 1152), ("SD3", 1536), ("FLUX", 3072))
+        for op, k in (
+            ("HadamardQuantize", hidden),
+            ("AdaLnHadamardQuantize", hidden),
+            ("ActivationHadamardQuantize", 4 * hidden),
+        )
+    ),
+    Quantizer("GatedActivationHadamardQuantize", "Z-Image", 10240, {"activation": "silu"}),
 )
 
 
@@ -46,6 +53,8 @@ def inputs_of(device: Device, what: Quantizer, tokens: int, floats: str) -> list
     dtype = FLOATS[floats][0]
     x = torch.randn(tokens, what.k, device=device.name).to(dtype)
     qmax = torch.full((1,), 7.0, device=device.name)
+    if what.op == "GatedActivationHadamardQuantize":
+        return [x, torch.randn_like(x), qmax]
     if what.op != "AdaLnHadamardQuantize":
         return [x, qmax]
     shift, scale = (0.2 * torch.randn(1, what.k, device=device.name).to(dtype) for _ in range(2))
@@ -60,10 +69,9 @@ def check(what: Quantizer, inputs: list[torch.Tensor], q: torch.Tensor, s: torch
     m, floats = len(q), str(inputs[0].dtype).removeprefix("torch.")
     tokens = np.unique(np.linspace(0, m - 1, min(m, CHECKED)).astype(int))
     host = [value.float().cpu().numpy() for value in inputs]
-    host[0] = host[0][tokens]
-    attributes = {"block": block_of(what.k)}
+    host = [value[tokens] if len(value) == m else value for value in host]
     shapes = [(len(tokens), what.k), (len(tokens), 1)]
-    wanted = kernel.run(what.op, host, attributes, shapes, isa="portable")
+    wanted = kernel.run(what.op, host, what.attributes(), shapes, isa="portable")
     for name, given, want in zip("qs", (q, s), wanted, strict=True):
         different = int((given.cpu().numpy()[tokens] != want).sum())
         if different:
@@ -88,7 +96,7 @@ def measure(
             inputs = inputs_of(device, what, m, kind)
             q = torch.full((m, what.k), 99, dtype=torch.int8, device=device.name)
             s = torch.full((m, 1), float("nan"), device=device.name)
-            attributes = {"block": block_of(what.k), "dtype": FLOATS[kind][1]}
+            attributes = {**what.attributes(), "dtype": FLOATS[kind][1]}
             run = device.launcher(what.op, inputs, attributes, [q, s])
             run()
             device.synchronize()

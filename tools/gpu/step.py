@@ -76,7 +76,7 @@ def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
 
 def float_block(x: torch.Tensor, condition: torch.Tensor, weights: dict[str, Any], heads: int) -> torch.Tensor:
     """A DiT block (Peebles and Xie 2022) in x's dtype; weights: (weight, bias) by name; condition [B, C]."""
-    modulation = functional.linear(condition, *weights["modulation"]).unsqueeze(1).chunk(PARTS, -1)
+    modulation = functional.linear(functional.silu(condition), *weights["modulation"]).unsqueeze(1).chunk(PARTS, -1)
     shift, scale, gate, shift2, scale2, gate2 = modulation
     normed = functional.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
     attended = attention(functional.linear(normed, *weights["qkv"]), heads)
@@ -108,8 +108,11 @@ class Ours:
         broad = empty(b, t, 4 * c, dtype=torch.int8), empty(b, t, 1)
         qmax, eps = torch.full((1,), 127.0, device=device.name), torch.full((1,), EPS, device=device.name)
 
-        def quantize(op: str, inputs: list[torch.Tensor], outputs: tuple[torch.Tensor, ...]) -> Callable[[], None]:
-            return device.launcher(op, [*inputs, qmax], {"block": block_of(inputs[0].shape[-1])}, outputs)
+        def quantize(
+            op: str, inputs: list[torch.Tensor], outputs: tuple[torch.Tensor, ...], **own: str
+        ) -> Callable[[], None]:
+            attributes = {"block": block_of(inputs[0].shape[-1]), **own}
+            return device.launcher(op, [*inputs, qmax], attributes, outputs)
 
         def gemm(
             codes: tuple[torch.Tensor, ...], of: Linear, y: torch.Tensor, kernels: str = kernels
@@ -123,7 +126,8 @@ class Ours:
         every = Linear(*(torch.cat([part] * g.depth) for part in (once.words, once.scale, once.bias)), once.dense)
         few = empty(b, c, dtype=torch.int8), empty(b, 1)
         modulate = gemm(few, every, self.modulated, "mma")  # of few tokens
-        self.modulation = [quantize("HadamardQuantize", [self.condition], few), modulate]
+        active = quantize("ActivationHadamardQuantize", [self.condition], few, activation="silu")
+        self.modulation = [active, modulate]
         self.blocks = []
         for block in range(g.depth):
             shift, scale, gate, shift2, scale2, gate2 = self.parts[block]
@@ -134,7 +138,7 @@ class Ours:
             before = [norm[0], gemm(narrow, weights["qkv"], self.qkv)]
             between = [quantize("HadamardQuantize", [self.attended], narrow), gemm(narrow, weights["proj"], self.y)]
             after = [norm[1], gemm(narrow, weights["fc1"], wide)]
-            after += [quantize("GeluHadamardQuantize", [wide], broad), gemm(broad, weights["fc2"], self.y)]
+            after += [quantize("ActivationHadamardQuantize", [wide], broad), gemm(broad, weights["fc2"], self.y)]
             self.blocks.append((before, between, gate.unsqueeze(1), after, gate2.unsqueeze(1)))
 
     def run(self) -> torch.Tensor:

@@ -42,8 +42,8 @@ from dit2deploy.ops import OPSET, VERSION
 from dit2deploy.stages.export import check
 from dit2deploy.stages.export.attach import Read, attach_weights, is_weight
 from dit2deploy.stages.export.bodies import add_bodies
+from dit2deploy.stages.export.fuse.activation import fuse_activation
 from dit2deploy.stages.export.fuse.ada_ln import fuse_ada_ln
-from dit2deploy.stages.export.fuse.gelu import fuse_gelu
 from dit2deploy.stages.export.fuse.residual import fuse_residual
 from dit2deploy.stages.export.fuse.shared_input import share_input
 from dit2deploy.stages.export.layers import LayerOutput, name_layer_outputs
@@ -68,9 +68,10 @@ def export(
 ) -> OnnxModel:
     """Lowers a quantized checkpoint into the folder `out`: model.onnx, its data, manifest, config, scheduler.
 
-    Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, GeluHadamardQuantize behind a GELU)
-    and one <Format>Gemm for all layers of a block that share an input, with gate and residual where they follow. Form
-    "qdq": custom QDQ and Hadamard ops around plain MatMuls. Both run in any ONNX runtime by their function bodies.
+    Form "fused": HadamardQuantize (AdaLnHadamardQuantize behind a modulated norm, ActivationHadamardQuantize behind a
+    GELU or SiLU, GatedActivationHadamardQuantize behind a SwiGLU) and one <Format>Gemm for all layers of a block that
+    share an input, with gate and residual where they follow. Form "qdq": custom QDQ and Hadamard ops around plain
+    MatMuls. Both run in any ONNX runtime by their function bodies.
     Weights are never in memory but one by one; `max_memory` is what the process may own, in bytes (None: what the
     machine has free). Where a graph fixes the size of the latents, `sizes` (height, width) asks for graphs of others
     beside the config's own, over one data file.
@@ -174,7 +175,7 @@ def _lower(
     if form == "fused":
         layers = share_input(model, layers)
         fuse_ada_ln(model)
-        fuse_gelu(model)
+        fuse_activation(model)
         fuse_residual(model)
     tidy(model)
     strip_metadata(model)

@@ -48,10 +48,10 @@ def measure_ops(
     Block linears are timed with all of the weight formats `weights` (default: the policy's own) and of the activation
     widths `bits`; layers around the blocks as the policy has them. Each is a model of its own for ONNX Runtime with our
     kernels, of the nodes that the fused form has for it: HadamardQuantize, the branch's MatMul, the GEMM; layers that
-    read one input run as one. A modulated norm or a GELU that the fused form computes in the quantizer's pass is left
-    out: it is there whatever format and width are chosen, and so is part of no price. Those of equal size take turns,
-    so that they compare. Token counts are those of a call of `calibration`, else of the family's example call: give a
-    set where the number of tokens is not fixed by the model.
+    read one input run as one. A modulated norm or an activation that the fused form computes in the quantizer's pass is
+    left out: it is there whatever format and width are chosen, and so is part of no price. Those of equal size take
+    turns, so that they compare. Token counts are those of a call of `calibration`, else of the family's example call:
+    give a set where the number of tokens is not fixed by the model.
 
     A table that is there is extended by what it lacks. Raises Misuse for a policy of another model, and for a table of
     another device, library, runtime, thread count or batch.

@@ -34,7 +34,10 @@ struct AdaLn {
     static Rows avx2() { return ada_ln_rows_avx2(); }
     static Rows avx512() { return ada_ln_rows_avx512(); }
     static Rows neon() { return ada_ln_rows_neon(); }
-    static void prepare(const Rows& rows, const Tensor* inputs, int64_t row, int64_t m, int64_t k, float* y) {
+
+    explicit AdaLn(const Attributes&) {}
+
+    void prepare(const Rows& rows, const Tensor* inputs, int64_t row, int64_t m, int64_t k, float* y) const {
         const int64_t sample = row / (m / inputs[kShift].shape.rows()) * k;
         rows.modulate(inputs[kX].as<float>() + row * k, inputs[kShift].as<float>() + sample,
                       inputs[kScale].as<float>() + sample, *inputs[kEps].as<float>(), k, y);

@@ -10,8 +10,8 @@
 
 namespace d2d {
 
-// `Op` is a struct with the type Rows (of one instruction set: `width`, `quantize` and what it prepares with), its
-// functions `portable`, `avx2` and `avx512`, the input index kQmax, its name kName, and
+// `Op` is a class, made of a node's attributes, with the type Rows (of one instruction set: `width`, `quantize` and what
+// it prepares with), its functions `portable`, `avx2`, `avx512` and `neon`, the input index kQmax, its name kName, and
 // prepare(rows, inputs, row, m, k, y): row `row` of m, prepared into y [k].
 template <class Op>
 typename Op::Rows prepared_rows_of(Isa isa) {
@@ -32,7 +32,7 @@ template <class Op, bool Keep>
 class PreparedRowsKernel : public CpuKernel {
   public:
     PreparedRowsKernel(const Attributes& attributes, Isa isa)
-        : quantization_(attributes), rows_(prepared_rows_of<Op>(isa)) {}
+        : op_(attributes), quantization_(attributes), rows_(prepared_rows_of<Op>(isa)) {}
 
     void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
         constexpr int64_t kRowsATask = 8;
@@ -49,7 +49,7 @@ class PreparedRowsKernel : public CpuKernel {
             const int64_t first = static_cast<int64_t>(task) * kRowsATask;
             for (int64_t row = first; row < std::min(m, first + kRowsATask); ++row) {
                 float* y = Keep ? kept + row * k : t;
-                Op::prepare(rows, inputs, row, m, k, y);
+                op_.prepare(rows, inputs, row, m, k, y);
                 rows.quantize(quantization_, y, t, k, qmax.as<float>()[row / rows_a_qmax], q + row * k,
                               s + row);
             }
@@ -57,6 +57,7 @@ class PreparedRowsKernel : public CpuKernel {
     }
 
   private:
+    Op op_;
     RowQuantization quantization_;
     typename Op::Rows rows_;
 };

@@ -66,6 +66,7 @@ GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
         if (lane >= count) continue;
         float mine =
             0;  // lane i finishes token i; an index that is not constant would move the array to local memory
+#pragma unroll
         for (int token = 0; token < kTokens; ++token) mine = token == lane ? total[token] : mine;
         float value = mine * p.s[first + lane] + p.bias[output];
         for (int64_t r = 0; r < p.rank; ++r)

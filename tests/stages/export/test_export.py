@@ -149,11 +149,13 @@ def test_q_k_and_v_share_one_quantization_and_one_gemm(exported):
     made = exported("dit", "fused")
     blocks = made.module.config["num_layers"]
     # A block quantizes six inputs (of the embedder's second layer, the modulation, q k v, output, and two of the MLP);
-    # the first layers of all embedders share one: the timestep's features.
+    # the first layers of all embedders share one: the timestep's features. The last layer, which is not quantized,
+    # reads the SiLU before the first block's modulation too.
     assert count(made.model) == {
-        "HadamardQuantize": 1 + 3 * blocks,
+        "HadamardQuantize": 1 + blocks,
         "AdaLnHadamardQuantizeKeep": 2 * blocks,
-        "GeluHadamardQuantizeKeep": blocks,
+        "ActivationHadamardQuantize": 2 * blocks - 1,
+        "ActivationHadamardQuantizeKeep": 1 + blocks,
         "Int8Gemm": 3 * blocks,
         "TernaryGemmLowRank": 2 * blocks,
         "TernaryGemmLowRankResidual": 2 * blocks,

@@ -14,12 +14,19 @@ def quantizers(graph: ir.Graph) -> list[ir.Node]:
 
 
 def replace_quantizer(
-    graph: ir.Graph, node: ir.Node, op: Op, keep: Op, inputs: Sequence[ir.Value], *, suffix: str
+    graph: ir.Graph,
+    node: ir.Node,
+    op: Op,
+    keep: Op,
+    inputs: Sequence[ir.Value],
+    *,
+    suffix: str,
+    **own: str,
 ) -> None:
     """Puts a node of `op` (q, s), or, where others read the quantizer's input y too (a low-rank or Monarch branch, a
     quantizer of another width), of `keep` (q, s, y) in the place of the quantizer `node`.
 
-    It reads `inputs` and has the quantizer's attributes. What made y before is left over for `tidy`.
+    It reads `inputs` and has the quantizer's attributes beside its `own`. What made y before is left over for `tidy`.
     """
     y = node.inputs[0]
     is_kept = not is_read_once(y)
@@ -28,7 +35,7 @@ def replace_quantizer(
     fused = ir.node(
         chosen.name,
         inputs,
-        attributes,
+        attributes | own,
         domain=DOMAIN,
         num_outputs=len(chosen.outputs),
         name=f"{node.name}.{suffix}",
