@@ -1,5 +1,6 @@
-// Prints what a plugin library takes for granted of TensorRT's ABI, by our declarations or, with -DOFFICIAL, by the SDK's
-// headers: places in tables of virtual functions, sizes, offsets, numbers, names. Both must print the same.
+// Prints what a plugin library takes for granted of TensorRT's ABI, by our
+// declarations or, with -DOFFICIAL, by the SDK's headers: places in tables of
+// virtual functions, sizes, offsets, numbers, names. Both must print the same.
 #ifdef OFFICIAL
 #include "NvInferRuntime.h"
 #else
@@ -12,10 +13,12 @@
 
 using namespace nvinfer1;
 
-// A pointer to a virtual function is 1 + 8 * its place (x86-64), or 8 * its place with 1 beside it (ARM).
+// A pointer to a virtual function is 1 + 8 * its place (x86-64), or 8 * its
+// place with 1 beside it (ARM).
 template <class Member> long place(Member member) {
   long words[2];
-  static_assert(sizeof member == sizeof words, "pointers to members are two words");
+  static_assert(sizeof member == sizeof words,
+                "pointers to members are two words");
   std::memcpy(words, &member, sizeof words);
 #if defined(__aarch64__)
   return words[0] / 8;
@@ -27,7 +30,7 @@ template <class Member> long place(Member member) {
 // The cast spells the signature out: another one does not compile.
 #define PLACE(C, Result, f, ...)                                               \
   std::printf(#C "::" #f " %ld\n",                                             \
-              place(static_cast<Result (C::*) __VA_ARGS__>(&C::f)))
+              place(static_cast<Result(C::*) __VA_ARGS__>(&C::f)))
 #define SIZE(T) std::printf("sizeof " #T " %zu\n", sizeof(T))
 #define OFFSET(T, field) std::printf(#T "." #field " %zu\n", offsetof(T, field))
 #define NUMBER(value)                                                          \
@@ -41,7 +44,8 @@ using Text = char const *;
 
 int main() {
   PLACE(IVersionedInterface, APILanguage, getAPILanguage, () const noexcept);
-  PLACE(IVersionedInterface, InterfaceInfo, getInterfaceInfo, () const noexcept);
+  PLACE(IVersionedInterface, InterfaceInfo, getInterfaceInfo,
+        () const noexcept);
   PLACE(apiv::VDimensionExpr, bool, isConstant, () const);
   PLACE(apiv::VDimensionExpr, int64_t, getConstantValue, () const);
   PLACE(apiv::VExprBuilder, IDimensionExpr const *, constant, (int64_t));

@@ -23,8 +23,8 @@ UNPACKED = 8  # bytes a weight that running the bodies takes: 9.2 GB for 1.3 B w
 # A wrong scale or order of channels gives below 10 dB.
 LEAST_DB: dict[Form, float] = {"float": 80.0, "fused": 25.0, "qdq": 25.0}
 # In a deep model with few bits they spread over everything (28 random blocks of DiT-XL/2 with 4-bit inputs keep 15 dB);
-# so they do in PyTorch when inputs move by a rounding error, and the file, whose every layer rounds otherwise, may differ
-# by as much and MARGIN_DB more (those 28 blocks on a CPU with AVX-512: 19 dB against themselves, 15 the file).
+# so they do in PyTorch when inputs move by a rounding error, and the file, whose every layer rounds otherwise, may
+# differ by as much and MARGIN_DB more (those 28 blocks on a CPU with AVX-512: 19 dB against themselves, 15 the file).
 WORST_DB = {"float": 80.0, "fused": 10.0, "qdq": 10.0}
 MARGIN_DB = 6.0
 NUDGE = 2.0**-22  # of a float input's value: about what another order of sums does
