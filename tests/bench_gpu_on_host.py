@@ -38,13 +38,17 @@ def main() -> int:
             assert not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
             assert not driver.cuCtxSetCurrent(context)
 
-        def launcher(self, op, inputs, attributes, outputs, kernels="mma"):
-            enqueue = super().launcher(op, inputs, attributes, outputs, kernels)
+        def launcher(self, op, inputs, attributes, outputs, kernels="mma", tactic=0):
+            enqueue = super().launcher(op, inputs, attributes, outputs, kernels, tactic)
 
             def run() -> None:
                 enqueue()
                 driver.d2d_last_launched.restype = ctypes.c_char_p
-                assert driver.d2d_last_launched().endswith(b"wgmma") == (kernels == "wgmma")
+                launched = driver.d2d_last_launched()
+                assert launched.endswith(b"wgmma") == (kernels == "wgmma")
+                if told := os.environ.get("TOLD"):
+                    with open(told, "a") as file:
+                        file.write(f"{tactic} {launched.decode()}\n")
                 if op == os.environ.get("WRONG"):
                     outputs[0].view(-1)[-1] += 1
 

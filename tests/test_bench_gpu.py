@@ -101,6 +101,25 @@ def test_halves_stand_beside_halves(whole, floats: str, peer: str, other: str):
     assert x["AdaLnHadamardQuantize"] - x[f"AdaLnHadamardQuantize of {floats}"] == 2 * (70 + 2) * 192
 
 
+def test_tile_shapes_by_themselves(driver, tmp_path):
+    """Each is checked, and launches its own kernel; K of these shapes is too short for slices."""
+    out, told = tmp_path / "bench_gpu.json", tmp_path / "launched"
+    options = ["--section", "gemm", "--model", "FLUX", "--floats", "float32", "--tactics", "--compile-seconds", "0"]
+    done = run([sys.executable, ON_HOST, driver, out, *options], TOLD=str(told))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["what"]: row for row in json.loads(out.read_text())["rows"] if row["shape"]["m"] == 70}
+    shapes = ("64x64", "64x64_slice", "128x128")
+    assert set(rows) == {
+        f"{fmt} GEMM{by}" for fmt in ("ternary", "int3", "int4", "int8") for by in ("", *(f" by {s}" for s in shapes))
+    }
+    assert (
+        "int3" in rows["int3 GEMM by 128x128"]["cold"]["ratios"]
+        and rows["int3 GEMM by 128x128"]["error_of_its_bound"] < 1
+    )
+    launched = set(told.read_text().splitlines())
+    assert {"2 int3_gemm_64x64", "4 int3_gemm_128x128", "1 int3_gemm_64x64", "3 int3_gemm_64x64"} <= launched
+
+
 def test_a_hopper_has_both_kernels_side_by_side(driver, tmp_path):
     """More than 16 tokens: a row for each format on wgmma, with the other kernels among its baselines."""
     out = tmp_path / "bench_gpu.json"

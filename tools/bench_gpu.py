@@ -45,7 +45,13 @@ def sections(device: Device, options: argparse.Namespace) -> dict[str, Callable[
         ),
         "step": lambda: step.measure(device, step.DIT_XL_2, seconds=seconds, compiling=compiling),
         "gemm": lambda: gemm.measure(
-            device, shapes=shapes, tokens=tokens or gemm.TOKENS, seconds=seconds, compiling=compiling, floats=floats
+            device,
+            shapes=shapes,
+            tokens=tokens or gemm.TOKENS,
+            seconds=seconds,
+            compiling=compiling,
+            floats=floats,
+            tactics=options.tactics,
         ),
     }
 
@@ -98,6 +104,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", action="append", choices=sorted({shape.model for shape in gemm.SHAPES}))
     parser.add_argument("--tokens", type=int, action="append", help="M; may be given several times")
     parser.add_argument("--floats", action="append", choices=FLOATS, help="of activations, several times; default: all")
+    parser.add_argument("--tactics", action="store_true", help="GEMMs by each tile shape, too")
     parser.add_argument("--seconds", type=float, default=240.0, help="of timing, all sections together; default: 240")
     parser.add_argument("--compile-seconds", type=float, default=150.0, help="for torch.compile; default: 150")
     parser.add_argument("--bundle", type=Path, help="whose GPU engines run beside the quantized PyTorch model")

@@ -103,13 +103,16 @@ class Device:
         attributes: Mapping[str, int | str],
         outputs: Sequence[torch.Tensor],
         kernels: str = "mma",
+        tactic: int = 0,
     ) -> Callable[[], None]:
-        """A function that enqueues our op on torch's current stream; it keeps the tensors alive.
+        """A function that enqueues our op on torch's current stream; it keeps the tensors and its workspace alive.
 
-        `kernels`: what $DIT2DEPLOY_CUDA says then.
+        `kernels`: what $DIT2DEPLOY_CUDA says then; `tactic`: as of `kernel.launcher`.
         """
-        enqueue = kernel.launcher(op, [*map(_memory, inputs)], attributes, [*map(_memory, outputs)])
-        return partial(_enqueue, enqueue, self.stream, kernels, (*inputs, *outputs))
+        tensors = [*map(_memory, inputs)], attributes, [*map(_memory, outputs)]
+        room = torch.empty(kernel.workspace_bytes(op, *tensors), dtype=torch.int8, device=self.name)
+        enqueue = kernel.launcher(op, *tensors, tactic=tactic, workspace=room.data_ptr())
+        return partial(_enqueue, enqueue, self.stream, kernels, (*inputs, *outputs, room))
 
     def stream(self) -> int:
         return torch.cuda.current_stream().cuda_stream

@@ -40,6 +40,7 @@ SHAPES = (
 )
 FORMAT_BITS = {"ternary": 2, "int3": 3, "int4": 4, "int8": 8}  # of a weight in layout 2
 WGMMA_CAPABILITY = "9.0"
+RULE = "rule"  # the tactic that is the library's own choice among the others
 FEW_TOKENS = 16  # which no kernel on wgmma computes
 # What y is off by at most when it is written: of its value, and of the smallest.
 ROUNDINGS = {"float32": (0.0, 1e-30), "float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 1e-30)}
@@ -105,11 +106,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Ours:
-    """One of our GEMMs: the kernels that every GPU runs (mma), or those on wgmma; the type of y."""
+    """One of our GEMMs: the kernels that every GPU runs (mma), or those on wgmma; the type of y; the tile shape."""
 
     fmt: Format
     kernels: str = "mma"
     floats: str = "float32"
+    tactic: str = RULE
 
     @property
     def name(self) -> str:
@@ -125,19 +127,39 @@ class Ours:
             yield before_floats + self.floats
         if self.kernels != "mma":
             yield before_kernels + self.kernels
+        if self.tactic != RULE:
+            yield f"by {self.tactic}"
 
     def others(self) -> Iterator[str]:
-        """Names of what it is compared with among our own: the usual kernels, and those that write float32."""
+        """Names of what it is compared with among our own: the rule, the usual kernels, those that write float32."""
+        if self.tactic != RULE:
+            yield Ours(self.fmt, self.kernels, self.floats).name
         if self.kernels != "mma":
             yield Ours(self.fmt, floats=self.floats).name
         if self.floats != "float32":
             yield Ours(self.fmt, self.kernels).name
 
 
-def ours(device: Device, formats: tuple[Format, ...], tokens: int, floats: tuple[str, ...]) -> list[Ours]:
+def tactics_of(fmt: Format) -> list[str]:
+    """Names of the tactics of a format's GEMM; the first has number 1."""
+    (known,) = (entry["tactics"] for entry in kernel.describe() if entry["name"] == f"{fmt.title}Gemm")
+    return known
+
+
+def tile_shapes(fmt: Format, kernels: str) -> list[str]:
+    """Tactics on those tensor cores, but the rule."""
+    return [name for name in tactics_of(fmt) if name != RULE and name.endswith("_wgmma") == (kernels == "wgmma")]
+
+
+def ours(
+    device: Device, formats: tuple[Format, ...], tokens: int, floats: tuple[str, ...], *, tactics: bool
+) -> list[Ours]:
     both = device.capability() == WGMMA_CAPABILITY and tokens > FEW_TOKENS
     kinds = ("mma", "wgmma") if both else ("mma",)
-    return [Ours(fmt, kernels, name) for name in floats for kernels in kinds for fmt in formats]
+    found = [Ours(fmt, kernels, name) for name in floats for kernels in kinds for fmt in formats]
+    if tactics and tokens > FEW_TOKENS:
+        found += [Ours(o.fmt, o.kernels, o.floats, name) for o in found for name in tile_shapes(o.fmt, o.kernels)]
+    return found
 
 
 class Case:
@@ -155,7 +177,9 @@ class Case:
         w, op = self.weights, f"{one.fmt.title}Gemm"
         inputs = [self.q, self.s, w.words[one.fmt.name], w.scale, w.bias]
         attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER, "dtype": FLOATS[one.floats][1]}
-        return Contestant(one.name, self.device.launcher(op, inputs, attributes, [self.y[one.floats]], one.kernels))
+        tactic = tactics_of(one.fmt).index(one.tactic) + 1
+        y = [self.y[one.floats]]
+        return Contestant(one.name, self.device.launcher(op, inputs, attributes, y, one.kernels, tactic))
 
     def baselines(self, compiling: Compiling) -> tuple[list[Contestant], dict[str, str]]:
         """Those that run, and why the others do not."""
@@ -227,14 +251,18 @@ def measure(
     compiling: Compiling,
     formats: tuple[Format, ...] = FORMATS,
     floats: tuple[str, ...] = tuple(FLOATS),
+    tactics: bool = False,
 ) -> Iterator[Row]:
-    """Checks and times; a row for each of our formats and types of y, on a Hopper a second one on wgmma, beside it."""
+    """Checks and times; a row for each of our formats and types of y, on a Hopper a second one on wgmma, beside it.
+
+    `tactics`: rows of each tile shape by itself, too; what a shape has no such kernel for is the rule once more.
+    """
     each = seconds / (len(shapes) * len(tokens))
     for shape in shapes:
         weights = Weights(device, shape, formats)
         for m in tokens:
             case = Case(device, weights, m, floats)
-            all_ours = ours(device, formats, m, floats)
+            all_ours = ours(device, formats, m, floats, tactics=tactics)
             errors = {one.name: case.check(one) for one in all_ours}
             baselines, reasons = case.baselines(compiling)
             contestants = [*map(case.contestant, all_ours), *baselines]
