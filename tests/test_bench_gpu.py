@@ -163,7 +163,7 @@ def test_the_tests_for_gpus_pass_on_the_emulated_driver(driver):
 
 
 CHOICE = """
-import ctypes, numpy as np
+import ctypes, os, numpy as np
 from dit2deploy.base.errors import Failed
 from dit2deploy.formats import TERNARY, pack
 from dit2deploy.targets import kernel
@@ -174,8 +174,10 @@ m, n, k = 17, 32, 64
 q = np.arange(m * k).reshape(m, k) % 15 - 7
 codes = np.arange(n * k).reshape(n, k) % 3 - 1
 words = kernel.relayout("ternary", pack(codes, TERNARY), k, layout=kernel.FRAGMENT_ORDER)
-inputs = [q.astype(np.int8), np.ones((m, 1), np.float32), words, np.ones((n, 1), np.float32), np.zeros(n, np.float32)]
-attributes = {"bits": 4, "layout": kernel.FRAGMENT_ORDER}
+packed = int(os.environ["PACKED"])
+given = ((q[:, :32] & 15) + 16 * q[:, 32:] if packed else q).astype(np.int8)
+inputs = [given, np.ones((m, 1), np.float32), words, np.ones((n, 1), np.float32), np.zeros(n, np.float32)]
+attributes = {"bits": 4, "layout": kernel.FRAGMENT_ORDER, "packed": packed}
 try:
     (y,) = kernel.run("TernaryGemm", inputs, attributes, [(m, n)], isa="cuda")
     np.testing.assert_array_equal(y, q @ codes.T)
@@ -185,10 +187,10 @@ except Failed as error:
 """
 CHOSEN = {
     72: "TernaryGemm: the CUDA kernels need compute capability 7.5 or later, this GPU has 7.2.",
-    75: "sm_75 ternary_gemm_64x64_int4",
-    80: "sm_80 ternary_gemm_64x64_int4",
-    **dict.fromkeys((86, 89), "sm_86 ternary_gemm_64x64_int4"),
-    87: "sm_87 ternary_gemm_64x64_int4",  # Tegra: takes no others' machine code
+    75: "sm_75 ternary_gemm_64x64",
+    80: "sm_80 ternary_gemm_64x64",
+    **dict.fromkeys((86, 89), "sm_86 ternary_gemm_64x64"),
+    87: "sm_87 ternary_gemm_64x64",  # Tegra: takes no others' machine code
     90: "sm_90 ternary_gemm_64x64",
     100: "compute_90 ternary_gemm_64x64",
     **dict.fromkeys((120, 121), "sm_120 ternary_gemm_64x64"),
@@ -202,22 +204,31 @@ ON_WGMMA = {
 }
 
 
-def chosen(driver: Path, capability: int, **environment: str) -> tuple[str, str]:
+def chosen(driver: Path, capability: int, *, packed: bool = False, **environment: str) -> tuple[str, str]:
     """What is printed of the choice, and on stderr."""
-    environment |= {"LD_LIBRARY_PATH": str(driver.parent), "D2D_HOST_CAPABILITY": str(capability)}
+    environment |= {
+        "PACKED": str(int(packed)),
+        "LD_LIBRARY_PATH": str(driver.parent),
+        "D2D_HOST_CAPABILITY": str(capability),
+    }
     done = run([sys.executable, "-c", CHOICE], **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.rstrip("\n"), done.stderr
 
 
-def choice(driver: Path, capability: int, **environment: str) -> str:
-    return chosen(driver, capability, **environment)[0]
+def choice(driver: Path, capability: int, *, packed: bool = False, **environment: str) -> str:
+    return chosen(driver, capability, packed=packed, **environment)[0]
 
 
 @pytest.mark.parametrize("capability", CHOSEN)
-def test_each_gpu_gets_its_machine_code_and_the_int4_kernels_that_it_has(driver, capability: int):
-    """Later GPUs than those of the machine code get PTX; from 9.0 on there are no int4 tensor cores."""
+def test_each_gpu_gets_its_machine_code(driver, capability: int):
+    """Later GPUs than those of the machine code get PTX."""
     assert choice(driver, capability) == CHOSEN[capability]
+
+
+@pytest.mark.parametrize("capability", (75, 90, 120))
+def test_every_gpu_has_the_kernels_of_packed_codes(driver, capability: int):
+    assert choice(driver, capability, packed=True) == CHOSEN[capability] + "_packed"
 
 
 def test_a_driver_that_refuses_machine_code_is_given_ptx(driver):

@@ -77,7 +77,8 @@ def test_the_record_holds_what_the_table_shows():
 def test_spills_and_broken_promises_are_faults():
     promised = statistics.promises()
     formats = ("ternary", "int3", "int4", "int8")
-    assert set(promised) == {*formats, *(f"{fmt}_wgmma" for fmt in formats), *(f"{fmt}_int4" for fmt in formats[:3])}
+    packed = (f"{fmt}_packed{on}" for fmt in formats[:3] for on in ("", "_on_int8"))
+    assert set(promised) == {*formats, *(f"{fmt}_wgmma" for fmt in formats), *packed}
     unpack, others = promised["ternary"]
     sound = statistics.Loop(products=32, others=int(32 * others), unpacking=int(16 * unpack))
     assert statistics.broken(kernel("8.0", loop=sound), promised) == []
@@ -137,7 +138,7 @@ def test_too_few_warps_are_a_fault():
     [
         (statistics.GEMM, "7.5", 42, 20),
         (statistics.GEMM, "8.0", 42, 20),
-        (statistics.GEMM, "12.0", 30, 20),
+        (statistics.GEMM, "12.0", 42, 20),
         (statistics.WGMMA, "9.0", 8, 8),
         (statistics.WGMMA, "8.0", 0, 0),
     ],

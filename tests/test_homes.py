@@ -45,9 +45,7 @@ def test_op_is_the_same_in_cpp_and_in_python(op: Op, described):
     ]
     assert {entry["name"]: entry["default"] for entry in found["attributes"]} == op.attributes
     assert [entry["name"] for entry in found["attributes"]] == list(op.attributes)
-    assert [OutputRule(rule["like"], rule["last_input"], rule["last_dim"]) for rule in found["shapes"]] == list(
-        op.shapes
-    )
+    assert [OutputRule(**rule) for rule in found["shapes"]] == list(op.shapes)
 
 
 @pytest.mark.parametrize("op", NATIVE, ids=str)

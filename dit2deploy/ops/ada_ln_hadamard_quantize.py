@@ -8,8 +8,8 @@ ONNX Runtime 1.18 and onnx.reference know no functions with absent inputs or out
 import numpy as np
 import torch
 
-from dit2deploy.ops.hadamard_quantize import QUANTIZE_BODY, hadamard_quantize, rotate_body
-from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
+from dit2deploy.ops.hadamard_quantize import HADAMARD_QUANTIZE, QUANTIZE_BODY, hadamard_quantize, rotate_body
+from dit2deploy.ops.op import Case, Op, OutputRule, Port
 from dit2deploy.ops.sample_rows import rows_like, rows_like_text
 
 
@@ -37,6 +37,7 @@ def ada_ln_hadamard_quantize_keep(
     block: int,
     clip: str,
     grid: str,
+    packed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q int8 [.., K] and s float32 [.., 1] of the modulated row, and the row y float32 [.., K] itself.
 
@@ -45,7 +46,7 @@ def ada_ln_hadamard_quantize_keep(
     attributes are HadamardQuantize's, and so is what becomes of rows with NaN or inf.
     """
     y = ada_ln(x, shift, scale, eps)
-    return *hadamard_quantize(y, qmax, block=block, clip=clip, grid=grid), y
+    return *hadamard_quantize(y, qmax, block=block, clip=clip, grid=grid, packed=packed), y
 
 
 def ada_ln_hadamard_quantize(*inputs: torch.Tensor, **attributes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,15 +143,14 @@ def _make_extreme(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> None:
 
 
 _INPUTS = (*(Port(name, "stream") for name in ("x", "shift", "scale")), Port("eps", "f32"), Port("qmax", "f32"))
-_ATTRIBUTES = {"block": 1, "clip": "absmax", "grid": "mid-tread", **STREAM_TYPE}
 _BODY = _ADA_LN + rotate_body("y", "t") + QUANTIZE_BODY
 
 ADA_LN_HADAMARD_QUANTIZE = Op(
     "AdaLnHadamardQuantize",
     inputs=_INPUTS,
-    outputs=(Port("q", "i8"), Port("s", "f32")),
-    attributes=_ATTRIBUTES,
-    shapes=(OutputRule(0), OutputRule(0, last_dim=1)),
+    outputs=HADAMARD_QUANTIZE.outputs,
+    attributes=HADAMARD_QUANTIZE.attributes,
+    shapes=HADAMARD_QUANTIZE.shapes,
     reference=ada_ln_hadamard_quantize,
     body=_BODY,
     cases=cases,
@@ -158,9 +158,9 @@ ADA_LN_HADAMARD_QUANTIZE = Op(
 ADA_LN_HADAMARD_QUANTIZE_KEEP = Op(
     "AdaLnHadamardQuantizeKeep",
     inputs=_INPUTS,
-    outputs=(Port("q", "i8"), Port("s", "f32"), Port("y", "stream")),
-    attributes=_ATTRIBUTES,
-    shapes=(OutputRule(0), OutputRule(0, last_dim=1), OutputRule(0)),
+    outputs=(*HADAMARD_QUANTIZE.outputs, Port("y", "stream")),
+    attributes=HADAMARD_QUANTIZE.attributes,
+    shapes=(*HADAMARD_QUANTIZE.shapes, OutputRule(0)),
     reference=ada_ln_hadamard_quantize_keep,
     body=_BODY,
     cases=cases,

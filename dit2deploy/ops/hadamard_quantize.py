@@ -6,7 +6,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
+from dit2deploy.ops.op import PACKED, STREAM_TYPE, Case, Op, OutputRule, Port
+from dit2deploy.ops.packed_codes import LARGEST, pack_codes
 
 # MSE-optimal step of a unit normal for codes -qmax..qmax (Max 1960; re-derived in tests), qmax = 1, 3, .. 127.
 GAUSSIAN_LEVELS = (1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 127.0)
@@ -65,7 +66,7 @@ def gaussian_step(qmax: torch.Tensor, grid: str = "mid-tread") -> torch.Tensor:
 
 
 def hadamard_quantize(
-    x: torch.Tensor, qmax: torch.Tensor, *, block: int, clip: str, grid: str = "mid-tread"
+    x: torch.Tensor, qmax: torch.Tensor, *, block: int, clip: str, grid: str = "mid-tread", packed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and steps of each token: x is about (q * s) rotated back.
 
@@ -77,6 +78,8 @@ def hadamard_quantize(
     the 2^b levels (k + 1/2) step. Their codes are the odd integers -qmax .. qmax, qmax = 2^b - 1, and s is half of that
     step [our form]: a GEMM of integers needs no correction for the half steps, and sees codes that are a bit wider.
     A row with NaN or inf gives q = 0, s = NaN; a row of zeros gives q = 0, s = 0.
+    packed 1: q is int8 [.., K / 2], packed codes; a row whose qmax is 8 or more, of which 4 bits do not hold the codes,
+    gives q = 0, s = NaN, and is no silent loss of bits. Raises ValueError where K is then no multiple of 64.
     """
     qmax = rows_of(qmax, x)
     t = fwht(x, block)
@@ -89,11 +92,13 @@ def hadamard_quantize(
         step = statistic / qmax
         scale = qmax / statistic
     finite = torch.isfinite(statistic)
+    if packed:
+        finite &= qmax < LARGEST + 1
     usable = finite & (statistic >= SMALLEST)
     codes = 2 * (t * (scale * 0.5)).floor() + 1 if grid == "mid-rise" else (t * scale).round()
     q = torch.where(usable, codes.clamp(-qmax, qmax), 0.0).to(torch.int8)
     s = torch.where(usable, step * norm(block), 0.0).masked_fill(~finite, float("nan"))
-    return q, s
+    return pack_codes(q) if packed else q, s
 
 
 # (What compares strings goes through one Concat: onnx.reference refuses to compare strings of different length.
@@ -287,8 +292,8 @@ HADAMARD_QUANTIZE = Op(
     "HadamardQuantize",
     inputs=(Port("x", "stream"), Port("qmax", "f32")),
     outputs=(Port("q", "i8"), Port("s", "f32")),
-    attributes={"block": 1, "clip": "absmax", "grid": "mid-tread", **STREAM_TYPE},
-    shapes=(OutputRule(0), OutputRule(0, last_dim=1)),
+    attributes={"block": 1, "clip": "absmax", "grid": "mid-tread", **PACKED, **STREAM_TYPE},
+    shapes=(OutputRule(0, is_codes=True), OutputRule(0, last_dim=1)),
     reference=hadamard_quantize,
     body=rotate_body("x", "t") + QUANTIZE_BODY,
     cases=cases,
@@ -309,7 +314,7 @@ PER_TOKEN_QUANTIZE_LINEAR = Op(
     inputs=(Port("x", "f32"), Port("qmax", "f32")),
     outputs=HADAMARD_QUANTIZE.outputs,
     attributes={"clip": "absmax", "grid": "mid-tread"},
-    shapes=HADAMARD_QUANTIZE.shapes,
+    shapes=(OutputRule(0), OutputRule(0, last_dim=1)),
     reference=partial(hadamard_quantize, block=1),
     body="  t = Identity (x)\n  norm = Constant <value = float {1}> ()" + QUANTIZE_BODY,
     cases=_quantize_cases,

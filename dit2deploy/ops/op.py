@@ -33,6 +33,8 @@ NUMPY = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "i8":
 # Values of the attribute `dtype`: of the ports of activations, whose dtype is "stream".
 STREAMS: Mapping[int | str, DType] = {ONNX[name]: name for name in ("f32", "f16", "bf16")}
 STREAM_TYPE = {"dtype": ONNX["f32"]}
+# Of ops that give or take codes of activations: 1 where two of them share a byte (packed_codes.py).
+PACKED = {"packed": 0}
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Port:
 class OutputRule:
     """Dims of input `like`, the last one replaced by dim `last_dim` of input `last_input`.
 
-    Without a `last_input` the last one is `last_dim` itself: a constant, "attribute NAME", or -1 (kept as it is).
+    Without a `last_input` the last one is `last_dim` itself: a constant, "attribute NAME", or -1 (kept as it is). Of
+    codes it is halved where the node packs them.
     """
 
     like: int
     last_input: int = -1
     last_dim: int | str = -1
+    is_codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ class Op:
                 dims[-1] = shapes[rule.last_input][rule.last_dim]
             elif rule.last_dim >= 0:
                 dims[-1] = rule.last_dim
+            elif rule.is_codes and attributes.get("packed"):
+                dims[-1] = shapes[rule.like][-1] // 2
             out.append(tuple(dims))
         return out
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from dit2deploy.formats import FORMATS, Format, pack
-from dit2deploy.ops.op import STREAM_TYPE, Case, Op, OutputRule, Port
+from dit2deploy.ops.op import PACKED, STREAM_TYPE, Case, Op, OutputRule, Port
+from dit2deploy.ops.packed_codes import unpack_codes
 from dit2deploy.ops.sample_rows import rows_like, rows_like_text
 from dit2deploy.ops.unpack import dequantize_text, unpack
 
@@ -34,6 +35,7 @@ def quant_gemm(
     residual: bool,
     bits: int,
     layout: int,
+    packed: int = 0,
 ) -> torch.Tensor:
     """y[m, n] = s[m] * sum_g ws[n, g] * (sum over k of group g of q[m, k] w[n, k]) + bias[n], + sum_r t[m, r] up[n, r];
     with a residual, residual[m, n] + gate[m, n] times that.
@@ -43,10 +45,15 @@ def quant_gemm(
     low-rank branch (SVDQuant; RobuQ) t float32 [.., r] and up float32 [N, r]; with a residual (AdaLN-Zero, Peebles and
     Xie 2022) residual float32 [.., N] and gate float32 [.., N], a row for each run of M / R rows of q: [B, N] or
     [B, 1, N], one a sample. Returns float32 [.., N].
-    The inner sum is an exact integer. Raises ValueError for another layout.
+    The inner sum is an exact integer. packed 1: q is int8 [.., K / 2], packed codes; bits and those of the weights are
+    at most 4. Raises ValueError for another layout, and for other bits of packed codes.
     """
     if layout != 0:
         raise ValueError(f"layout {layout} belongs to a target's kernels; PyTorch reads layout 0")
+    if packed:
+        if bits > 4 or fmt.bits > 4:
+            raise ValueError(f"packed codes and their weights have at most 4 bits, not {bits} and {fmt.bits:g}")
+        q = unpack_codes(q)
     k, groups = q.shape[-1], ws.shape[1]
     weight = unpack(w, fmt, k)
     largest = (2 ** (bits - 1) - 1) * max(fmt.offset, fmt.levels - 1 - fmt.offset)
@@ -80,7 +87,7 @@ _GEMM = """
 
 
 # Cases of the sums alone: the ops with a branch or a residual are left to those of their epilogue.
-_OF_SUMS = ("bits2", "bits3", "bits5", "bits6", "bits7", "largest", "zero", "dit-fc1", "dit-fc2", "dit-xl")
+_OF_SUMS = ("bits2", "bits3", "bits5", "bits6", "bits7", "largest", "zero", "dit-fc1", "dit-fc2", "dit-xl", "long-runs")
 
 
 def gemm_cases(fmt: Format, *, low_rank: bool, residual: bool) -> list[Case]:
@@ -152,6 +159,7 @@ def gemm_cases(fmt: Format, *, low_rank: bool, residual: bool) -> list[Case]:
     add("many-groups", (33,), 70, 288, groups=9)
     add("groups-of-units", (17,), 40, 192, groups=3)
     add("long-k", (17,), 34, 64 * 64 + 16, bits=8)  # split among blocks: of halves, an even N alone
+    add("long-runs", (17,), 34, 64 * 64)
     if residual:
         add("one-gate", (3, 4), 40, 64, gates=(1, 1))
         add("a-gate-a-token", (6,), 33, 96, gates=(6,))
@@ -181,7 +189,7 @@ def define(fmt: Format, *, low_rank: bool = False, residual: bool = False) -> Op
         f"{fmt.title}Gemm{'LowRank' if low_rank else ''}{'Residual' if residual else ''}",
         inputs=tuple(ports),
         outputs=(Port("y", "stream"),),
-        attributes={"bits": 8, "layout": 0, **STREAM_TYPE},
+        attributes={"bits": 8, "layout": 0, **PACKED, **STREAM_TYPE},
         shapes=(OutputRule(0, last_input=3, last_dim=0),),
         reference=partial(quant_gemm, fmt=fmt, low_rank=low_rank, residual=residual),
         body=body,

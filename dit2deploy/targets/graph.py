@@ -16,6 +16,7 @@ from dit2deploy.base.disk import writing
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.files import whole_file, write_bytes
 from dit2deploy.base.progress import note, track
+from dit2deploy.formats import by_name
 from dit2deploy.targets import kernel
 
 DOMAIN = "dit2deploy"
@@ -59,7 +60,41 @@ def columns_of(node: ir.Node) -> int:
             f"node {node.name}: the ONNX file does not tell the last dim of its input q.",
             "Make the file anew with `dit2deploy export`.",
         )
-    return shape[-1]
+    return 2 * shape[-1] if _integer(node, "packed", 0) else shape[-1]
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def pack_codes(model: ir.Model) -> None:
+    """Makes quantizers write two codes a byte (dit2deploy/ops/packed_codes.py) where every reader takes them.
+
+    Those are GEMMs of activations and weights of at most 4 bits, whose K, or groups of it, are multiples of 64.
+    """
+    packing = {entry["name"] for entry in kernel.describe() if any(rule["is_codes"] for rule in entry["shapes"])}
+    for node in model.graph:
+        if node.domain != DOMAIN or node.op_type not in packing or not _is_read_packed(node.outputs[0]):
+            continue
+        codes = node.outputs[0]
+        for one in (node, *codes.consumers()):
+            one.attributes["packed"] = ir.AttrInt64("packed", 1)
+        codes.shape = ir.Shape((*codes.shape[:-1], codes.shape[-1] // 2))
+
+
+def packed_quantizers(model: ir.Model) -> int:
+    """How many nodes write packed codes."""
+    return sum(_integer(node, "packed", 0) for node in model.graph if node.domain == DOMAIN and not is_gemm(node))
+
+
+def _is_read_packed(codes: ir.Value) -> bool:
+    return bool(codes.uses()) and not codes.is_graph_output() and all(_reads_packed(*use) for use in codes.uses())
+
+
+def _reads_packed(node: ir.Node, index: int) -> bool:
+    if not is_gemm(node) or index != Q or _integer(node, "bits", 8) > 4 or by_name(weight_format(node)).bits > 4:
+        return False
+    return columns_of(node) // node.inputs[WS].shape.numpy()[1] % 64 == 0
 
 
 def tell_slow_gemms(model: ir.Model, target: str, *, halves: bool) -> None:

@@ -68,6 +68,7 @@ def build(onnx: OnnxModel, *, root: Path, options: Mapping[str, Any]) -> TargetR
         plans=[plan],
         ranges=options.get("ranges", {}),
         timing_cache=trt_cache.timing_file(place, NAME, versions(NAME)[NAME]),
+        packed=capability != "9.0",  # whose wgmma, where it is asked for, reads codes a byte each
     )
     for engine in made.details["engines"].values():
         engine["compute_capabilities"] = [capability]

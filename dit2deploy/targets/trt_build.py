@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ from dit2deploy.targets.graph import (
     W,
     drop_native_bodies,
     is_gemm,
+    pack_codes,
+    packed_quantizers,
     save_graphs,
     tell_slow_gemms,
     use_kernel_layout,
@@ -79,12 +80,14 @@ def build_engines(
     plans: Sequence[Plan],
     ranges: Mapping[str, Sequence[int]],
     timing_cache: Path | None = None,
+    packed: bool = True,
 ) -> TargetRecord:
     """Writes `root / target / LABEL.engine` for each plan and size, and the plugin library; tells what they hold.
 
     `ranges`: least, usual and most length of dynamic axes, in the place of those that the manifest tells.
-    `timing_cache`: a file of the times that the builder takes of kernels, read and written. Raises Misuse for a model
-    that is not of the fused form, Failed where TensorRT builds nothing or drops the plugins.
+    `timing_cache`: a file of the times that the builder takes of kernels, read and written. `packed`: two codes of
+    activations a byte where they have at most 4 bits. Raises Misuse for a model that is not of the fused form, Failed
+    where TensorRT builds nothing or drops the plugins.
 
     The library lies beside the engines and not in them (`plugins_to_serialize`): one copy of some megabytes serves all
     engines of the bundle; it can be replaced by one for a newer GPU without a new build; and an engine that
@@ -100,7 +103,7 @@ def build_engines(
     with scratch_folder() as scratch:
         source = Path(scratch) / "weights"
         halves = any(plan.floats in HALVES for plan in plans)
-        tell_slow_gemms(_with_kernel_weights(onnx, source), target, halves=halves)
+        tell_slow_gemms(_with_kernel_weights(onnx, source, packed=packed), target, halves=halves)
         engines = _engines(onnx, plans, source, folder)
         job = {
             "module": module,
@@ -226,10 +229,17 @@ def _last(stderr: str) -> str:
     return lines[-1] if lines else "it said nothing."
 
 
-def _with_kernel_weights(onnx: OnnxModel, folder: Path) -> ir.Model:
-    """Writes the graphs into `folder` with their packed weights in the order of the CUDA kernels; gives the first."""
+def _with_kernel_weights(onnx: OnnxModel, folder: Path, *, packed: bool) -> ir.Model:
+    """Writes the graphs into `folder` as the CUDA kernels take them, weights and codes; gives the first."""
     folder.mkdir()
-    return save_graphs(onnx, folder, partial(use_kernel_layout, layout=kernel.FRAGMENT_ORDER))
+
+    def prepare(model: ir.Model) -> None:
+        use_kernel_layout(model, kernel.FRAGMENT_ORDER)
+        if packed:
+            pack_codes(model)
+        drop_native_bodies(model)
+
+    return save_graphs(onnx, folder, prepare)
 
 
 def _source(engine: Engine) -> Path:
@@ -242,7 +252,6 @@ def _source(engine: Engine) -> Path:
         use_half_products(model)
     else:
         use_half_activations(model, floats)
-        drop_native_bodies(model)
     path = engine.graph.with_name(f"{engine.label}.onnx")
     path.write_bytes(ir.to_proto(model).SerializeToString())
     return path
@@ -268,6 +277,7 @@ def _details(onnx: OnnxModel, engine: Engine, told: Mapping[str, Any], *, module
         "compute_capabilities": list(plan.capabilities),
         "float_parts": plan.floats,
         "network_plugins": dict(sorted(expected.items())),
+        "packed_quantizers": packed_quantizers(model),
     }
     if module != "tensorrt_rtx":  # another layout of the file, which was never seen
         return made

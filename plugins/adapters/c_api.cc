@@ -73,7 +73,8 @@ std::string describe(const Definition& definition) {
     };
     const auto rule = [](const OutputRule& r) {
         return "{\"like\": " + std::to_string(r.like) + ", \"last_input\": " + std::to_string(r.last_input) +
-               ", \"last_dim\": " + std::to_string(r.last_dim) + "}";
+               ", \"last_dim\": " + std::to_string(r.last_dim) +
+               ", \"is_codes\": " + (r.is_codes ? "true" : "false") + "}";
     };
     return "{\"name\": " + quoted(definition.name) + ", \"version\": " + std::to_string(definition.version) +
            ", \"inputs\": " + list(definition.inputs, port) +
@@ -152,7 +153,7 @@ Node read_node(const char* op, const d2d_attribute* attributes, size_t attribute
     for (const Tensor& tensor : node.inputs) shapes.push_back(tensor.shape);
     fault = definition.check_shapes(node.attributes, shapes);
     if (!fault.empty()) refuse(std::string(definition.name) + ": " + fault);
-    const std::vector<Shape> expected = output_shapes(definition, shapes);
+    const std::vector<Shape> expected = output_shapes(definition, values, shapes);
     for (size_t i = 0; i < node.outputs.size(); ++i)
         if (!same(node.outputs[i].shape, expected[i]))
             refuse(std::string(definition.outputs[i].name) + " has a wrong shape");
@@ -240,9 +241,8 @@ D2D_EXPORT int d2d_run(const char* op, const char* isa, int thread_count, int ta
         const Isa chosen = isa ? isa_from_name(isa) : isa_in_use();
         if (!isa_runs_here(chosen)) refuse(std::string(isa_name(chosen)) + " does not run on this CPU");
         if (thread_count < 1) refuse("threads must be at least 1");
-        if (has_stream(node.definition) && node.attributes.integer(kStreamType.name) != 1)
-            refuse("the CPU kernels take float32 (dtype 1), this node is of dtype " +
-                   std::to_string(node.attributes.integer(kStreamType.name)));
+        const std::string fault = check_for_cpu(node.definition, node.attributes);
+        if (!fault.empty()) refuse(fault);
         node.definition.make_cpu(node.attributes, chosen)
             ->run(node.inputs.data(), node.outputs.data(), threads(thread_count));
     });

@@ -214,6 +214,7 @@ Status* create(const CustomOp* op, const Api*, const KernelInfo* info, void** ke
             if (definition.workspace_cuda) check(provider_allocator(api, info, kDefaultMemory, &allocator));
             node->allocator.reset(allocator);
         } else {
+            refuse(check_for_cpu(definition, node->attributes));
             node->kernel = definition.make_cpu(node->attributes, isa_in_use());
         }
         *kernel = node.release();
@@ -250,7 +251,7 @@ Status* compute(void* kernel, KernelContext* context) {
             shapes[i] = inputs[i].shape;
         }
         refuse(definition.check_shapes(node.attributes, shapes));
-        const std::vector<Shape> results = output_shapes(definition, shapes);
+        const std::vector<Shape> results = output_shapes(definition, node.attributes, shapes);
         std::vector<Tensor> outputs(results.size());
         for (size_t i = 0; i < results.size(); ++i) {
             Value* value = nullptr;

@@ -240,6 +240,9 @@ class Plugin : public IPluginV3,
                     last = in[rule.last_input].d[rule.last_dim];
                 else if (rule.last_dim != kKeepLast)
                     last = builder.constant(rule.last_dim);
+                // Packed codes have a number of columns that is known: check_shapes says so.
+                if (rule.is_codes && is_packed(attributes_))
+                    last = builder.constant(last->getConstantValue() / 2);
             }
         });
     }
@@ -297,7 +300,7 @@ class Plugin : public IPluginV3,
                 Dims DynamicPluginTensorDesc::* which) {
             std::vector<Shape> shapes;
             for (int32_t i = 0; i < inputs; ++i) shapes.push_back(shape_of(in[i].*which));
-            const std::vector<Shape> results = output_shapes(plugin.definition_, shapes);
+            const std::vector<Shape> results = output_shapes(plugin.definition_, plugin.attributes_, shapes);
             for (size_t i = 0; i < shapes.size(); ++i)
                 from.push_back(
                     {dtype_of(plugin.definition_.inputs[i], plugin.attributes_), shapes[i], nullptr});

@@ -212,8 +212,7 @@ const Functions& functions_here(bool wgmma) {
 void launch_one(const CudaLaunch& launch, const Functions& functions, CUstream_st* stream) {
     std::vector<void*> parameters;
     for (const uint64_t& word : launch.words) parameters.push_back(const_cast<uint64_t*>(&word));
-    const char* int4 = launch.on_int4_tensor_cores;
-    const char* name = int4 && functions.count(int4) ? int4 : launch.function;
+    const char* name = launch.function;
     const Function function = functions.at(name);
     if (launch.shared_bytes > kSharedWithoutAsking)
         check(driver().set_attribute(function, kMostDynamicShared, static_cast<int>(launch.shared_bytes)),

@@ -76,11 +76,13 @@ struct Attribute {
 };
 
 // Shape of an output: the dims of input `like`, its last dim replaced by dim `last_dim` of input
-// `last_input`, or, where last_input < 0, by the constant `last_dim`; last_dim kKeepLast leaves it as it is.
+// `last_input`, or, where last_input < 0, by the constant `last_dim`; last_dim kKeepLast leaves it as it is. Of codes it is
+// halved where the node packs them.
 struct OutputRule {
     int like;
     int last_input;
     int64_t last_dim;
+    bool is_codes = false;
 };
 constexpr int64_t kKeepLast = -1;
 
@@ -136,9 +138,8 @@ struct CudaLaunch {
     unsigned grid[3];
     unsigned block[3];
     unsigned shared_bytes;
-    std::vector<uint64_t> words;                 // kernel parameters, each 8 bytes wide, in order
-    const char* on_int4_tensor_cores = nullptr;  // does the same, where the GPU's module has it: below 9.0
-    bool on_wgmma = false;                       // a kernel that 9.0 alone runs
+    std::vector<uint64_t> words;  // kernel parameters, each 8 bytes wide, in order
+    bool on_wgmma = false;        // a kernel that 9.0 alone runs
 };
 
 // What a runtime brings to a plan beside the tensors.
@@ -205,10 +206,30 @@ const std::vector<Definition>& definitions();
 // The attribute that ops with ports of activations have: their type.
 constexpr Attribute kStreamType{"dtype", Attribute::Type::integer, static_cast<int64_t>(DType::f32), nullptr};
 
-inline bool has_stream(const Definition& definition) {
+// The attribute of ops that give or take codes of activations: 1 where two of them, of 4 bits each, share a byte. Of each run
+// of 64 k's, byte i (0 .. 31) holds the code of k = i in its low half and that of k = i + 32 in its high one
+// (dit2deploy/ops/packed_codes.py): so the tensor cores' fragments of layout 2 (fragments.h) meet them as they lie.
+constexpr Attribute kPacked{"packed", Attribute::Type::integer, 0, nullptr};
+constexpr int64_t kPackedRun = 64;
+
+inline bool has_attribute(const Definition& definition, const char* name) {
     for (const Attribute& attribute : definition.attributes)
-        if (!std::strcmp(attribute.name, kStreamType.name)) return true;
+        if (!std::strcmp(attribute.name, name)) return true;
     return false;
+}
+
+inline bool has_stream(const Definition& definition) { return has_attribute(definition, kStreamType.name); }
+
+inline bool is_packed(const Attributes& attributes) {
+    const auto found = attributes.integers.find(kPacked.name);
+    return found != attributes.integers.end() && found->second;
+}
+
+// Text of what is wrong with rows of k packed codes, or "".
+inline std::string check_packed_columns(int64_t k) {
+    if (k > 0 && k % kPackedRun == 0) return "";
+    return "packed codes lie in runs of 64 columns: their number must be known and a multiple of it, got " +
+           std::to_string(k);
 }
 
 // Of the elements of a port of a node.
@@ -225,11 +246,26 @@ inline std::string check_attributes(const Definition& definition, const Attribut
         if (known != DType::f32 && known != DType::f16 && known != DType::bf16)
             return "dtype must be 1 (float32), 10 (float16) or 16 (bfloat16), got " + std::to_string(dtype);
     }
+    if (has_attribute(definition, kPacked.name)) {
+        const int64_t packed = attributes.integer(kPacked.name);
+        if (packed != 0 && packed != 1)
+            return "packed must be 0 (a code a byte) or 1 (two codes a byte), got " + std::to_string(packed);
+    }
     return definition.check_attributes(attributes);
 }
 
+// Text of what no CPU kernel computes in a node whose attributes are sound, or "".
+inline std::string check_for_cpu(const Definition& definition, const Attributes& attributes) {
+    if (has_stream(definition) && attributes.integer(kStreamType.name) != static_cast<int64_t>(DType::f32))
+        return "the CPU kernels take float32 (dtype 1), this node is of dtype " +
+               std::to_string(attributes.integer(kStreamType.name));
+    if (is_packed(attributes)) return "the CPU kernels take a code a byte (packed 0), this node packs two";
+    return "";
+}
+
 // Dims of the outputs by the rules; a dim of -1 is not known yet.
-inline std::vector<Shape> output_shapes(const Definition& definition, const std::vector<Shape>& inputs) {
+inline std::vector<Shape> output_shapes(const Definition& definition, const Attributes& attributes,
+                                        const std::vector<Shape>& inputs) {
     std::vector<Shape> shapes;
     for (const OutputRule& rule : definition.shapes) {
         Shape shape = inputs[rule.like];
@@ -238,6 +274,7 @@ inline std::vector<Shape> output_shapes(const Definition& definition, const std:
             last = inputs[rule.last_input].dims[rule.last_dim];
         else if (rule.last_dim != kKeepLast)
             last = rule.last_dim;
+        if (rule.is_codes && is_packed(attributes)) last /= 2;
         shapes.push_back(shape);
     }
     return shapes;

@@ -19,9 +19,6 @@
 
 #if defined(__CUDACC_RTC__)
 
-#if __CUDA_ARCH__ < 900
-#define GPU_INT4_TENSOR_CORES
-#endif
 #if __CUDA_ARCH__ >= 800
 #define GPU_ROUNDS_TO_BFLOAT16
 #endif
@@ -201,6 +198,9 @@ __device__ inline void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t
     mma_8_8_16(d[2], d[3], a[3], b1);
 #endif
 }
+
+// Where they are not, mma_16_8_64 is slow, not wrong.
+__device__ constexpr bool has_int4_tensor_cores() { return __CUDA_ARCH__ < 900; }
 
 __device__ inline void mma_16_8_64(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800

@@ -112,7 +112,6 @@ bool add(const char* name) {
 #define GPU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 #define GPU_DEVICE inline
-#define GPU_INT4_TENSOR_CORES
 
 #define GPU_KERNEL(name, ...)                                     \
     static void name(__VA_ARGS__);                                \
@@ -231,5 +230,6 @@ void copy_async_wait(GPU_HERE) {
 void ldmatrix_x4(uint32_t (&r)[4], const Shared<Vec16>& from, int64_t i, GPU_HERE);
 void mma_16_8_32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, GPU_HERE);
 void mma_16_8_64(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, GPU_HERE);
+inline bool has_int4_tensor_cores() { return host::capability() < 90; }
 
 }  // namespace gpu

@@ -23,8 +23,7 @@ inline void run_on_host(const std::vector<CudaLaunch>& launches, const std::vect
             grid.seed = seed;
             for (const std::vector<Tensor>& tensors : {inputs, outputs})
                 for (const Tensor& tensor : tensors) grid.memory.push_back({tensor.data, tensor.bytes()});
-            const bool int4 = launch.on_int4_tensor_cores && gpu::host::capability() < 90;
-            gpu::host::launch(int4 ? launch.on_int4_tensor_cores : launch.function, grid, launch.words);
+            gpu::host::launch(launch.function, grid, launch.words);
         }
 }
 

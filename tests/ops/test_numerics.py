@@ -42,6 +42,7 @@ from dit2deploy.ops.op import NUMPY, ONNX, STREAMS, Case, Op
 from dit2deploy.targets import cuda, kernel
 from dit2deploy.targets.graph import OF_HALVES
 from tests import over_pipe
+from tests.packed import columns_of, in_packed_codes
 from tests.plugins.ort_host import CUDA, OrtHost
 from tests.tensors import as_array, as_tensor
 
@@ -88,7 +89,7 @@ def in_kernel_order(op: Op, case: Case, path: Path, layout: int = kernel.KERNEL_
     fmt = format_of(op)
     if fmt is None:
         return case
-    words = kernel.relayout(fmt.name, case.inputs["w"], case.inputs["q"].shape[-1], layout=layout, library=path)
+    words = kernel.relayout(fmt.name, case.inputs["w"], columns_of(case), layout=layout, library=path)
     return replace(case, inputs={**case.inputs, "w": words}, attributes={**case.attributes, "layout": layout})
 
 
@@ -255,6 +256,7 @@ FACES = (
     Face("cuda-custom-op", in_cuda_custom_op),
 )
 ON_GPU = ("cuda", "cuda-fragments", "cuda-wgmma", "cuda-custom-op")
+TAKE_PACKED = ("cuda-on-host", "cuda-on-host-fragments", "cuda", "cuda-fragments", "cuda-custom-op")
 TAKE_HALVES = {
     **dict.fromkeys(("cuda-on-host", "cuda-on-host-fragments", "cuda-on-host-wgmma"), ("f16", "bf16")),
     **dict.fromkeys(("cuda", "cuda-fragments", "cuda-wgmma"), ("f16", "bf16")),
@@ -320,10 +322,10 @@ def exact_monarch(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _answers(
-    op_name: str, case_name: str, dtype: str
+    op_name: str, case_name: str, dtype: str, packed: bool
 ) -> tuple[list[np.ndarray], dict[bool, tuple[np.ndarray, np.ndarray]]]:
     """The reference's outputs, float32, of a listed case whose activations are rounded to `dtype`, and `exact_gemm`
-    without and with `body`: every face asks for them."""
+    without and with `body`: every face asks for them. Of packed codes E is that of the same codes, a byte each."""
     op = next(op for op in OPS if op.name == op_name)
     case = next(case for case in op.cases() if case.name == case_name)
     if dtype != "f32":
@@ -332,12 +334,13 @@ def _answers(
     exact = {body: exact_gemm(fmt, case, body=body) for body in (False, True)} if fmt else {}
     if op is MONARCH_ADD:
         exact = dict.fromkeys((False, True), exact_monarch(case))
-    return reference(op, case), exact
+    return reference(op, in_packed_codes(op, case) if packed else case), exact
 
 
 def compare(op: Op, case: Case, got: list[np.ndarray], *, body: bool) -> None:
     """AssertionError where `got` is not what the definition says."""
-    want, answers = _answers(op.name, case.name, STREAMS[case.attributes.get("dtype", ONNX["f32"])])
+    dtype = STREAMS[case.attributes.get("dtype", ONNX["f32"])]
+    want, answers = _answers(op.name, case.name, dtype, bool(case.attributes.get("packed")))
     assert len(got) == len(want)
     for port, g, w in zip(op.outputs, got, want, strict=True):
         dtype = op.dtype(port, case.attributes)
@@ -385,6 +388,20 @@ def _halves():
 @pytest.mark.parametrize(("face", "op", "case", "dtype"), _halves())
 def test_face_rounds_to_half_what_the_reference_computes(face: Face, op: Op, case: Case, dtype: str):
     case = in_type(op, case, dtype)
+    compare(op, case, face.run(op, case), body=False)
+
+
+def _packed():
+    for face in FACES:
+        for op in OPS:
+            if face.name in TAKE_PACKED and (format_of(op) or not face.relaid):
+                for case in filter(None, (in_packed_codes(op, case) for case in op.cases())):
+                    marks = [pytest.mark.gpu] if face.name in ON_GPU else []
+                    yield pytest.param(face, op, case, id=f"{face}-{op}-{case}-packed", marks=marks)
+
+
+@pytest.mark.parametrize(("face", "op", "case"), _packed())
+def test_face_packs_and_reads_packed_codes(face: Face, op: Op, case: Case):
     compare(op, case, face.run(op, case), body=False)
 
 

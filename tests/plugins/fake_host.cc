@@ -118,6 +118,31 @@ void shapes_of_ternary_gemm(IPluginV3 &plugin) {
   CHECK(build.getOutputShapes(in, 5, nullptr, 0, out, 1, builder) != 0);
 }
 
+// Two codes a byte: half as many columns of q, of runs of 64 that are known.
+void shapes_of_packed_codes(IPluginV3 &quantize, IPluginV3 &product) {
+  Builder builder;
+  for (const int64_t columns : {128, 96, -1}) {
+    DimsExprs in[] = {expressions(builder, {-1, 5, columns}),
+                      expressions(builder, {1})},
+              out[2]{};
+    const bool right = columns == 128;
+    CHECK((build_of(quantize).getOutputShapes(in, 2, nullptr, 0, out, 2,
+                                              builder) == 0) == right);
+    CHECK(!right || (out[0].d[1] == in[0].d[1] && out[0].d[2]->isConstant() &&
+                     out[0].d[2]->getConstantValue() == 64));
+  }
+  for (const int64_t columns : {64, 48}) { // K 128 and 96, of 20 trits a word
+    DimsExprs in[] = {expressions(builder, {-1, 5, columns}),
+                      expressions(builder, {-1, 5, 1}),
+                      expressions(builder, {40, (2 * columns + 19) / 20}),
+                      expressions(builder, {40, 1}),
+                      expressions(builder, {40})};
+    DimsExprs out[1]{};
+    CHECK((build_of(product).getOutputShapes(in, 5, nullptr, 0, out, 1,
+                                             builder) == 0) == (columns == 64));
+  }
+}
+
 // Of x, as its attribute `dtype` says; all else keeps its type.
 void formats_of_hadamard_quantize(IPluginV3 &plugin, DataType of_x) {
   IPluginV3OneBuild &build = build_of(plugin);
@@ -375,6 +400,12 @@ int main(int argc, char **argv) {
   fails_softly_without_a_gpu(*quantize);
   current = "TernaryGemm";
   shapes_of_ternary_gemm(*product);
+  const int32_t one = 1;
+  const PluginField packed("packed", &one, PluginFieldType::kINT32, 1);
+  CHECK(!create(*gemm, {packed})); // of 8 bits, the default
+  Fields narrow = of_gemm;
+  narrow.push_back(packed);
+  shapes_of_packed_codes(*create(*hadamard, {packed}), *create(*gemm, narrow));
   const std::map<int32_t, DataType> halves = {{10, DataType::kHALF},
                                               {16, DataType::kBF16}};
   for (const auto &[number, half] : halves) {

@@ -48,7 +48,7 @@ int main(int argc, char **argv) {
     std::vector<uint64_t> words = {
         word(q),  word(s),        word(w),    word(ws), word(bias), word(t),
         word(up), word(y),        m,          n,        k,          1,
-        rank,     word(residual), word(gate), m / 2,    1};
+        rank,     word(residual), word(gate), m / 2,    1,          0};
     const auto launch = [&](const char *name, gpu::host::Grid grid,
                             const std::vector<uint64_t> &words) {
       grid.seed = seed;

@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
     try {
       gpu::host::launch("ada_ln_hadamard_quantize_warps", grid,
                         {word(x), word(qmax), word(q), word(s), k, 32, m, m, 1,
-                         0, 1, word(shift), word(scale), word(eps), word(y),
+                         0, 0, 1, word(shift), word(scale), word(eps), word(y),
                          m});
     } catch (const std::exception &error) {
       std::printf("%s", error.what());

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from dit2deploy.formats import FORMATS, INT3, pack
-from dit2deploy.ops import OPS
+from dit2deploy.ops import HADAMARD_QUANTIZE, OPS
 from dit2deploy.ops.op import Case, Op
 from dit2deploy.targets import kernel
+from tests.packed import columns_of, in_packed_codes
 from tests.plugins.compiling import PLUGINS, compile_cpp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +34,8 @@ GEMM_CASES = {
     "groups-of-units": kernel.FRAGMENT_ORDER,
     "long-k": kernel.FRAGMENT_ORDER,
 }
-# Of the plain GEMMs', with codes that int4 tensor cores take.
-INT4_CASES = ("step-tail", "long-k")
+# Of the plain GEMMs', packed: tiles, tiles of groups, few tokens, slices of K.
+PACKED_CASES = ("bits4", "groups-of-units", "one-token", "long-runs")
 WGMMA_CASE = "step-tail"
 PLAIN = {"q", "s", "w", "ws", "bias"}
 # Of the ops that quantize rows: in registers, and through shared memory; of the others the first ones.
@@ -83,7 +84,7 @@ def sanitized(library: Path) -> tuple[Path, dict[str, str]]:
 # that of their small tiles; wide blocks on wgmma are narrow ones with more warps.
 LARGE = INT3
 LEFT_OUT = {f"{fmt.name}_gemm_128x128" for fmt in FORMATS if fmt is not LARGE}
-LEFT_OUT |= {f"{fmt.name}_gemm_128x128_int4" for fmt in FORMATS if fmt.name != "int8"}
+LEFT_OUT |= {f"{fmt.name}_gemm_128x128_packed" for fmt in FORMATS if fmt.name != "int8"}
 LEFT_OUT |= {f"{fmt.name}_gemm_128x256_wgmma" for fmt in FORMATS}
 
 
@@ -101,6 +102,12 @@ def large_tiles() -> tuple[Op, Case]:
     return next(op for op in OPS if op.name == f"{LARGE.title}Gemm"), Case("large", inputs, {"bits": 8})
 
 
+def packed_rows() -> Case:
+    """Through shared memory, in two tiles."""
+    x = np.random.default_rng(0).standard_normal((2, 2048), np.float32)
+    return Case("packed-tiles", {"x": x, "qmax": np.array([7], np.float32)}, {"block": 1024, "packed": 1})
+
+
 def nodes() -> Iterator[tuple[Op, Case, int, bool]]:
     """An op, its case, the layout of its weights, and whether it runs on wgmma."""
     for op in OPS:
@@ -112,13 +119,14 @@ def nodes() -> Iterator[tuple[Op, Case, int, bool]]:
                     yield op, case, GEMM_CASES[case.name], False
                 if case.name == WGMMA_CASE:
                     yield op, case, kernel.FRAGMENT_ORDER, True
-                if case.name in INT4_CASES and set(case.inputs) == PLAIN:
-                    inputs = {**case.inputs, "q": np.clip(case.inputs["q"], -7, 7)}
-                    yield op, Case(f"{case.name}-int4", inputs, {"bits": 4}), kernel.FRAGMENT_ORDER, False
+                packed = in_packed_codes(op, case)
+                if packed and case.name in PACKED_CASES and set(case.inputs) == PLAIN:
+                    yield op, packed, kernel.FRAGMENT_ORDER, False
         else:
             named = [case for case in op.cases() if case.name in ROW_CASES]
             for case in named or op.cases()[:FIRST]:
                 yield op, case, kernel.INTERCHANGE, False
+    yield HADAMARD_QUANTIZE, packed_rows(), kernel.INTERCHANGE, False
     yield *large_tiles(), kernel.FRAGMENT_ORDER, False
 
 
@@ -136,7 +144,7 @@ def write(folder: Path, library: Path, patch: pytest.MonkeyPatch) -> int:
         shapes = op.output_shapes([value.shape for value in inputs], attributes)
         if layout != kernel.INTERCHANGE:
             fmt = next(fmt for fmt in FORMATS if op.name.startswith(fmt.title))
-            inputs[2] = kernel.relayout(fmt.name, inputs[2], inputs[0].shape[-1], layout=layout, library=host)
+            inputs[2] = kernel.relayout(fmt.name, inputs[2], columns_of(case), layout=layout, library=host)
             attributes["layout"] = layout
         environment = environment_of(wgmma)
         for name, value in environment.items():

@@ -48,7 +48,7 @@ GPU_DEVICE void multiply(const WarpRow& w, const void* factor, int64_t dtype, Va
 
 GPU_KERNEL(activation_hadamard_quantize, const void* x, const float* qmax, int8_t* q, float* s, int64_t k,
            int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian, int64_t mid_rise,
-           int64_t dtype, void* y, const void* factor, int64_t activation) {
+           int64_t packed, int64_t dtype, void* y, const void* factor, int64_t activation) {
     GPU_SHARED(double, sums, kThreads);
     GPU_SHARED(float, peaks, kThreads);
     const gpu::Shared<float> t = gpu::dynamic_shared<float>(tile);
@@ -57,13 +57,14 @@ GPU_KERNEL(activation_hadamard_quantize, const void* x, const float* qmax, int8_
     if (y)
         for (int64_t i = gpu::thread(); i < k; i += kThreads) store_element(y, row * k + i, dtype, active(i));
     quantize_row(active, sums, peaks, t,
-                 {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0}, q + row * k,
-                 s + row);
+                 {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0, packed != 0},
+                 q + row * (packed ? k / 2 : k), s + row);
 }
 
 GPU_KERNEL_OF(kMostWarps* kLanes, 1, activation_hadamard_quantize_warps, const void* x, const float* qmax,
               int8_t* q, float* s, int64_t k, int64_t block, int64_t m, int64_t rows_a_qmax, int64_t gaussian,
-              int64_t mid_rise, int64_t dtype, void* y, const void* factor, int64_t activation) {
+              int64_t mid_rise, int64_t packed, int64_t dtype, void* y, const void* factor,
+              int64_t activation) {
     GPU_SHARED(double, sums, kMostWarps);
     GPU_SHARED(int, peaks, kMostWarps);
     const WarpRow w = warp_row(m, k);
@@ -76,6 +77,7 @@ GPU_KERNEL_OF(kMostWarps* kLanes, 1, activation_hadamard_quantize_warps, const v
             for (int i = 0; i < 4; ++i) v.at[j][i] = activated(activation, v.at[j][i]);
     if (factor) dtype == kFloat32 ? multiply(w, factor, kFloat32, v) : multiply(w, factor, dtype, v);
     if (y) store_row(w, v, y, dtype);
-    quantize_values(w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0}, sums,
-                    peaks, v, q, s);
+    quantize_values(
+        w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0, packed != 0}, sums,
+        peaks, v, q, s);
 }

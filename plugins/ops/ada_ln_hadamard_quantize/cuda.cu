@@ -40,7 +40,7 @@ GPU_DEVICE void modulate(const WarpRow& w, const void* shift, const void* scale,
 
 GPU_KERNEL(ada_ln_hadamard_quantize, const void* x, const float* qmax, int8_t* q, float* s, int64_t k,
            int64_t block, int64_t tile, int64_t rows_a_qmax, int64_t gaussian, int64_t mid_rise,
-           int64_t dtype, const void* shift, const void* scale, const float* eps, void* y,
+           int64_t packed, int64_t dtype, const void* shift, const void* scale, const float* eps, void* y,
            int64_t rows_a_sample) {
     GPU_SHARED(double, sums, kThreads);
     GPU_SHARED(float, peaks, kThreads);
@@ -62,14 +62,14 @@ GPU_KERNEL(ada_ln_hadamard_quantize, const void* x, const float* qmax, int8_t* q
         for (int64_t i = gpu::thread(); i < k; i += kThreads)
             store_element(y, row * k + i, dtype, modulated(i));
     quantize_row(modulated, sums, peaks, t,
-                 {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0}, q + row * k,
-                 s + row);
+                 {k, block, tile, qmax[row / rows_a_qmax], gaussian != 0, mid_rise != 0, packed != 0},
+                 q + row * (packed ? k / 2 : k), s + row);
 }
 
 GPU_KERNEL_OF(4 * kLanes, 3, ada_ln_hadamard_quantize_warps, const void* x, const float* qmax, int8_t* q,
               float* s, int64_t k, int64_t block, int64_t m, int64_t rows_a_qmax, int64_t gaussian,
-              int64_t mid_rise, int64_t dtype, const void* shift, const void* scale, const float* eps,
-              void* y, int64_t rows_a_sample) {
+              int64_t mid_rise, int64_t packed, int64_t dtype, const void* shift, const void* scale,
+              const float* eps, void* y, int64_t rows_a_sample) {
     GPU_SHARED(double, sums, kMostWarps);
     GPU_SHARED(int, peaks, kMostWarps);
     const WarpRow w = warp_row(m, k);
@@ -96,6 +96,7 @@ GPU_KERNEL_OF(4 * kLanes, 3, ada_ln_hadamard_quantize_warps, const void* x, cons
     else
         modulate(w, shift, scale, sample, dtype, inverse, v);
     if (y) store_row(w, v, y, dtype);
-    quantize_values(w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0}, sums,
-                    peaks, v, q, s);
+    quantize_values(
+        w, {block, gpu::load(qmax + w.run_of(rows_a_qmax)), gaussian != 0, mid_rise != 0, packed != 0}, sums,
+        peaks, v, q, s);
 }

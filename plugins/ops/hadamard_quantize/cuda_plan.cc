@@ -61,6 +61,7 @@ std::vector<CudaLaunch> plan_rows(const RowKernels& kernels, const Attributes& a
                     word(m / qmax.shape.count()),
                     word(attributes.text("clip") == "gaussian"),
                     word(attributes.text("grid") == "mid-rise"),
+                    word(static_cast<int64_t>(is_packed(attributes))),
                     word(x.dtype)};
     launch.words.insert(launch.words.end(), own.begin(), own.end());
     return {launch};

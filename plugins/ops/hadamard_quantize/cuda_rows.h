@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 struct RowPlan {
     int64_t k, block, tile;
     float limit;  // qmax of the row
-    bool gaussian, mid_rise;
+    bool gaussian, mid_rise, packed;
 };
 
 // A row of x, which begins at its element `first`.
@@ -93,8 +93,15 @@ GPU_DEVICE void quantize_row(const Source& x, const gpu::Shared<double>& sums,
     const float statistic =
         p.gaussian ? (float)sqrt(sum_of_block(sums, sum) / (double)p.k) : peak_of_block(peaks, peak);
     const d2d::RowScale found =
-        d2d::row_scale(statistic, p.limit, p.gaussian, p.mid_rise, 1.0f / sqrtf((float)p.block));
+        d2d::row_scale(statistic, p.limit, p.gaussian, p.mid_rise, 1.0f / sqrtf((float)p.block), p.packed);
     if (gpu::thread() == 0) *s = found.s;
+    // Of the value at i of the tile.
+    const auto code_of = [&](int64_t i) {
+        const float scaled = t.load(i) * found.scale;
+        const float nearest = p.mid_rise ? 2.0f * floorf(scaled) + 1.0f : rintf(scaled);
+        const float code = found.scale == 0.0f ? 0.0f : nearest;
+        return (int8_t)fminf(fmaxf(code, -p.limit), p.limit);
+    };
 
     for (int64_t start = 0; start < p.k; start += p.tile) {
         const int64_t n = p.k - start < p.tile ? p.k - start : p.tile;
@@ -102,11 +109,14 @@ GPU_DEVICE void quantize_row(const Source& x, const gpu::Shared<double>& sums,
             gpu::sync_block();
             load_rotated(t, x, start, n, p.block);
         }
-        for (int64_t i = gpu::thread(); i < n; i += kThreads) {
-            const float scaled = t.load(i) * found.scale;
-            const float nearest = p.mid_rise ? 2.0f * floorf(scaled) + 1.0f : rintf(scaled);
-            const float code = found.scale == 0.0f ? 0.0f : nearest;
-            q[start + i] = (int8_t)fminf(fmaxf(code, -p.limit), p.limit);
+        if (p.packed) {
+            // Of runs of 64 values; a tile is whole runs, as K is.
+            for (int64_t i = gpu::thread(); i < n / 2; i += kThreads) {
+                const int64_t low = i / 32 * 64 + i % 32;
+                q[start / 2 + i] = (int8_t)((code_of(low) & 15) + 16 * code_of(low + 32));
+            }
+        } else {
+            for (int64_t i = gpu::thread(); i < n; i += kThreads) q[start + i] = code_of(i);
         }
     }
 }

@@ -2,8 +2,9 @@
 //
 // A warp holds 1536 values of a row, lane l values 128 j + 4 l .. + 3 for j = 0 .. 11: loads of 16 bytes a lane lie side by
 // side, four codes are one store of 4 bytes. So of the stages of a transform, h = 1, 2 lie in a lane's piece, h = 4 .. 64
-// are shuffles (lane XOR h / 4), and h = 128, 256 pair a lane's own pieces: blocks up to 512. Rows of more than 1536 values
-// take several warps, which meet in shared memory for the row's statistic alone. One read, one write, no barrier where a
+// are shuffles (lane XOR h / 4), and h = 128, 256 pair a lane's own pieces: blocks up to 512. Packed codes take a shuffle
+// more for each piece (lane XOR 8), after which half of the lanes store both. Rows of more than 1536 values take several
+// warps, which meet in shared memory for the row's statistic alone. One read, one write, no barrier where a
 // row has one warp. Five shuffles an element: 32 lanes a clock and SM are 1.5e12 elements/s on an H200 (132 SMs, 1.8 GHz),
 // 7.4 TB/s at 5 bytes an element, beyond its memory; 2.0e12 on an RTX 4090.
 // The stages and their operands are the reference's, in its order: the same bits.
@@ -145,7 +146,7 @@ GPU_DEVICE void rotate(const WarpRow& w, int64_t block, Values& v) {
 struct WarpPlan {
     int64_t block;
     float limit;  // qmax of the row
-    bool gaussian, mid_rise;
+    bool gaussian, mid_rise, packed;
 };
 
 // The largest magnitude as bits: they are ordered as magnitudes are, and NaN and inf come last.
@@ -179,13 +180,17 @@ GPU_DEVICE void quantize_values(const WarpRow& w, const WarpPlan& p, const gpu::
     rotate(w, p.block, v);
     const float statistic = p.gaussian ? root_mean_square_of_row(w, sums, v) : peak_of_row(w, peaks, v);
     const d2d::RowScale found =
-        d2d::row_scale(statistic, p.limit, p.gaussian, p.mid_rise, 1.0f / sqrtf((float)p.block));
+        d2d::row_scale(statistic, p.limit, p.gaussian, p.mid_rise, 1.0f / sqrtf((float)p.block), p.packed);
     if (w.stored && w.begins && w.lane == 0) gpu::store(s + w.row, found.s);
     const float top = floorf(p.limit);
-    auto* to = reinterpret_cast<uint32_t*>(q + w.mine);
+    // Packed, lanes l and l + 8 of 16 hold the lows and the highs of the same four bytes.
+    const bool high = p.packed && w.lane & 8;
+    const int64_t mine = p.packed ? (w.mine - 4 * w.lane) / 2 + w.lane / 16 * 32 + 4 * (w.lane % 8) : w.mine;
+    const int apart = p.packed ? kLanes / 2 : kLanes;
+    auto* to = reinterpret_cast<uint32_t*>(q + mine);
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) {
-        if (!w.stored || !w.has(j)) continue;
+        if (!w.any_has(j)) continue;
         uint32_t codes = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -195,7 +200,10 @@ GPU_DEVICE void quantize_values(const WarpRow& w, const WarpPlan& p, const gpu::
             // The sum with 1.5 * 2^23 rounds half to even and leaves the integer in its low bits.
             codes |= ((uint32_t)gpu::bits_of(code + 12582912.0f) & 255u) << 8 * i;
         }
-        gpu::store(to + kLanes * j, found.scale == 0.0f ? 0u : codes);
+        codes = found.scale == 0.0f ? 0u : codes;
+        if (p.packed)
+            codes = (codes & 0x0F0F0F0Fu) | ((uint32_t)gpu::shuffle_xor((int)codes, 8) << 4 & 0xF0F0F0F0u);
+        if (w.stored && w.has(j) && !high) gpu::store(to + apart * j, codes);
     }
 }
 

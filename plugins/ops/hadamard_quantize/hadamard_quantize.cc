@@ -50,6 +50,10 @@ std::string check_row_shapes(const Attributes& attributes, const Shape& x, const
     if (k > 0 && k % block)
         return "block " + std::to_string(block) + " does not divide the " + std::to_string(k) +
                " columns of x";
+    if (is_packed(attributes)) {
+        const std::string wrong = check_packed_columns(k);
+        if (!wrong.empty()) return wrong;
+    }
     bool known = qmax.dims[0] >= 0;
     for (int i = 0; i < x.rank; ++i) known = known && x.dims[i] >= 0;
     if (known && x.rows() > 0 && (qmax.dims[0] < 1 || x.rows() % qmax.dims[0]))
@@ -67,8 +71,9 @@ Definition hadamard_quantize() {
         {{"block", Attribute::Type::integer, 1, nullptr},
          {"clip", Attribute::Type::text, 0, "absmax"},
          {"grid", Attribute::Type::text, 0, "mid-tread"},
+         kPacked,
          kStreamType},
-        {{0, -1, kKeepLast}, {0, -1, 1}},
+        {{0, -1, kKeepLast, true}, {0, -1, 1}},
         check_row_attributes,
         check_shapes,
         make_cpu,

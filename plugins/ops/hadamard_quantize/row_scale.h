@@ -40,10 +40,13 @@ D2D_BOTH float mid_tread_step(float qmax) {
     return 1.224006f;
 }
 
-// statistic: the largest |t| of the row, or its root mean square; NaN or inf where the row is not finite.
-D2D_BOTH RowScale row_scale(float statistic, float qmax, bool gaussian, bool mid_rise, float norm) {
+// statistic: the largest |t| of the row, or its root mean square; NaN or inf where the row is not finite. packed: of codes
+// of 4 bits, which hold none of a qmax of 8 or more: such rows are as those that are not finite.
+D2D_BOTH RowScale row_scale(float statistic, float qmax, bool gaussian, bool mid_rise, float norm,
+                            bool packed = false) {
     if (!(statistic <= 3.402823466e+38f))
         return {0.0f, statistic - statistic};  // inf - inf and NaN - NaN are NaN
+    if (packed && !(qmax < 8.0f)) return {0.0f, 0.0f / (0.0f * statistic)};  // NaN
     if (statistic < 1e-30f) return {0.0f, 0.0f};
     const float share = mid_rise ? 0.5f : 1.0f;  // of a step between codes: odd codes lie two apart
     if (gaussian) {

@@ -6,18 +6,23 @@
 // and Add of their own would move y four times more.
 // M 1 (modulation, N 6912): bytes w 2.0 MB / 1.0 TB/s = 2.0 us against 16 us of float16 weights.
 // Activations and weights of at most 4 bits, on int4 tensor cores (7.5, 8.x): fc1 above in 5.44 G / 1321 T/s = 4.1 us. A step
-// of 64 k's of a warp of 64 x 32 takes half as many mma, and packs activations into nibbles; cycles of a scheduler, by
-// the counts below and rates that were read, not timed:
+// of 64 k's of a warp of 64 x 32 takes half as many mma. Where codes are packed (kPacked in op.h), two a byte, they are half
+// the bytes everywhere (q 0.29 MB in fc1) and fragments as they lie; cycles of a scheduler, by the counts below and rates
+// that were read, not timed:
 //                         tensor, 7.5 8.6 8.9   tensor, 8.0 8.7   shared memory   instructions: ternary int3 int4
-//   int8, 128 x 128       512                   256               176                           118     127  115
-//   int4, 128 x 128       256                   128               176                           149     174  138
-// So it pays with every format, up to 2 times on 7.5, 8.6 and 8.9, 1.45 times on 8.0 and 8.7. Warps of 32 x 32 have half
-// the mma and 120 cycles of shared memory: up to 2 times again, but as good as nothing on 8.0 and 8.7, and no loss. Up to 16
-// tokens, where bytes are the bound, it is not used, nor by any other than the tiles.
+//   bytes, 128 x 128      512                   256               184                           118     127  115
+//   packed, 128 x 128     256                   128               104                            74      99   63
+// So packed codes leave the tensor cores as the bound with every format and on all of them: 2 times. (Packed into nibbles
+// in registers, from a byte each in memory, they took 138 to 174 instructions and 184 cycles: bound by those on 8.0 and
+// 8.7.) Warps of 32 x 32 have half the mma, 72 cycles of shared memory instead of 120, and 64, 91 and 55 instructions: on 8.0
+// and 8.7 1.8 times, int3 1.4 times. From 9.0 on, where there are no int4 tensor cores, packed codes are masked into bytes,
+// three instructions for two registers, and multiplied as those: slower by that, faster by their bytes. Up to 16 tokens, where
+// the bytes of w are the bound, int8 tensor cores multiply them on every GPU.
 // Three kernels a format; cuda_plan.cc chooses, by a rule that is written there:
 //   tiles (cuda_tiles.h)            int8 tensor cores over block tiles, layout 2; in slices of K where tiles are few
 //   few tokens (cuda_few_tokens.h)  the same for M <= 16, bound by the bytes of w, layout 2
 //   any (below)                     every K, group size, address and layout: a warp an output, far from the bounds
+// The tiles have twins for packed codes; the other two read both.
 // Promises of the main loop of 128 x 128 tiles, counted in machine code by tools/cuda_statistics.py --check on every SM
 // it lists: instructions for a register of 4 unpacked weights (shared by 4 mma), and all that are not mma, for each mma.
 // Nothing spills. int8 unpacks nothing: what counts there is logic of addresses, 6 or 7 instructions for 16 registers.
@@ -25,10 +30,14 @@
 //   int3 2.7 3.3
 //   int4 2.0 2.9
 //   int8 0.5 2.9
-// On int4 tensor cores, for a register of 8 weights and with the packing of activations, for each mma.m16n8k64:
-//   ternary_int4 9.2 8.8
-//   int3_int4 12.0 10.4
-//   int4_int4 7.7 8.1
+// Of packed codes, on int4 tensor cores for a register of 8 weights and for each mma.m16n8k64:
+//   ternary_packed 2.2 4.1
+//   int3_packed 5.1 5.4
+//   int4_packed 0.7 3.4
+// and from 9.0 on as those of bytes, with what makes bytes of codes:
+//   ternary_packed_on_int8 5.1 4.2
+//   int3_packed_on_int8 5.6 4.4
+//   int4_packed_on_int8 4.9 4.0
 #include "cuda_few_tokens.h"
 #include "cuda_tiles.h"
 
@@ -37,6 +46,12 @@ namespace {
 constexpr int kWarpsABlock = 4;
 constexpr int kTokens = 8;
 constexpr int kFinishThreads = 256;
+
+GPU_DEVICE int code_of(const Ports& p, int64_t token, int64_t k) {
+    if (!p.packed) return p.q[token * p.k + k];
+    const int both = p.q[token * p.k / 2 + k / 64 * 32 + k % 32];
+    return k % 64 < 32 ? (int8_t)(uint8_t)(both << 4) >> 4 : both >> 4;
+}
 
 template <int Index>
 GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
@@ -55,7 +70,7 @@ GPU_DEVICE void any_gemm(const Ports& p, bool fragment_order) {
                 const int weight = fragment_order ? d2d::fragment_weight(format, p.w, p.k, output, i)
                                                   : d2d::interchange_code(format, row, i) - format.offset;
                 for (int token = 0; token < count; ++token)
-                    sums[token] += weight * p.q[(first + token) * p.k + i];
+                    sums[token] += weight * code_of(p, first + token, i);
             }
             for (int token = 0; token < count; ++token) {
                 for (int mask = kWarp / 2; mask; mask /= 2)
@@ -93,7 +108,7 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare, const int32_t* sums) {
 
 }  // namespace
 
-// An SM 7.5 has shared memory for one block of 128 x 128.
+// An SM 7.5 has shared memory for one block of 128 x 128, of packed codes for two.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define LARGE_BLOCKS 1
 #else
@@ -109,26 +124,22 @@ GPU_DEVICE void finish_sum(const Ports& p, int spare, const int32_t* sums) {
     GPU_KERNEL_OF(256, 2, name##_16, PORTS) { few_tokens_gemm<index, false>(GIVEN); }                        \
     GPU_KERNEL_OF(256, 2, name##_16_groups, PORTS) { few_tokens_gemm<index, true>(GIVEN); }
 
-#define QUANT_GEMM_INT4(name, index)                                                                    \
-    GPU_KERNEL_OF(256, LARGE_BLOCKS, name##_128x128_int4, PORTS) {                                      \
-        tile_gemm<index, 4, 2, 4, Of::whole, 4>(GIVEN);                                                 \
-    }                                                                                                   \
-    GPU_KERNEL_OF(128, 4, name##_64x64_int4, PORTS) { tile_gemm<index, 2, 2, 2, Of::whole, 4>(GIVEN); } \
-    GPU_KERNEL_OF(128, 3, name##_64x64_groups_int4, PORTS) {                                            \
-        tile_gemm<index, 2, 2, 2, Of::groups, 4>(GIVEN);                                                \
-    }                                                                                                   \
-    GPU_KERNEL_OF(128, 4, name##_64x64_slice_int4, PORTS) { tile_gemm<index, 2, 2, 2, Of::slice, 4>(GIVEN); }
+#define QUANT_GEMM_PACKED(name, index)                                                                     \
+    GPU_KERNEL_OF(256, 2, name##_128x128_packed, PORTS) { packed_gemm<index, 4, 2, 4, Of::whole>(GIVEN); } \
+    GPU_KERNEL_OF(128, 4, name##_64x64_packed, PORTS) { packed_gemm<index, 2, 2, 2, Of::whole>(GIVEN); }   \
+    GPU_KERNEL_OF(128, 3, name##_64x64_groups_packed, PORTS) {                                             \
+        packed_gemm<index, 2, 2, 2, Of::groups>(GIVEN);                                                    \
+    }                                                                                                      \
+    GPU_KERNEL_OF(128, 4, name##_64x64_slice_packed, PORTS) { packed_gemm<index, 2, 2, 2, Of::slice>(GIVEN); }
 
 QUANT_GEMM(ternary_gemm, 0)
 QUANT_GEMM(int3_gemm, 1)
 QUANT_GEMM(int4_gemm, 2)
 QUANT_GEMM(int8_gemm, 3)
 
-#ifdef GPU_INT4_TENSOR_CORES
-QUANT_GEMM_INT4(ternary_gemm, 0)
-QUANT_GEMM_INT4(int3_gemm, 1)
-QUANT_GEMM_INT4(int4_gemm, 2)
-#endif
+QUANT_GEMM_PACKED(ternary_gemm, 0)
+QUANT_GEMM_PACKED(int3_gemm, 1)
+QUANT_GEMM_PACKED(int4_gemm, 2)
 
 GPU_KERNEL_OF(kFinishThreads, 4, gemm_zero, int32_t* sums, int64_t count) {
     const int64_t i = gpu::block_x() * kFinishThreads + gpu::thread();

@@ -9,9 +9,9 @@
 #define PORTS                                                                                              \
     const int8_t *q, const float *s, const int32_t *w, const float *ws, const float *bias, const float *t, \
         const float *up, void *y, int64_t m, int64_t n, int64_t k, int64_t groups, int64_t rank,           \
-        const void *residual, const void *gate, int64_t tokens_a_gate, int64_t dtype
+        const void *residual, const void *gate, int64_t tokens_a_gate, int64_t dtype, int64_t packed
 #define GIVEN \
-    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate, dtype }
+    Ports { q, s, w, ws, bias, t, up, y, m, n, k, groups, rank, residual, gate, tokens_a_gate, dtype, packed }
 
 namespace {
 
@@ -31,7 +31,8 @@ struct Ports {
     const void* residual;
     const void* gate;
     int64_t tokens_a_gate;
-    int64_t dtype;  // of y, residual and gate (elements.h)
+    int64_t dtype;   // of y, residual and gate (elements.h)
+    int64_t packed;  // two codes a byte of q
 };
 
 // For code of its own where the type is a constant.
@@ -62,6 +63,15 @@ GPU_DEVICE Stream stream_of(const Ports& p, int64_t token) {
     if (!p.residual) return {nullptr, nullptr, p.dtype};
     const int64_t sample = (uint32_t)token / (uint32_t)p.tokens_a_gate;
     return {element(p.residual, token * p.n, p.dtype), element(p.gate, sample * p.n, p.dtype), p.dtype};
+}
+
+// What tensor cores multiply: codes of a byte each; packed ones (op.h) as nibbles; or, on a GPU without int4 tensor cores,
+// each packed one at the top of a byte.
+enum class Codes { bytes, nibbles, nibbles_as_bytes };
+
+// Of four bytes of packed codes: those of k's 0 .. 31 of their run of 64 (part 0) or 32 .. 63, each at the top of a byte.
+GPU_DEVICE uint32_t codes_as_bytes(uint32_t packed, int part) {
+    return (part ? packed : packed << 4) & 0xF0F0F0F0u;
 }
 
 // One unit's weights of a lane (fragments.h), packed; unpacked a register, that is four weights, at a time.
@@ -109,9 +119,7 @@ struct Weights {
     }
 
     // Of at most 4 bits: register reg (0, 1) of a tile for the int4 tensor cores, each nibble w << (4 - bits): the weights of
-    // registers low(reg) and high(reg) of `fragment`, as they lie best.
-    static constexpr int low(int reg) { return bits == 4 ? 2 * reg : bits == 3 ? 3 * reg : reg; }
-    static constexpr int high(int reg) { return bits == 4 ? 2 * reg + 1 : bits == 3 ? 2 - reg : reg + 2; }
+    // registers reg (low) and reg + 2 (high) of `fragment`.
     GPU_DEVICE uint32_t nibbles(int tile, int reg) const {
         if constexpr (bits == 4) {
             return word[2 * tile + reg];
@@ -131,7 +139,7 @@ struct Weights {
     GPU_DEVICE uint32_t fragment(int tile, int reg) const {
         if constexpr (bits == 3) {
             const uint32_t* w = word + tile / 2 * 3;
-            const int index = tile % 2 * 4 + reg;
+            const int index = d2d::int3_register(tile, reg);
             if (index < 3) return w[index] & 0xE0E0E0E0u;
             if (index < 6) return w[index - 3] << 3 & 0xE0E0E0E0u;
             const uint32_t high = index == 6 ? w[0] << 6 : w[2] << 6;
@@ -140,10 +148,9 @@ struct Weights {
         } else if constexpr (bits == 8) {
             return word[4 * tile + reg];
         } else {
-            constexpr int fields = 8 / bits;
+            constexpr int words = d2d::tile_words(bits);
             constexpr uint32_t mask = 0x01010101u * (256 - (1 << (8 - bits)));
-            const int slot = 4 * tile + reg;
-            return word[slot / fields] << (8 - bits - slot % fields * bits) & mask;
+            return word[words * tile + reg % words] << (8 - bits - reg / words * bits) & mask;
         }
     }
 };

@@ -1,9 +1,10 @@
 // Which launch computes a GEMM on a GPU.
 //
 // The rule, first line that holds:
-//   any        layout 0; K no multiple of 16; groups of no multiple of 32; K >= 131072 (sums of weights at the top of
-//              their bytes would leave int32); q, w, residual or gate not 16-byte aligned; N even and y not aligned to
-//              the two elements that are stored at once; N odd and y not float32, so that tiles need no halves one by one
+//   any        layout 0; K no multiple of 16; groups of no multiple of 32 (packed codes: 64); K >= 131072 (sums of weights
+//              at the top of their bytes would leave int32); q, w, residual or gate not 16-byte aligned; N even and y not
+//              aligned to the two elements that are stored at once; N odd and y not float32, so that tiles need no halves
+//              one by one
 //   16         M <= 16, and K and its groups multiples of 64
 //   64x64      groups
 //   128x128    where it makes at least 128 blocks, about one for each SM of a large card; weights are then read from
@@ -18,10 +19,10 @@
 // 1152, K 4608: T 72, S 72, s 3. The partial sums lie in y itself where y is float32, else in a workspace; without one K is
 // not split.
 //
-// Tiles of activations of at most 4 bits (the attribute says it) and weights of at most 4 go to the int4 tensor cores of
-// GPUs that have them, groups where they are multiples of 64. Which GPU it is, the launch finds.
+// Packed codes have tiles of their own, which use the int4 tensor cores of GPUs that have them; 16 and any read both.
 //
-// Where DIT2DEPLOY_CUDA asks for wgmma, what comes to the last two lines runs on it (cuda_wgmma.cu), K never split:
+// Where DIT2DEPLOY_CUDA asks for wgmma, what comes to the last two lines runs on it (cuda_wgmma.cu), K never split, but for
+// packed codes, as wgmma reads them from shared memory, a byte each:
 //   128x256    where it makes at least 128 blocks
 //   128x128    what is left
 //
@@ -67,12 +68,13 @@ constexpr struct {
 #define ALL(format)                                                                           \
     {format "_any",           format "_16",           format "_16_groups", TILED(format, ""), \
      format "_128x128_wgmma", format "_128x256_wgmma"}
-#define INT4(format) {nullptr, nullptr, nullptr, TILED(format, "_int4")}
+#define PACKED(format) \
+    {format "_any", format "_16", format "_16_groups", TILED(format, "_packed"), nullptr, nullptr}
 
 constexpr const char* kFunctions[][kVariants] = {ALL("ternary_gemm"), ALL("int3_gemm"), ALL("int4_gemm"),
                                                  ALL("int8_gemm")};
-constexpr const char* kInt4Functions[][kVariants] = {
-    INT4("ternary_gemm"), INT4("int3_gemm"), INT4("int4_gemm"), {}};
+constexpr const char* kPackedFunctions[][kVariants] = {PACKED("ternary_gemm"), PACKED("int3_gemm"),
+                                                       PACKED("int4_gemm")};
 
 int64_t blocks(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
@@ -97,8 +99,8 @@ bool split_pays(const GemmProblem& p) {
 // Nothing where it is left to rule or tactic.
 std::optional<Variant> without_choice(const GemmProblem& p, DType dtype, int64_t layout) {
     const int64_t size = p.k / p.groups;
-    if (layout != kFragmentOrder || p.k % 16 || (p.groups > 1 && size % 32) || p.k >= kMostDepth ||
-        !aligned(p.q) || !aligned(p.w) || !aligned(p.residual) || !aligned(p.gate) ||
+    if (layout != kFragmentOrder || p.k % 16 || (p.groups > 1 && size % (p.packed ? 64 : 32)) ||
+        p.k >= kMostDepth || !aligned(p.q) || !aligned(p.w) || !aligned(p.residual) || !aligned(p.gate) ||
         (p.n % 2 == 0 ? !aligned(p.y, 2 * size_of(dtype)) : dtype != DType::f32))
         return any;
     if (p.m <= kFewTokens && size % 64 == 0) return p.groups == 1 ? few : few_groups;
@@ -106,8 +108,10 @@ std::optional<Variant> without_choice(const GemmProblem& p, DType dtype, int64_t
     return std::nullopt;
 }
 
+bool uses_wgmma(const GemmProblem& p) { return !p.packed && wgmma_is_asked_for(); }
+
 Variant by_rule(const GemmProblem& p, bool has_room) {
-    if (wgmma_is_asked_for())
+    if (uses_wgmma(p))
         return blocks(p.m, kWgmmaTokens) * blocks(p.n, 256) >= kLeastBlocks ? wgmma_wide : wgmma_narrow;
     if (blocks(p.m, 128) * blocks(p.n, 128) >= kLeastBlocks) return large;
     return has_room && split_pays(p) ? slice : small;
@@ -118,6 +122,9 @@ Variant variant_of(const GemmProblem& p, DType dtype, int64_t layout, int tactic
     if (const auto variant = without_choice(p, dtype, layout)) return *variant;
     const auto asked = tactic ? kTactics[tactic - 1].variant : std::nullopt;
     if (!asked) return by_rule(p, has_room);
+    if (is_on_wgmma(*asked) && p.packed)
+        throw std::invalid_argument("tactic " + std::to_string(tactic) +
+                                    " is a kernel on wgmma, which takes no packed codes");
     if (is_on_wgmma(*asked) && !wgmma_is_asked_for())
         throw std::invalid_argument("tactic " + std::to_string(tactic) + " is a kernel on wgmma: set " +
                                     "DIT2DEPLOY_CUDA=wgmma, as where it was chosen");
@@ -179,17 +186,17 @@ std::vector<const char*> quant_gemm_tactics() {
 
 bool quant_gemm_takes_tactic(GemmTerms terms, const Attributes& attributes, const std::vector<Tensor>& inputs,
                              const std::vector<Tensor>& outputs, int tactic) {
-    const GemmProblem p(inputs.data(), outputs.data(), terms);
+    const GemmProblem p(inputs.data(), outputs.data(), terms, is_packed(attributes));
     const auto variant = kTactics[tactic - 1].variant;
     if (p.m == 0 || without_choice(p, outputs[0].dtype, attributes.integer("layout"))) return false;
-    if (variant && is_on_wgmma(*variant)) return wgmma_is_asked_for();
+    if (variant && is_on_wgmma(*variant)) return uses_wgmma(p);
     return variant != slice || slices_of(p) > 1;
 }
 
 // T is at most 128 where K is split, which bounds M.
 size_t quant_gemm_workspace(GemmTerms terms, const Attributes& attributes, const std::vector<Tensor>& inputs,
                             const std::vector<Tensor>& outputs) {
-    const GemmProblem p(inputs.data(), outputs.data(), terms);
+    const GemmProblem p(inputs.data(), outputs.data(), terms, is_packed(attributes));
     const DType dtype = outputs[0].dtype;
     if (dtype == DType::f32 || p.m == 0 || without_choice(p, dtype, attributes.integer("layout"))) return 0;
     if (blocks(p.k, 64) < 2 * kSliceSteps) return 0;
@@ -204,7 +211,7 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
     if (layout == kCpuOrder)
         throw std::invalid_argument(
             "the CUDA kernels read layouts 0 (interchange) and 2 (theirs), not layout 1, the CPU kernels'");
-    const GemmProblem p(inputs.data(), outputs.data(), terms);
+    const GemmProblem p(inputs.data(), outputs.data(), terms, is_packed(attributes));
     if (p.m == 0) return {};
     const size_t index = static_cast<size_t>(
         std::find_if(std::begin(kFormats), std::end(kFormats),
@@ -222,14 +229,16 @@ std::vector<CudaLaunch> plan_quant_gemm(const FormatSpec& format, GemmTerms term
             "the CUDA kernels take up to 4 million outputs and 2 billion tokens, got " + std::to_string(p.n) +
             " and " + std::to_string(p.m));
     CudaLaunch launch{};
-    launch.function = kFunctions[index][variant];
-    if (attributes.integer("bits") <= 4 && (variant != small_groups || p.k / p.groups % 64 == 0))
-        launch.on_int4_tensor_cores = kInt4Functions[index][variant];
-    launch.words = {word(p.q),    word(p.s),        word(p.w),    word(p.ws),
-                    word(p.bias), word(p.t),        word(p.up),   word(p.y),
-                    word(p.m),    word(p.n),        word(p.k),    word(p.groups),
-                    word(p.rank), word(p.residual), word(p.gate), word(p.tokens_a_gate),
-                    word(dtype)};
+    launch.function = (p.packed ? kPackedFunctions : kFunctions)[index][variant];
+    launch.words = {word(p.q),    word(p.s),
+                    word(p.w),    word(p.ws),
+                    word(p.bias), word(p.t),
+                    word(p.up),   word(p.y),
+                    word(p.m),    word(p.n),
+                    word(p.k),    word(p.groups),
+                    word(p.rank), word(p.residual),
+                    word(p.gate), word(p.tokens_a_gate),
+                    word(dtype),  word(static_cast<int64_t>(p.packed))};
     launch.grid[1] = launch.grid[2] = 1;
     if (variant == any) {
         launch.grid[0] = static_cast<unsigned>(columns);

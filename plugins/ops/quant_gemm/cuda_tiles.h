@@ -3,7 +3,8 @@
 // A block computes 16 RowTiles WarpRows tokens times 32 WarpColumns outputs, a warp 16 RowTiles times 32. Steps are 64
 // deep (a unit of weights); copy_async brings steps ahead into a ring of stages. One barrier a step does both: it
 // publishes the step that has arrived, and frees the stage that the next copies overwrite. Activations lie in rows of
-// four 16-byte pieces, piece p of row r at p XOR (r / 2 % 4): neither the copies nor ldmatrix meet a bank twice.
+// four 16-byte pieces, piece p of row r at p XOR (r / 2 % 4), packed ones in rows of two, at p XOR (r / 4 % 2): neither the
+// copies nor ldmatrix meet a bank twice.
 //
 // Where that makes few blocks and K is long, K is split (cuda_plan.cc): sums lie in memory as int32 meanwhile, in y itself or
 // in a workspace. One launch sets them to 0, one has a block for each tile and slice of K, which adds its sums, one makes y
@@ -14,41 +15,48 @@
 
 namespace {
 
-GPU_DEVICE int swizzled(int row, int piece) { return 4 * row + (piece ^ (row / 2 % 4)); }
-
-template <int Index, int RowTiles, int WarpRows, int WarpColumns>
+template <int Index, int RowTiles, int WarpRows, int WarpColumns, bool Packed = false>
 struct Tiling {
+    static constexpr int row_pieces = Packed ? 2 : 4;  // of a step's activations, 16 bytes each
     static constexpr int threads = kWarp * WarpRows * WarpColumns;
     static constexpr int rows = 16 * RowTiles * WarpRows;
     static constexpr int columns = d2d::kUnitOutputs * WarpColumns;
-    static constexpr int activations = 4 * rows;  // pieces of 16 bytes
+    static constexpr int activations = row_pieces * rows;
     static constexpr int weights = WarpColumns * Weights<Index>::pieces;
     static constexpr int stage = activations + weights;
     static constexpr int stages = 4 * stage * 16 <= 48 << 10 ? 4 : 3;  // what every GPU gives without asking
+
+    static GPU_DEVICE int swizzled(int row, int piece) {
+        return row_pieces * row + (piece ^ (row * row_pieces / 8 % row_pieces));
+    }
 };
 
 // What a thread copies of every step.
 template <int Index, class T>
 struct Copies {
     using W = Weights<Index>;
-    // Piece me % 4 of rows me / 4 + i * threads / 4, which all have the same swizzle; and packed weights.
+    // Piece me % row_pieces of the rows me / row_pieces + i * rows, which all have the same swizzle; and packed weights.
     static constexpr int mine = T::activations / T::threads,
-                         most = (T::weights + T::threads - 1) / T::threads;
-    static_assert(T::threads / 4 % 8 == 0 && T::activations % T::threads == 0, "rows of one swizzle");
+                         most = (T::weights + T::threads - 1) / T::threads, rows = T::threads / T::row_pieces,
+                         row_step = 16 * T::row_pieces;
+    static_assert(rows % 8 == 0 && T::activations % T::threads == 0, "rows of one swizzle");
 
-    int me, piece, to, depth;
+    int me, piece, to, row_bytes;
     const int8_t* from[mine];
     bool there[mine];
     const gpu::Vec16* packed[most];
     bool stored[most];
 
     GPU_DEVICE Copies(const Ports& p, int thread, int first_row, int first_strip, int step, int all_steps)
-        : me(thread), piece(thread % 4), to(swizzled(thread / 4, piece)), depth((int)p.k) {
+        : me(thread),
+          piece(thread % T::row_pieces),
+          to(T::swizzled(thread / T::row_pieces, piece)),
+          row_bytes((int)p.k * T::row_pieces / 4) {
 #pragma unroll
         for (int i = 0; i < mine; ++i) {
-            const int row = first_row + me / 4 + i * (T::threads / 4);
+            const int row = first_row + me / T::row_pieces + i * rows;
             there[i] = row < p.m;
-            from[i] = p.q + (int64_t)(there[i] ? row : 0) * p.k + 64 * step + 16 * piece;
+            from[i] = p.q + (int64_t)(there[i] ? row : 0) * row_bytes + row_step * step + 16 * piece;
         }
 #pragma unroll
         for (int i = 0; i < most; ++i) {
@@ -63,11 +71,11 @@ struct Copies {
     // Begins the next step, `step`, into a stage, where it is below `steps`; a group either way.
     GPU_DEVICE void fetch(const gpu::Shared<gpu::Vec16>& memory, int stage, int step, int steps) {
         if (step < steps) {
-            const bool inside = 64 * step + 16 * piece < depth;
+            const bool inside = row_step * step + 16 * piece < row_bytes;
 #pragma unroll
             for (int i = 0; i < mine; ++i) {
                 gpu::copy_async(memory, stage + to + i * T::threads, from[i], inside && there[i]);
-                from[i] += 64;
+                from[i] += row_step;
             }
 #pragma unroll
             for (int i = 0; i < most; ++i) {
@@ -91,13 +99,15 @@ struct Sums {
     int at[RowTiles][4][4];
 };
 
-// How much larger the sums of int8 products are than those of `Bits`-wide ones: what stands at the top of a nibble stood at
-// the top of a byte.
-template <int Bits>
-constexpr int kStep = 1 << (8 - Bits);
+// How much larger the sums of codes and of weights at the top of a byte are: nibbles are at the top of a nibble, and
+// codes at the top of a byte are 16 times what they were.
+template <Codes codes>
+constexpr float kStep = codes == Codes::bytes     ? 1.0f
+                        : codes == Codes::nibbles ? 16.0f
+                                                  : 1.0f / 16;
 
 // The sums of one group, scaled, are added to `total`; they begin again at 0.
-template <int Index, int Bits, int RowTiles>
+template <int Index, Codes codes, int RowTiles>
 GPU_DEVICE void finish_group(const Ports& p, int column, int group, Sums<RowTiles>& sums,
                              Values<RowTiles>& total) {
 #pragma unroll
@@ -105,7 +115,7 @@ GPU_DEVICE void finish_group(const Ports& p, int column, int group, Sums<RowTile
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
             const int output = column + 8 * tile + odd;
-            constexpr float scale = kStep<Bits> * Weights<Index>::scale;
+            constexpr float scale = kStep<codes> * Weights<Index>::scale;
             const float ws = output < p.n ? scale * gpu::load(p.ws + output * p.groups + group) : 0.0f;
 #pragma unroll
             for (int i = 0; i < RowTiles; ++i)
@@ -257,7 +267,7 @@ GPU_DEVICE void finish_tile(const Ports& p, const gpu::Shared<gpu::Vec16>& memor
 }
 
 // Adds the sums to those of int8 products at y, which is where a plan has them lie.
-template <int Bits, int RowTiles>
+template <Codes codes, int RowTiles>
 GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTiles>& sums) {
 #pragma unroll
     for (int i = 0; i < RowTiles; ++i)
@@ -267,38 +277,34 @@ GPU_DEVICE void add_sums(const Ports& p, int row, int column, const Sums<RowTile
             for (int r = 0; r < 4; ++r) {
                 const int token = row + 16 * i + 8 * (r / 2), output = column + 8 * tile + r % 2;
                 if (token >= p.m || output >= p.n) continue;
-                const int sum = kStep<Bits> * sums.at[i][tile][r];
+                int sum = sums.at[i][tile][r];
+                if constexpr (codes == Codes::nibbles) sum *= 16;
+                if constexpr (codes == Codes::nibbles_as_bytes) sum /= 16;  // exact
                 gpu::add(static_cast<int*>(p.y) + (int64_t)token * p.n + output, sum);
             }
 }
 
-// A of 16 tokens for part `part` of a step. Int8: k's 32 part .. + 31. Int4: all 64, of codes that 4 bits hold, in the order
-// of Weights::nibbles: the order of k's within a product is free.
-template <int Index, int Bits>
+// A of 16 tokens for part `part` of a step: k's 32 part .. + 31, of nibbles all 64.
+template <Codes codes>
 GPU_DEVICE void load_activations(const gpu::Shared<gpu::Vec16>& memory, int row, int tile, int part,
                                  uint32_t (&a)[4]) {
-    if constexpr (Bits == 8) {
+    if constexpr (codes == Codes::bytes) {
         gpu::ldmatrix_x4(a, memory, (row ^ 2 * part) + tile);
     } else {
-        uint32_t x[2][4];  // register r of half h: row half r % 2, k's 32 h + 16 (r / 2) .. + 15
+        gpu::ldmatrix_x4(a, memory, row + tile);
+        if constexpr (codes == Codes::nibbles_as_bytes)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) gpu::ldmatrix_x4(x[half], memory, (row ^ 2 * half) + tile);
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            const int low = Weights<Index>::low(r / 2), high = Weights<Index>::high(r / 2);
-            a[r] = (x[low / 2][low % 2 * 2 + r % 2] & 0x0F0F0F0Fu) |
-                   (x[high / 2][high % 2 * 2 + r % 2] << 4 & 0xF0F0F0F0u);
-        }
+            for (int r = 0; r < 4; ++r) a[r] = codes_as_bytes(a[r], part);
     }
 }
 
 enum class Of { whole, groups, slice };
 
-// K is a multiple of 16, its groups of 32 (int4: 64); q and w are 16-byte aligned. Of::slice: sums of the block's part of K
-// alone. Bits 4: on int4 tensor cores; codes of activations lie in -8 .. 7, weights have at most 4 bits.
-template <int Index, int RowTiles, int WarpRows, int WarpColumns, Of of, int Bits = 8>
+// K is a multiple of 16, its groups of 32 (packed: both of 64); q and w are 16-byte aligned. Of::slice: sums of the block's
+// part of K alone. Packed codes are for weights of at most 4 bits.
+template <int Index, int RowTiles, int WarpRows, int WarpColumns, Of of, Codes codes = Codes::bytes>
 GPU_DEVICE void tile_gemm(const Ports& p) {
-    using T = Tiling<Index, RowTiles, WarpRows, WarpColumns>;
+    using T = Tiling<Index, RowTiles, WarpRows, WarpColumns, codes != Codes::bytes>;
     using W = Weights<Index>;
     GPU_SHARED(gpu::Vec16, memory, T::stages * T::stage);
     const int me = (int)gpu::thread(), lane = me % kWarp, warp = me / kWarp;
@@ -317,11 +323,11 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     Values<RowTiles> value = {};
     const int lane_row = warp_row + lane / 4, lane_column = warp_column * d2d::kUnitOutputs + 2 * (lane % 4);
     const int first_column = first_strip * d2d::kUnitOutputs, column = first_column + lane_column;
-    constexpr int parts = Bits == 4 ? 1 : 2;  // of a step
+    constexpr int parts = codes == Codes::nibbles ? 1 : 2;  // of a step
     const int group_parts = (int)(p.k / p.groups) / (d2d::kUnitDepth / parts);
     int done = 0, group = 0;
     int stage = 0, stage_before = (T::stages - 1) * T::stage;
-    const int a_row = swizzled(warp_row + lane % 16, lane / 16);  // the second half of a step: XOR 2
+    const int a_row = T::swizzled(warp_row + lane % 16, lane / 16);  // the second half of bytes: XOR 2
 #pragma unroll
     for (int i = 0; i < T::stages - 1; ++i) copies.fetch(memory, i * T::stage, step + i, steps);
 #pragma unroll 1
@@ -336,10 +342,10 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
             uint32_t a[RowTiles][4];
 #pragma unroll
             for (int i = 0; i < RowTiles; ++i)
-                load_activations<Index, Bits>(memory, a_row, stage + 64 * i, part, a[i]);
+                load_activations<codes>(memory, a_row, stage + 16 * T::row_pieces * i, part, a[i]);
 #pragma unroll
             for (int tile = 0; tile < 4; ++tile) {
-                if constexpr (Bits == 4) {
+                if constexpr (codes == Codes::nibbles) {
                     const uint32_t b0 = weights.nibbles(tile, 0), b1 = weights.nibbles(tile, 1);
 #pragma unroll
                     for (int i = 0; i < RowTiles; ++i) gpu::mma_16_8_64(sums.at[i][tile], a[i], b0, b1);
@@ -352,7 +358,7 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
             }
             if constexpr (of == Of::groups) {
                 if (++done == group_parts && group < p.groups) {  // beyond K there are units, but no groups
-                    finish_group<Index, Bits>(p, column, group++, sums, value);
+                    finish_group<Index, codes>(p, column, group++, sums, value);
                     done = 0;
                 }
             }
@@ -362,11 +368,20 @@ GPU_DEVICE void tile_gemm(const Ports& p) {
     }
     const int row = first_row + lane_row;
     if constexpr (of == Of::slice) {
-        add_sums<Bits>(p, row, column, sums);
+        add_sums<codes>(p, row, column, sums);
         return;
     }
-    if constexpr (of == Of::whole) finish_group<Index, Bits>(p, column, 0, sums, value);
+    if constexpr (of == Of::whole) finish_group<Index, codes>(p, column, 0, sums, value);
     finish_tile<T>(p, memory, first_row, first_column, lane_row, lane_column, value);
+}
+
+// Of packed codes.
+template <int Index, int RowTiles, int WarpRows, int WarpColumns, Of of>
+GPU_DEVICE void packed_gemm(const Ports& p) {
+    if (gpu::has_int4_tensor_cores())
+        tile_gemm<Index, RowTiles, WarpRows, WarpColumns, of, Codes::nibbles>(p);
+    else
+        tile_gemm<Index, RowTiles, WarpRows, WarpColumns, of, Codes::nibbles_as_bytes>(p);
 }
 
 }  // namespace

@@ -131,7 +131,7 @@ GPU_DEVICE void wgmma_gemm(const Ports& p) {
         Sums<d2d::kWgmmaPass / 16> part;
         Values<d2d::kWgmmaPass / 16> value = {};
         sums_of_pass<T>(memory, first, token + lane / 4, column, part);
-        finish_group<Index, 8>(p, first_column + column, 0, part, value);
+        finish_group<Index, Codes::bytes>(p, first_column + column, 0, part, value);
         finish_tile<Pass>(p, memory, first_row + token, first_column, lane / 4, column, value);
     }
 }

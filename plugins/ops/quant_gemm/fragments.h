@@ -8,11 +8,16 @@
 //
 //   format   words a lane and unit    word                       where
 //   ternary  4                        tile                       register r: bits 2 r, 2 r + 1 of each byte
-//   int3     6                        3 (tile / 2) + 0 .. 2      register R = 4 (tile % 2) + r; 0 - 2: bits 5 - 7 of word
-//                                                                R; 3 - 5: bits 2 - 4 of word R - 3; 6 and 7: what is left
-//   int4     8                        2 tile + r / 2             bits 4 (r % 2) .. + 3
+//   int3     6                        3 (tile / 2) + 0 .. 2      register R = 4 (tile % 2) + (0, 3, 2, 1)[r]; 0 - 2: bits
+//                                                                5 - 7 of word R; 3 - 5: bits 2 - 4 of word R - 3; 6 and
+//                                                                7: what is left
+//   int4     8                        2 tile + r % 2             bits 4 (r / 2) .. + 3
 //   int8     16                       4 tile + r                 the byte
 // The words of a unit: [words / V][lane][V], V = 4 (int3: 2), so that a warp's load of V words is one piece of memory.
+//
+// For int4 tensor cores registers r (low halves of bytes) and r + 2 (high ones) make one of nibbles: B of mma.m16n8k64, the
+// order of k's within a product being free. Packed codes of activations (kPacked in op.h) lie in that order: k beside
+// k + 32. The places above are those where nibbles come out of the words at the least cost.
 #pragma once
 
 #include "formats.h"
@@ -36,6 +41,11 @@ constexpr int64_t unit_words(const FormatSpec& format) { return lane_words(forma
 constexpr int64_t strips(int64_t n) { return (n + kUnitOutputs - 1) / kUnitOutputs; }
 constexpr int64_t strip_units(int64_t k) { return (k + kUnitDepth - 1) / kUnitDepth; }
 
+// R of the table above.
+constexpr int int3_register(int tile, int reg) { return tile % 2 * 4 + (reg % 2 ? 4 - reg : reg); }
+// Words of a lane and tile of the other formats.
+constexpr int tile_words(int bits) { return bits / 2; }
+
 // Where bits `from` .. `from + count - 1` of a weight lie: at bit `shift` of a word.
 struct Piece {
     int64_t word;
@@ -52,7 +62,7 @@ constexpr Piece piece_of(const FormatSpec& format, int64_t row_length, int64_t n
     Piece piece{0, 0, 0, which == 0 ? bits : 0};
     int64_t word = 0;
     if (bits == 3) {
-        const int index = tile % 2 * 4 + reg;
+        const int index = int3_register(tile, reg);
         word = tile / 2 * 3;
         if (index < 6) {
             word += index % 3;
@@ -67,9 +77,9 @@ constexpr Piece piece_of(const FormatSpec& format, int64_t row_length, int64_t n
             piece.count = 1;
         }
     } else {
-        const int slot = 4 * tile + reg, fields = 8 / bits;
-        word = slot / fields;
-        piece.shift = slot % fields * bits;
+        const int words = tile_words(bits);
+        word = words * tile + reg % words;
+        piece.shift = reg / words * bits;
     }
     piece.shift += 8 * byte;
     const int64_t unit = n / kUnitOutputs * strip_units(row_length) + k / kUnitDepth;

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "fragments.h"
 #include "layout.h"
 
 namespace d2d {
@@ -11,12 +12,17 @@ namespace {
 
 std::string text(int64_t value) { return std::to_string(value); }
 
+template <int Index>
 std::string check_attributes(const Attributes& attributes) {
     const int64_t bits = attributes.integer("bits"), layout = attributes.integer("layout");
     if (bits < 2 || bits > 8) return "bits must be from 2 to 8, got " + text(bits);
     if (layout < 0 || layout >= kLayouts)
         return "layout " + text(layout) +
                " is not known to this library (0: interchange, 1: CPU kernels, 2: GPU kernels)";
+    if (is_packed(attributes) && bits > 4)
+        return "packed codes have at most 4 bits, this node's have " + text(bits);
+    if (is_packed(attributes) && weight_bits(kFormats[Index]) > 4)
+        return "packed codes are for weights of at most 4 bits";
     return "";
 }
 
@@ -68,8 +74,11 @@ std::string check_shapes(const Attributes& attributes, const std::vector<Shape>&
     if (!wrong.empty()) return wrong;
     if (s.last() != 1) return "the last dimension of s must be 1, got " + text(s.last());
     if (w.rank != 2 || ws.rank != 2) return "w and ws must have two dimensions";
-    const int64_t k = q.last(), n = ws.dims[0], groups = ws.dims[1];
+    const bool packed = is_packed(attributes);
+    const int64_t k = packed ? 2 * q.last() : q.last(), n = ws.dims[0], groups = ws.dims[1];
     if (k <= 0) return "the columns of q must be known and at least one";
+    if (packed) wrong = check_packed_columns(k);
+    if (!wrong.empty()) return wrong;
     if (groups < 1 || k % groups)
         return text(groups) + " groups do not divide the " + text(k) + " columns of q";
     constexpr int64_t most = INT32_MAX / (128 * format.offset);  // |q| <= 128 times the largest |weight|
@@ -140,9 +149,10 @@ Definition define(const char* name) {
         {{"y", DType::stream}},
         {{"bits", Attribute::Type::integer, 8, nullptr},
          {"layout", Attribute::Type::integer, 0, nullptr},
+         kPacked,
          kStreamType},
         {{0, 3, 0}},
-        check_attributes,
+        check_attributes<Index>,
         check_shapes<Index, LowRank, Residual>,
         make_cpu<Index, LowRank, Residual>,
         plan_cuda<Index, LowRank, Residual>,
@@ -163,13 +173,14 @@ Definition define(const char* name) {
 
 }  // namespace
 
-GemmProblem::GemmProblem(const Tensor* inputs, const Tensor* outputs, GemmTerms terms)
+GemmProblem::GemmProblem(const Tensor* inputs, const Tensor* outputs, GemmTerms terms, bool packed)
     : m(inputs[0].shape.rows()),
       n(inputs[3].shape.dims[0]),
-      k(inputs[0].shape.last()),
+      k(inputs[0].shape.last() * (packed ? 2 : 1)),
       groups(inputs[3].shape.dims[1]),
       rank(terms.low_rank ? inputs[5].shape.last() : 0),
       tokens_a_gate(1),
+      packed(packed),
       q(inputs[0].as<int8_t>()),
       s(inputs[1].as<float>()),
       w(inputs[2].as<int32_t>()),

@@ -20,6 +20,7 @@ struct GemmTerms {
 // t[m] . up[n]; y = v, or y[m, n] = residual[m, n] + gate[m / tokens_a_gate, n] * v[m, n].
 struct GemmProblem {
     int64_t m, n, k, groups, rank, tokens_a_gate;
+    bool packed;  // two codes a byte of q (op.h)
     const int8_t* q;
     const float* s;
     const int32_t* w;
@@ -31,7 +32,7 @@ struct GemmProblem {
     const float* gate;      // [M / tokens_a_gate, N]
     float* y;
 
-    GemmProblem(const Tensor* inputs, const Tensor* outputs, GemmTerms terms);
+    GemmProblem(const Tensor* inputs, const Tensor* outputs, GemmTerms terms, bool packed = false);
 };
 
 std::unique_ptr<CpuKernel> make_quant_gemm_portable(const FormatSpec&, const Attributes&, GemmTerms terms);

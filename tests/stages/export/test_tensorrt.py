@@ -7,11 +7,13 @@ import pytest
 
 from dit2deploy.base.errors import Misuse
 from dit2deploy.models import FAMILIES
+from dit2deploy.models.dit import DIT
 from dit2deploy.models.family import at_size
 from dit2deploy.models.pixart import PIXART
 from dit2deploy.stages.build import build
+from dit2deploy.stages.export import export
 from dit2deploy.targets import by_name, cuda, tensorrt_rtx, trt_runner
-from tests.packing import tiny_module
+from tests.packing import pack_checkpoint, policy_of, tiny_module
 
 ABLE = tensorrt_rtx.availability()
 pytestmark = pytest.mark.skipif(not ABLE.can_build, reason=f"tensorrt-rtx: {ABLE.reason}")
@@ -44,6 +46,20 @@ def test_an_engine_serves_a_range_of_every_dynamic_axis(name, exported, tmp_path
     assert told["network_plugins"] == told["engine_plugins"]
     assert told["packed_weights_found_once"] == told["packed_weights"] > 5
     assert told["size"] == ("8x8" if made.family.resize else "")
+
+
+def test_codes_of_four_bits_are_packed(tmp_path):
+    """In the blocks, whose K are 64 and 256; modulation and embedders have 8 bits. All layers keep their plugins."""
+    module = tiny_module(DIT, num_attention_heads=4)
+    policy = policy_of(DIT, module, bits=(4, 3), bounds=(500, 1000), low_rank=4)
+    checkpoint = pack_checkpoint(tmp_path / "checkpoint", module, policy)
+    model = export(checkpoint.folder, tmp_path / "onnx", form="fused")
+    for floats in ("float32", "float16"):
+        root = tmp_path / floats
+        record = tensorrt_rtx.build(model, root=root, options={"compute_capabilities": ["8.6"], "floats": floats})
+        (told,) = record.details["engines"].values()
+        assert told["network_plugins"] == told["engine_plugins"]
+        assert told["packed_quantizers"] == 2 * 4  # of qkv, proj, fc1 and fc2 of two blocks
 
 
 def test_a_range_that_is_asked_for_is_the_engines(exported, tmp_path):
