@@ -54,6 +54,11 @@ def test_every_kernel_is_checked_and_recorded(whole):
         for to in ("", " to float16", " to bfloat16")
         for m in (1, 16, 70)
         for k, n in ((144, 80), (256, 72))
+    } | {
+        (f"{fmt} GEMM of packed codes{to}", m, 256, 72)
+        for fmt in ("ternary", "int3", "int4")
+        for to in ("", " to float16", " to bfloat16")
+        for m in (1, 16, 70)
     }
     quantizers = {
         (f"{prefix}HadamardQuantize{of}", m, k)
@@ -78,9 +83,15 @@ def test_bounds_and_ratios_are_arithmetic_on_what_was_measured(whole):
     assert row["bound"] == "bytes" and row["bound_us"] == pytest.approx(row["bytes"] * 1e-6)
     assert row["share_of_bound"] == pytest.approx(row["bound_us"] / 15)
     assert (row["cold"]["min_us"], row["cold"]["median_us"], row["hot"]["us"]) == (10, 15, 10)
-    # The thirteenth contestant, behind four formats in three types.
-    assert row["cold"]["ratios"]["cuBLAS fp16"]["median"] == pytest.approx(27 / 15)
-    assert row["hot"]["ratios"]["cuBLAS fp16"] == pytest.approx(22 / 10)
+    # The twenty-second contestant, behind four formats in three types and three of packed codes.
+    assert row["cold"]["ratios"]["cuBLAS fp16"]["median"] == pytest.approx(36 / 15)
+    assert row["hot"]["ratios"]["cuBLAS fp16"] == pytest.approx(31 / 10)
+    packed = next(
+        r
+        for r in record["rows"]
+        if r["what"] == "ternary GEMM of packed codes" and r["shape"] == {"m": 70, "k": 256, "n": 72}
+    )
+    assert row["bytes"] - packed["bytes"] == 70 * 128 and "ternary" in packed["cold"]["ratios"]
     quantizer = next(r for r in record["rows"] if r["what"] == "HadamardQuantize" and r["shape"]["m"] == 70)
     assert quantizer["bytes"] == 70 * 96 * 5 + 70 * 4 + 4
     assert "M <= 16, ternary and int3, against cuBLAS fp16: at least 4.0 in 0 of 8" in done.stdout
@@ -109,15 +120,21 @@ def test_tile_shapes_by_themselves(driver, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["what"]: row for row in json.loads(out.read_text())["rows"] if row["shape"]["m"] == 70}
     shapes = ("64x64", "64x64_slice", "128x128")
-    assert set(rows) == {
-        f"{fmt} GEMM{by}" for fmt in ("ternary", "int3", "int4", "int8") for by in ("", *(f" by {s}" for s in shapes))
-    }
+    kinds = (
+        "ternary GEMM",
+        "int3 GEMM",
+        "int4 GEMM",
+        "int8 GEMM",
+        *(f"{f} GEMM of packed codes" for f in ("ternary", "int3", "int4")),
+    )
+    assert set(rows) == {f"{kind}{by}" for kind in kinds for by in ("", *(f" by {shape}" for shape in shapes))}
     assert (
         "int3" in rows["int3 GEMM by 128x128"]["cold"]["ratios"]
         and rows["int3 GEMM by 128x128"]["error_of_its_bound"] < 1
     )
     launched = set(told.read_text().splitlines())
     assert {"2 int3_gemm_64x64", "4 int3_gemm_128x128", "1 int3_gemm_64x64", "3 int3_gemm_64x64"} <= launched
+    assert {"2 int3_gemm_64x64_packed", "4 int3_gemm_128x128_packed"} <= launched
 
 
 def test_a_hopper_has_both_kernels_side_by_side(driver, tmp_path):

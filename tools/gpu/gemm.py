@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ RULE = "rule"  # the tactic that is the library's own choice among the others
 FEW_TOKENS = 16  # which no kernel on wgmma computes
 # What y is off by at most when it is written: of its value, and of the smallest.
 ROUNDINGS = {"float32": (0.0, 1e-30), "float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 1e-30)}
+PACKED_BITS, RUN = (
+    4,
+    64,
+)  # packed codes: two a byte, of columns 32 apart, in runs of 64 (dit2deploy/ops/packed_codes.py)
 CHECKED = 96  # tokens that are compared: the first and the last tile's and some between
 
 
@@ -106,12 +110,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Ours:
-    """One of our GEMMs: the kernels that every GPU runs (mma), or those on wgmma; the type of y; the tile shape."""
+    """One of our GEMMs: the kernels that every GPU runs (mma), or those on wgmma; the type of y; the tile shape; codes
+    of 8 bits, a byte each, or of 4, packed."""
 
     fmt: Format
     kernels: str = "mma"
     floats: str = "float32"
     tactic: str = RULE
+    packed: bool = False
 
     @property
     def name(self) -> str:
@@ -123,6 +129,8 @@ class Ours:
 
     def _told(self, before_floats: str, before_kernels: str) -> Iterator[str]:
         """What is not the usual."""
+        if self.packed:
+            yield "of packed codes"
         if self.floats != "float32":
             yield before_floats + self.floats
         if self.kernels != "mma":
@@ -131,13 +139,9 @@ class Ours:
             yield f"by {self.tactic}"
 
     def others(self) -> Iterator[str]:
-        """Names of what it is compared with among our own: the rule, the usual kernels, those that write float32."""
-        if self.tactic != RULE:
-            yield Ours(self.fmt, self.kernels, self.floats).name
-        if self.kernels != "mma":
-            yield Ours(self.fmt, floats=self.floats).name
-        if self.floats != "float32":
-            yield Ours(self.fmt, self.kernels).name
+        """Names of what it is compared with among our own: each time one thing is the usual."""
+        usual = {"tactic": RULE}, {"kernels": "mma", "tactic": RULE}, {"floats": "float32"}, {"packed": False}
+        yield from dict.fromkeys(replace(self, **one).name for one in usual if replace(self, **one) != self)
 
 
 def tactics_of(fmt: Format) -> list[str]:
@@ -152,14 +156,22 @@ def tile_shapes(fmt: Format, kernels: str) -> list[str]:
 
 
 def ours(
-    device: Device, formats: tuple[Format, ...], tokens: int, floats: tuple[str, ...], *, tactics: bool
+    device: Device, formats: tuple[Format, ...], k: int, tokens: int, floats: tuple[str, ...], *, tactics: bool
 ) -> list[Ours]:
     both = device.capability() == WGMMA_CAPABILITY and tokens > FEW_TOKENS
     kinds = ("mma", "wgmma") if both else ("mma",)
+    narrow = [fmt for fmt in formats if fmt.bits <= PACKED_BITS and k % RUN == 0]
     found = [Ours(fmt, kernels, name) for name in floats for kernels in kinds for fmt in formats]
+    found += [Ours(fmt, floats=name, packed=True) for name in floats for fmt in narrow]
     if tactics and tokens > FEW_TOKENS:
-        found += [Ours(o.fmt, o.kernels, o.floats, name) for o in found for name in tile_shapes(o.fmt, o.kernels)]
+        found += [replace(one, tactic=name) for one in found for name in tile_shapes(one.fmt, one.kernels)]
     return found
+
+
+def unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """Codes int8 [M, K] of packed ones, int8 [M, K / 2]."""
+    runs = packed.unflatten(-1, (-1, RUN // 2))
+    return torch.stack(((runs << 4) >> 4, runs >> 4), -2).flatten(-3)
 
 
 class Case:
@@ -169,14 +181,16 @@ class Case:
         self.device, self.weights, self.m = device, weights, tokens
         shape = weights.shape
         self.q = torch.randint(-127, 128, (tokens, shape.k), dtype=torch.int8, device=device.name)
+        self.packed = torch.randint(-128, 128, (tokens, shape.k // 2), dtype=torch.int8, device=device.name)
         self.s = torch.rand(tokens, 1, device=device.name) * 0.09 + 0.01
         self.y = {name: torch.empty(tokens, shape.n, dtype=FLOATS[name][0], device=device.name) for name in floats}
         self.half = torch.randn(tokens, shape.k, device=device.name).half()
 
     def contestant(self, one: Ours) -> Contestant:
         w, op = self.weights, f"{one.fmt.title}Gemm"
-        inputs = [self.q, self.s, w.words[one.fmt.name], w.scale, w.bias]
-        attributes = {"bits": 8, "layout": kernel.FRAGMENT_ORDER, "dtype": FLOATS[one.floats][1]}
+        inputs = [self.packed if one.packed else self.q, self.s, w.words[one.fmt.name], w.scale, w.bias]
+        attributes = {"layout": kernel.FRAGMENT_ORDER, "dtype": FLOATS[one.floats][1]}
+        attributes |= {"bits": PACKED_BITS if one.packed else 8, "packed": int(one.packed)}
         tactic = tactics_of(one.fmt).index(one.tactic) + 1
         y = [self.y[one.floats]]
         return Contestant(one.name, self.device.launcher(op, inputs, attributes, y, one.kernels, tactic))
@@ -213,7 +227,8 @@ class Case:
         y.fill_(float("nan"))
         self.contestant(one).run()
         self.device.synchronize()
-        sums = self.q[tokens].double() @ w.codes[one.fmt.name].double().T
+        q = unpacked(self.packed[tokens]) if one.packed else self.q[tokens]
+        sums = q.double() @ w.codes[one.fmt.name].double().T
         scaled = sums * w.scale.double().T * self.s[tokens].double()
         exact = scaled + w.bias.double()
         relative, least = ROUNDINGS[one.floats]
@@ -222,8 +237,8 @@ class Case:
         if not worst < 1 or not bool(torch.isfinite(y).all()):
             shape = w.shape
             raise Failed(
-                f"{one.fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}, {one.kernels}, {one.floats}: off by "
-                f"{worst:.3g} times its bound.",
+                f"{one.fmt.title}Gemm, M {self.m}, K {shape.k}, N {shape.n}, {one.name}: off by {worst:.3g} times "
+                "its bound.",
                 "Run `pytest -m gpu`, and the same shape on the host's emulator (tests/plugins/test_cuda_gemm.py).",
             )
         return worst
@@ -239,7 +254,9 @@ class Case:
     def bytes_of(self, one: Ours) -> int:
         """The least that a call moves: codes and packed weights read, y written."""
         shape, y = self.weights.shape, self.y[one.floats]
-        return self.m * shape.k + shape.k * shape.n * FORMAT_BITS[one.fmt.name] // 8 + y.nbytes
+        return (
+            self.m * shape.k // (2 if one.packed else 1) + shape.k * shape.n * FORMAT_BITS[one.fmt.name] // 8 + y.nbytes
+        )
 
 
 def measure(
@@ -253,7 +270,8 @@ def measure(
     floats: tuple[str, ...] = tuple(FLOATS),
     tactics: bool = False,
 ) -> Iterator[Row]:
-    """Checks and times; a row for each of our formats and types of y, on a Hopper a second one on wgmma, beside it.
+    """Checks and times; a row for each of our formats and types of y, beside it one of packed codes where weights are
+    narrow enough, and on a Hopper one on wgmma.
 
     `tactics`: rows of each tile shape by itself, too; what a shape has no such kernel for is the rule once more.
     """
@@ -262,7 +280,7 @@ def measure(
         weights = Weights(device, shape, formats)
         for m in tokens:
             case = Case(device, weights, m, floats)
-            all_ours = ours(device, formats, m, floats, tactics=tactics)
+            all_ours = ours(device, formats, shape.k, m, floats, tactics=tactics)
             errors = {one.name: case.check(one) for one in all_ours}
             baselines, reasons = case.baselines(compiling)
             contestants = [*map(case.contestant, all_ours), *baselines]
@@ -300,9 +318,10 @@ def bars(rows: list[dict[str, Any]]) -> list[str]:
         ("M >= 1024, ternary and int3{}, against cuBLASLt int8", "cuBLASLt int8", 0.9, lambda m: m >= 1024),
         ("M <= 16, ternary and int3{}, against cuBLAS fp16", "cuBLAS fp16", 4.0, lambda m: m <= FEW_TOKENS),
     ):
-        for kernels, floats in (("mma", "float32"), ("wgmma", "float32"), ("mma", "float16"), ("wgmma", "float16")):
-            kinds = Ours(TERNARY, kernels, floats), Ours(INT3, kernels, floats)
-            names = [one.name for one in kinds]
+        kinds_of = [Ours(TERNARY, kernels, name) for name in ("float32", "float16") for kernels in ("mma", "wgmma")]
+        kinds_of += [Ours(TERNARY, floats=name, packed=True) for name in ("float32", "float16")]
+        for one in kinds_of:
+            names = one.name, replace(one, fmt=INT3).name
             found = [
                 row["cold"]["ratios"][baseline]["median"]
                 for row in rows
@@ -313,6 +332,6 @@ def bars(rows: list[dict[str, Any]]) -> list[str]:
             ]
             if found:
                 held = sum(ratio >= least for ratio in found)
-                which = text.format(kinds[0].what.removeprefix("ternary GEMM"))
+                which = text.format(one.what.removeprefix("ternary GEMM"))
                 lines.append(f"{which}: at least {least} in {held} of {len(found)} (least {min(found):.2f}x)")
     return lines
