@@ -45,6 +45,7 @@ def test_only_ops_without_a_plugin_keep_bodies(exported, tmp_path):
     assert native & {node.op_type for node in ours} and not native & {name for _, name, _ in after.functions}
     gemms = [node for node in ours if "Gemm" in node.op_type]
     assert gemms and all(node.attributes["layout"].as_int() == kernel.FRAGMENT_ORDER for node in gemms)
+    assert any("packed" in node.attributes for node in gemms)  # of codes of 4 bits
     with pytest.raises(Misuse, match="is already there"):
         tool.write(exported, tmp_path / "out")
 

@@ -1,7 +1,7 @@
 """Writes an exported model as trtexec of TensorRT before 10.10 takes it: for JetPack, docs/jetson.md.
 
-Packed weights are in the order of the CUDA kernels, and the bodies of the ops that have a plugin are gone: those
-TensorRTs prefer a body to a plugin, and would run dense weights without a word.
+Packed weights are in the order of the CUDA kernels, codes of up to 4 bits lie two a byte, and the bodies of the ops
+that have a plugin are gone: those TensorRTs prefer a body to a plugin, and would run dense weights without a word.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from dit2deploy.artefacts.onnx_model import OnnxModel
 from dit2deploy.base.errors import Dit2DeployError, Misuse
 from dit2deploy.targets import kernel
-from dit2deploy.targets.graph import drop_native_bodies, save_streamed, use_kernel_layout
+from dit2deploy.targets.graph import drop_native_bodies, pack_codes, save_streamed, use_kernel_layout
 from dit2deploy.targets.trt_build import check_form
 from dit2deploy.targets.trt_profile import profile_of
 
@@ -45,6 +45,7 @@ def write(onnx: OnnxModel, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     model = ir.load(onnx.path)
     use_kernel_layout(model, kernel.FRAGMENT_ORDER)
+    pack_codes(model)
     drop_native_bodies(model)
     save_streamed(model, path)
     return path
