@@ -1,6 +1,7 @@
 """The statistics tool: occupancy by arithmetic, loops in machine code, and the kernels' promises on one generation."""
 
 import importlib.util
+import locale
 import sys
 from pathlib import Path
 
@@ -123,7 +124,9 @@ def test_the_compiler_tells_what_makes_every_wgmma_wait(tmp_path):
         pytest.skip("cuobjdump, nvdisasm or NVRTC is not installed: `make cuda-statistics` installs them")
     source = tmp_path / "serial.cu"
     source.write_text(SERIAL)
+    encoding = locale.nl_langinfo(locale.CODESET)
     (serial,) = statistics.kernels_of(build.compiled(source, "sm_90a"), SM["9.0"], found)
+    assert locale.nl_langinfo(locale.CODESET) == encoding
     assert serial.name == "serial" and "wgmma" in serial.serialized
 
 

@@ -113,7 +113,11 @@ def compiled(source: Path, target: str) -> Compiled:
         ctypes.byref(program), source.read_bytes(), source.name.encode(), len(HEADERS), texts, names
     )
     given = [option.encode() for option in (f"--gpu-architecture={target}", *options(target))]
+    uselocale = ctypes.CDLL(None).uselocale
+    uselocale.restype, uselocale.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    locale = uselocale(None)
     failed = library.nvrtcCompileProgram(program, len(given), (ctypes.c_char_p * len(given))(*given))
+    uselocale(locale)  # NVRTC leaves the thread in the locale C, where Python reads and writes files as ASCII
 
     def result(what: str) -> bytes:
         size = ctypes.c_size_t()
