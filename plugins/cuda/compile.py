@@ -9,12 +9,13 @@ no other GPU has, nor a later one: they become that GPU's machine code alone.
 
 CUDA 12.4 makes all but the code for 12.0, which it does not know: drivers since 550 load what it makes. CUDA 13 makes
 that, with ptxas held to few registers, without which 12.8 to 13.5 spill some in GEMMs of 128 x 128 tiles. An older
-driver than 580 refuses it and is given the PTX (base/cuda_driver.cc), and so is every driver where the library was built
-without the wheel of CUDA 13.
+driver than 580 refuses it and is given the PTX (base/cuda_driver.cc), and so is every driver where the library was
+built without the wheel of CUDA 13.
 
     python plugins/cuda/compile.py cuda_kernels.h     # and beside it what the header embeds, and a cache of the images
 
-The cache is in the folder D2D_CUDA_CACHE where that is set: several builds, and tools/cuda_statistics.py, then compile once.
+The cache is in the folder D2D_CUDA_CACHE where that is set: several builds, and tools/cuda_statistics.py, then compile
+once.
 """
 
 import argparse
