@@ -12,7 +12,7 @@ from dit2deploy.base.errors import Misuse
 
 MAGIC = b"vtrt"
 # Where the header has the file's size, TensorRT's version and the bits of capabilities, and how long it is.
-_SIZE, _VERSION, _MASK, HEADER = 16, 24, 32, 64
+_SIZE, _VERSION, _MASK, _HEADER = 16, 24, 32, 64
 _BITS = {1: "7.5", 2: "8.0", 4: "8.6", 8: "8.9", 16: "12.0", 32: "12.1"}
 _CURE = "Build it anew."
 # A plugin's name (group 2), preceded by its length in 8 bytes.
@@ -40,10 +40,10 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            header = file.read(HEADER)
+            header = file.read(_HEADER)
     except OSError as error:
         raise Misuse(f"{path}: cannot be read: {error.strerror}.", _CURE) from None
-    if len(header) < HEADER or not header.startswith(MAGIC):
+    if len(header) < _HEADER or not header.startswith(MAGIC):
         raise Misuse(f"{path}: is no TensorRT engine, or a truncated one.", _CURE)
     if struct.unpack_from("<Q", header, _SIZE) != (size,):
         raise Misuse(f"{path}: is a truncated TensorRT engine ({size} bytes).", _CURE)

@@ -9,7 +9,7 @@ from typing import Any
 from dit2deploy.artefacts.bundle import Bundle
 from dit2deploy.base.errors import Misuse
 from dit2deploy.base.progress import note
-from dit2deploy.targets.trt_engine import HEADER, read_header
+from dit2deploy.targets.trt_engine import read_header
 
 # Bits of EngineInvalidityDiagnostics by name: what is wrong, and what cures it.
 _FAULTS = {
@@ -43,7 +43,7 @@ def check_release(bundle: Bundle, target: str, installed: str) -> None:
 def check_validity(trt: Any, runtime: Any, engine: Path, capability: str) -> None:
     """What TensorRT-RTX says of the engine's header. Raises Misuse for an engine that it would not open on this GPU."""
     with open(engine, "rb") as file:
-        validity, bits = runtime.get_engine_validity(file.read(HEADER))
+        validity, bits = runtime.get_engine_validity(file.read(runtime.engine_header_size))
     found = [told for name, told in _FAULTS.items() if bits & int(getattr(trt.EngineInvalidityDiagnostics, name).value)]
     reason = "; ".join(fault for fault, _ in found) or "it tells no reason"
     if validity == trt.EngineValidity.INVALID:

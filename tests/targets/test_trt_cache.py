@@ -171,7 +171,7 @@ def test_the_real_bindings_have_the_calls_of_the_runtime_cache(tmp_path):
         "ICudaEngine": ["create_runtime_config", "create_execution_context"],
         "IRuntimeConfig": ["set_execution_context_allocation_strategy", "create_runtime_cache", "set_runtime_cache"],
         "IRuntimeCache": ["serialize", "deserialize"],
-        "Runtime": ["get_engine_validity"],
+        "Runtime": ["get_engine_validity", "engine_header_size"],
     }
     code = f"import tensorrt_rtx as trt\nfor kind, names in {calls}.items():\n"
     code += "    for name in names:\n        print(getattr(getattr(trt, kind), name).__doc__)"

@@ -52,7 +52,9 @@ def check(engine, validity: Validity, bits: int) -> list[str]:
 
     stop = listen(lambda what, done, total: notes.append(what))
     try:
-        check_validity(MADE_UP, SimpleNamespace(get_engine_validity=get_engine_validity), engine, "12.0")
+        check_validity(
+            MADE_UP, SimpleNamespace(get_engine_validity=get_engine_validity, engine_header_size=64), engine, "12.0"
+        )
     finally:
         stop()
     assert asked == [engine.read_bytes()[:64]]  # no more is read of a file of gigabytes
