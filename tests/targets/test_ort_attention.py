@@ -1,7 +1,5 @@
 """ONNX Runtime's own attention for the exported one: the same results, where it fires, where it must not."""
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,6 +7,7 @@ import onnxruntime
 import pytest
 
 from dit2deploy.targets.ort_attention import use_fused_attention
+from tests.graphs import count
 
 # As torch exports it: k is transposed as rank 3, because the batch is dynamic. 2 heads of 8.
 PATTERN = """<ir_version: 10, opset_import: ["" : 20]>
@@ -42,10 +41,6 @@ def pattern(*changes: tuple[str, str], output: str = "", more: str = "") -> ir.M
     proto = onnx.parser.parse_model(text)
     proto.graph.value_info.append(onnx.helper.make_tensor_value_info("y", 1, ["B", 5, 16]))
     return ir.serde.deserialize_model(proto)
-
-
-def count(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
 
 
 def run(model: ir.Model) -> list[np.ndarray]:

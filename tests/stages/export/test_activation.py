@@ -7,14 +7,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 from torch.nn import functional
 
 from dit2deploy.models import FAMILIES
 from dit2deploy.ops.activation_hadamard_quantize import gelu, silu
-from dit2deploy.stages.export.bodies import add_bodies
 from dit2deploy.stages.export.fuse.activation import fuse_activation
 from dit2deploy.stages.export.passes import tidy
+from tests.graphs import count, run
 
 PATTERN = """<ir_version: 10, opset_import: ["" : 20, "dit2deploy" : 1]>
 pattern (float[B, 5, 32] x, float[B, 5, 32] f, float[B, 1, 32] row)
@@ -46,17 +45,6 @@ LEFT = {
 def pattern(activation: str, *, output: str = "", more: str = "") -> ir.Model:
     text = PATTERN.replace("ACTIVATION", activation).replace("OUTPUT", output).replace("MORE", more)
     return ir.serde.deserialize_model(onnx.parser.parse_model(text))
-
-
-def count(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
-
-
-def run(model: ir.Model, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    add_bodies(model)
-    proto = ir.serde.serialize_model(model)
-    onnx.checker.check_model(proto)
-    return ReferenceEvaluator(proto).run(None, inputs)
 
 
 @pytest.mark.parametrize("is_kept", (False, True))

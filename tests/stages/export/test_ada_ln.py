@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx.reference import ReferenceEvaluator
 
 from dit2deploy.models import FAMILIES
 from dit2deploy.ops import HADAMARD_QUANTIZE
-from dit2deploy.stages.export.bodies import add_bodies
 from dit2deploy.stages.export.fuse.ada_ln import _constant, fuse_ada_ln
 from dit2deploy.stages.export.passes import tidy
+from tests.graphs import count, run
 
 PATTERN = """<ir_version: 10, opset_import: ["" : 20, "dit2deploy" : 1]>
 pattern (float[B, 5, 32] x, float[B, ROWS, 32] shift, float[B, ROWS, 32] scale)
@@ -40,17 +39,6 @@ def pattern(*, output: str = "", more: str = "", ones: str = "1", rows: str = "1
     for name in ("shift", "scale", "gain"):
         proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, 1, ["B", int(rows), 32]))
     return ir.serde.deserialize_model(proto)
-
-
-def count(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
-
-
-def run(model: ir.Model, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    add_bodies(model)
-    proto = ir.serde.serialize_model(model)
-    onnx.checker.check_model(proto)
-    return ReferenceEvaluator(proto).run(None, feed)
 
 
 @pytest.mark.parametrize("is_kept", (False, True))

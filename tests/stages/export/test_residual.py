@@ -1,13 +1,11 @@
 """The fusion of gate and residual: the same results before and after, where it fires, where it must not."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx.reference import ReferenceEvaluator
 
 from dit2deploy.formats import TERNARY, pack
 from dit2deploy.models import FAMILIES
@@ -16,6 +14,7 @@ from dit2deploy.stages.export.fuse.residual import fuse_residual
 from dit2deploy.stages.export.passes import tidy
 from dit2deploy.stages.profile.ops import layers_of_nodes
 from dit2deploy.targets.graph import add_outputs, is_gemm
+from tests.graphs import count, run
 
 PATTERN = """<ir_version: 10, opset_import: ["" : 20, "dit2deploy" : 1]>
 pattern (int8[B, 5, 32] q, float[B, 5, 1] s, float[B, 5, 8] residual, float[B, ROWS, 8] gate, float[B, 5, 3] t,
@@ -53,17 +52,6 @@ def feed() -> dict[str, np.ndarray]:
     }
 
 
-def count(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
-
-
-def run(model: ir.Model) -> list[np.ndarray]:
-    add_bodies(model)
-    proto = ir.serde.serialize_model(model)
-    onnx.checker.check_model(proto)
-    return ReferenceEvaluator(proto).run(None, feed())
-
-
 @pytest.mark.parametrize("low_rank", (False, True))
 @pytest.mark.parametrize(
     "changes",
@@ -74,7 +62,7 @@ def test_the_model_computes_the_same_before_and_after(low_rank: bool, changes):
     fuse_residual(after)
     tidy(after)
     assert count(after) == {f"TernaryGemm{'LowRank' if low_rank else ''}Residual": 1, "Relu": 1}
-    np.testing.assert_array_equal(*(run(model)[0] for model in (before, after)))
+    np.testing.assert_array_equal(*(run(model, feed())[0] for model in (before, after)))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +113,7 @@ def test_the_layers_own_output_can_still_be_asked_for(low_rank: bool):
     assert [node.op_type for node in fused.graph if is_gemm(node)] == [
         f"TernaryGemm{'LowRank' if low_rank else ''}{more}" for more in ("Residual", "")
     ]
-    for got, want in zip(run(fused), run(plain), strict=True):
+    for got, want in zip(run(fused, feed()), run(plain, feed()), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
