@@ -44,10 +44,9 @@ RULE = "rule"  # the tactic that is the library's own choice among the others
 FEW_TOKENS = 16  # which no kernel on wgmma computes
 # What y is off by at most when it is written: of its value, and of the smallest.
 ROUNDINGS = {"float32": (0.0, 1e-30), "float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 1e-30)}
-PACKED_BITS, RUN = (
-    4,
-    64,
-)  # packed codes: two a byte, of columns 32 apart, in runs of 64 (dit2deploy/ops/packed_codes.py)
+# Packed codes: two a byte, of columns 32 apart, in runs of 64 (dit2deploy/ops/packed_codes.py, which takes more
+# packages than a bare machine has).
+PACKED_BITS, RUN = 4, 64
 CHECKED = 96  # tokens that are compared: the first and the last tile's and some between
 
 
